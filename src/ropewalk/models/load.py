@@ -1,0 +1,83 @@
+"""Load a model and its tokenizer by the name that a user gives."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ropewalk.config import locate
+from ropewalk.errors import InputError
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def load(
+    name: str, *, dtype: str | None = None, device: str | None = None, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name: a hub id, a folder, a .gguf file (its weights are dequantized), or the built-in `smollm2`.
+        dtype: "bfloat16", "float16" or "float32"; by default bfloat16 where the device computes in it.
+        device: as torch names it; by default a GPU where there is one.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Returns (model, tokenizer), the model in evaluation mode. Raises InputError for a name that cannot be loaded.
+    """
+    if dtype is not None and dtype not in _DTYPES:
+        raise InputError("dtype", dtype, ", ".join(_DTYPES))
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise InputError("device", device, "a device of torch, as cpu or cuda:0") from None
+    kind = _DTYPES[dtype] if dtype else (torch.bfloat16 if _computes_in_bfloat16(place) else torch.float32)
+    path = locate(name)
+    if path is not None and path.suffix == ".gguf":
+        return _load_gguf(path, kind, place)
+    source = name if path is None else str(path.parent if path.name == "config.json" else path)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=kind, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise InputError("model", name, f"a hub id or folder that transformers can load ({error})") from None
+    return model.to(place).eval(), tokenizer
+
+
+def _load_gguf(path: Path, dtype: torch.dtype, place: torch.device) -> tuple[Any, Any]:
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    unpacked = transformers.GgufConfig(dequantize=True)
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                **where, dtype=dtype, quantization_config=unpacked
+            )
+    except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
+        raise InputError("model", str(path), f"a whole GGUF file that transformers can load ({error})") from None
+    return model.to(place).eval(), tokenizer
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without the advice to keep the weights packed: unpacked ones are what computes fast."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    return capabilities == "AMX" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

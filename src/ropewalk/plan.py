@@ -1,0 +1,111 @@
+"""Which scaling and factor a target length needs, why, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ropewalk import config as configs
+from ropewalk.errors import check_length
+from ropewalk.rope import Rope
+from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.linear import Linear
+from ropewalk.scaling.llama3 import Llama3
+from ropewalk.scaling.yarn import YaRN
+
+# A factor that only just covers the target loses the shallowest needles: at 12,000 tokens SmolLM2 (L 8,192)
+# found them all only from factor 1.25 x target/L on (benchmarks/plan_margin.py).
+MARGIN = 1.25
+_STEP = 0.25  # factors are rounded up to a quarter, so that configurations stay readable
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found.
+
+    Attributes:
+        target, original_length: tokens.
+        scaling: the one to use; the model's own where nothing is needed.
+        needed: whether the model must be changed at all.
+        reasons: why, one sentence each.
+        rope_parameters: the dict for transformers; None where nothing is needed.
+        max_position_embeddings: the value that goes with it.
+        kv_cache_bytes: for one text of the target length, None where the shape is not known.
+    """
+
+    target: int
+    original_length: int
+    scaling: Scaling
+    needed: bool
+    reasons: tuple[str, ...]
+    rope_parameters: dict[str, Any] | None
+    max_position_embeddings: int
+    kv_cache_bytes: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**shown, "scaling": self.scaling.to_dict(), "spec": str(self.scaling), "reasons": list(self.reasons)}
+
+
+def plan(model_or_config: Any, target: int) -> Plan:
+    """Choose scaling and factor for reading `target` tokens.
+
+    Args:
+        model_or_config: a model, or anything that `ropewalk.config.read` takes.
+        target: tokens to read.
+
+    The factor is the smallest that holds: target over what the model reads as it is, times the margin that
+    retrieval needs, rounded up to a quarter. A model that was trained with a scaling keeps that method, its
+    factor grown. Raises InputError for a target below 1 or a model without rotary embedding.
+    """
+    check_length("target", target)
+    described = configs.read(model_or_config)
+    layer = described.ropes[described.main]
+    original = layer.scaling.trained_on(layer.rope)
+    reads = max(original * layer.scaling.reaches(layer.rope), original)
+    if str(layer.scaling) != "none" and described.max_length:
+        reads = max(reads, described.max_length)
+    memory = kv_cache_bytes(described.attention, target) if described.attention else None
+    if target <= reads:
+        own = "it needs no scaling" if str(layer.scaling) == "none" else f"its own scaling {layer.scaling} covers that"
+        why = f"the model reads {reads:,.0f} tokens as it is, and the target is {target:,}: {own}"
+        return Plan(target, original, layer.scaling, False, (why,), None, described.max_length or original, memory)
+    factor = _rounded(target / reads * MARGIN)
+    scaling, why_method = _grown(layer.scaling, factor, layer.rope)
+    reasons = (
+        f"the model reads {reads:,.0f} tokens as it is, and the target is {target:,}: {target / reads:.2f} times that",
+        f"factor {factor:g}: that ratio times {MARGIN:g}, the margin that retrieval needs, rounded up to a quarter",
+        why_method,
+        f"a static scaling also changes texts that fit without it: on SmolLM2-135M, factor 2 raises the perplexity of "
+        f"texts within {8192:,} tokens by about 3 %, factor 4 by 16 %; dynamic-yarn leaves them alone",
+    )
+    written = configs.rope_parameters(scaling, layer.rope)
+    reach = round(original * scaling.reaches(layer.rope))
+    return Plan(target, original, scaling, True, reasons, written, reach, memory)
+
+
+def kv_cache_bytes(shape: configs.AttentionShape, length: int) -> int:
+    """Bytes of keys and values of one text of `length` tokens; layers that keep none (linear, mamba) count none."""
+    total = 0
+    for kind in shape.kinds:
+        if "linear" in kind or "mamba" in kind or "conv" in kind or "recurrent" in kind:
+            continue
+        slides = configs.is_local(kind) and shape.sliding_window is not None
+        kept = min(length, shape.sliding_window) if slides and shape.sliding_window else length
+        total += kept * shape.kv_heads * (shape.key_dim + shape.value_dim) * shape.bytes_per_number
+    return total
+
+
+def _grown(own: Scaling, factor: float, rope: Rope) -> tuple[Scaling, str]:
+    if isinstance(own, YaRN | Llama3 | Linear):
+        grown = dataclasses.replace(own, factor=_rounded(own.factor * factor))
+        return grown, f"the model was trained with {own}: the same method, its factor grown from {own.factor:g}"
+    why = "yarn: the best static method at every length measured; needs no training and every engine reads it"
+    return YaRN(factor=_rounded(factor * own.reaches(rope))), why
+
+
+def _rounded(factor: float) -> float:
+    return math.ceil(factor / _STEP) * _STEP

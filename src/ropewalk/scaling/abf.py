@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ropewalk.errors import check_number
+from ropewalk.frequencies import Frequencies
+from ropewalk.rope import Rope
+from ropewalk.scaling.base import Scaling
+
+
+@dataclass(frozen=True)
+class ABF(Scaling):
+    """Adjusted base frequency: simply another base (arXiv 2309.16039, sec. 2.1)."""
+
+    name = "abf"
+    formula = "b'^(-2i/d) with another base b'"
+    source = "arXiv 2309.16039"
+
+    base: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("abf: base", self.base, least=1, above=True)
+
+    def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
+        return Frequencies(rope.with_base(self.base))

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ropewalk.errors import check_number
+from ropewalk.frequencies import Frequencies
+from ropewalk.rope import Rope
+from ropewalk.scaling.base import Scaling
+
+
+@dataclass(frozen=True)
+class Linear(Scaling):
+    """Position interpolation: every pair turns `factor` times slower (arXiv 2306.15595, eq. 4)."""
+
+    name = "linear"
+    aliases = ("pi",)
+    formula = "theta_i / s"
+    source = "position interpolation, arXiv 2306.15595"
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("linear: factor", self.factor, least=1)
+
+    def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
+        return Frequencies(rope.inv_freq / self.factor)
+
+    def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
+        return {"rope_type": "linear", "factor": float(self.factor)}
