@@ -1,0 +1,56 @@
+"""The command line: one file a command, each a module of this folder with a function `command`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from typing import Any
+
+import typer
+
+from ropewalk.errors import InputError
+
+INTERRUPTED = 130
+_UsageError: Any = typer.BadParameter.__base__  # of click, which newer versions of typer carry inside
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        name="ropewalk",
+        help="Long context for language models with rotary position embeddings.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for found in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{found.name}")
+        if hasattr(module, "command"):
+            app.command(found.name)(module.command)
+    app.callback()(lambda: None)  # with it, a single command would still be named
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 the work failed, 2 the call was wrong."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        done = _app()(arguments, standalone_mode=False)
+    except InputError as error:
+        return _say(f"error: {error}", 2)
+    except _UsageError as error:
+        return _say(f"error: {error.format_message()}", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", INTERRUPTED)
+    except (OSError, RuntimeError, MemoryError) as error:
+        return _say(f"failed: {type(error).__name__}: {error}", 1)
+    return done if isinstance(done, int) else 0
+
+
+def _say(message: str, status: int) -> int:
+    print("ropewalk: " + " ".join(message.split()), file=sys.stderr)
+    return status

@@ -1,0 +1,1 @@
+"""Results for people: tables, figures, and the sentence that says what to see."""

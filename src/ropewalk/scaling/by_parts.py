@@ -67,7 +67,8 @@ class ByParts(Scaling):
 
     @staticmethod
     def _clamped(ramp: NDArray[Any]) -> NDArray[np.float64]:
-        return np.minimum(np.maximum(ramp, 0.0), 1.0)
+        clamped: NDArray[np.float64] = np.minimum(np.maximum(ramp, 0.0), 1.0)
+        return clamped
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ropewalk.cli.output import Json, Model, people, print_json, results
+from ropewalk.errors import InputError
+from ropewalk.report.lengths import parse_length
+from ropewalk.scaling import Scaling, parse
+
+
+def command(
+    model: Model,
+    scaling: Annotated[list[str], typer.Option(help="name:option=value,... or JSON; give it once for each.")],
+    lengths: Annotated[str, typer.Option(help="Lengths to measure at: 2k,4k,8k,16k.", show_default=False)],
+    text: Annotated[str, typer.Option(help="File, folder, hf:DATASET[:SPLIT[:FIELD]], or pydoc.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Folder for curve.json, curve.csv and curve.png.", show_default=False)],
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32; chosen by the device if not given.")] = "",
+    json: Json = False,
+) -> None:
+    """Measure perplexity against length under one or several scalings."""
+    numbers = [parse_length(part, "lengths") for part in lengths.split(",") if part.strip()]
+    run(model, [parse(spec) for spec in scaling], numbers, text, out, dtype or None, json)
+
+
+def run(
+    name: str, scalings: list[Scaling], lengths: list[int], text_name: str, out: str, dtype: str | None, json: bool
+) -> None:
+    """Measure what `out` does not hold yet; then show all of it."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ropewalk.evaluate.texts import read_text
+
+    if not lengths:
+        raise InputError("lengths", "none", "at least one length")
+    if not scalings:
+        raise InputError("scaling", "none", "at least one scaling")
+    text = read_text(text_name)
+    people.print(f"loading {name} ...")
+
+    from ropewalk import config as configs
+    from ropewalk.evaluate.curve_store import CurveStore
+    from ropewalk.evaluate.perplexity import Row, passes, perplexity_curve
+    from ropewalk.models.load import load
+    from ropewalk.report.curve import curve_sentence, curve_table, draw_curve
+
+    loaded, tokenizer = load(name, dtype=dtype)
+    kind = str(loaded.dtype).removeprefix("torch.")
+    described = configs.read(loaded)
+    original_length = described.ropes[described.main].rope.original_length
+    store = CurveStore(out, {"model": name, "text": text.name, "dtype": kind, "text_sha256": text.digest})
+    tokens = tokenizer(text.content, verbose=False)["input_ids"]
+    asked = [(str(scaling), length) for scaling in dict.fromkeys(scalings) for length in sorted(set(lengths))]
+
+    def draw() -> None:
+        rows = [store.rows[cell] for cell in asked if cell in store.rows]
+        draw_curve(rows, store.figure_path, model=name, text=text.name, original_length=original_length)
+
+    def keep(row: Row) -> None:
+        store.add(row)
+        draw()
+        if not people.is_terminal:
+            people.print(f"{row['scaling']} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}", highlight=False)
+
+    ahead = sum(group[-1].length for group in passes(loaded, sorted(set(lengths)), scalings, store.rows))
+    columns = (
+        TextColumn("reading"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
+        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=people, disable=not people.is_terminal) as progress:
+        bar = progress.add_task("", total=ahead, speed=0.0)
+
+        def tell(read: float) -> None:
+            progress.update(bar, advance=read, speed=progress.tasks[bar].speed or 0.0)
+
+        try:
+            perplexity_curve(loaded, tokens, lengths, scalings, done=store.rows, on_row=keep, on_tokens=tell)
+        except KeyboardInterrupt:
+            progress.stop()
+            people.print(f"{len(store.rows)} rows are safe in {store.folder}; the same command goes on from there")
+            raise
+    rows = [store.rows[cell] for cell in asked]
+    draw()
+    if json:
+        print_json(store.document(rows))
+        return
+    results.print(curve_table(rows))
+    results.print(curve_sentence(rows, original_length), highlight=False)
+    results.print(f"Results: {store.json_path}, curve.csv and {store.figure_path}", highlight=False)

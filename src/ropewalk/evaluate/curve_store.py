@@ -1,0 +1,84 @@
+"""The folder of a curve: curve.json and curve.csv, written anew with every row, and read back to go on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ropewalk.errors import InputError
+from ropewalk.evaluate.perplexity import Row
+
+
+class CurveStore:
+    """The rows of one model on one text, in a folder.
+
+    A row is on disk, whole, when `add` returns: a file is written beside the old one and takes its place.
+    """
+
+    def __init__(self, folder: str | Path, header: dict[str, Any]) -> None:
+        """Open or create.
+
+        `header`: what the rows belong to (model, text and its digest, dtype, ...), ready for JSON.
+        Raises InputError when the folder cannot be written, is damaged, or holds another header's rows.
+        """
+        self.folder = Path(folder).expanduser()
+        self.header = header
+        self.rows: dict[tuple[str, int], Row] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write("curve.lock", "")
+            (self.folder / "curve.lock").unlink()
+        except OSError as error:
+            raise InputError("out", f"{folder} ({error.strerror})", "a folder that can be written") from None
+        if self.json_path.exists():
+            self._read()
+
+    @property
+    def json_path(self) -> Path:
+        return self.folder / "curve.json"
+
+    @property
+    def figure_path(self) -> Path:
+        return self.folder / "curve.png"
+
+    def add(self, row: Row) -> None:
+        """Keep a row."""
+        self.rows[row["scaling"], row["length"]] = row
+        everything = list(self.rows.values())
+        self._write("curve.json", json.dumps(self.document(everything), indent=1) + "\n")
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, fieldnames=list(Row.__annotations__))
+        writer.writeheader()
+        writer.writerows(everything)
+        self._write("curve.csv", table.getvalue())
+
+    def document(self, rows: Iterable[Row]) -> dict[str, Any]:
+        """The JSON document of these rows."""
+        return {**self.header, "rows": list(rows)}
+
+    def _read(self) -> None:
+        try:
+            held = json.loads(self.json_path.read_text(encoding="utf-8"))
+            rows = [Row(**{key: row[key] for key in Row.__annotations__}) for row in held.pop("rows")]  # type: ignore[typeddict-item]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                "out", f"{self.json_path}, which cannot be read ({error})", "a folder of a curve"
+            ) from None
+        for key, value in self.header.items():
+            if held.get(key) != value:
+                found = f"{self.json_path} of another run ({key} {held.get(key)!r}, now {value!r})"
+                raise InputError("out", found, "a new folder, or the one of the same model and text")
+        self.rows = {(row["scaling"], row["length"]): row for row in rows}
+
+    def _write(self, name: str, content: str) -> None:
+        beside = self.folder / f".{name}.{os.getpid()}"
+        with open(beside, "w", encoding="utf-8", newline="") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self.folder / name)

@@ -1,0 +1,245 @@
+"""Perplexity against length, from as few passes over the text as there are different frequencies.
+
+Attention is causal: one pass at the longest length gives every shorter length of the same frequencies. Static
+scalings take one pass; a dynamic scaling takes one for each set of frequencies its lengths call for.
+
+A pass keeps no more than a block of logits. The model's body runs first, its head then on one block of hidden
+states after the other, in the model's own code, so that soft caps and logit scales are what they are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from ropewalk import config as configs
+from ropewalk.errors import InputError
+from ropewalk.frequencies import Frequencies
+from ropewalk.models.extend import ScalingLike, extended, extension_of
+from ropewalk.scaling import Scaling, parse
+
+LAST = 1024  # `ppl_last` is over this many tokens at the end
+_BLOCK = 128  # tokens whose logits exist at a time
+_ACTIVATION_BYTES = 512 * 2**20  # what the activations of one chunk may take
+
+
+class Row(TypedDict):
+    """One point of the curve.
+
+    `ppl` is over the first `length` tokens and `ppl_last` over the last 1,024 of them; `nll` is the mean in nats over
+    the `tokens` that were predicted (the first of a text is not); `seconds` the time of the pass when it got there.
+    """
+
+    scaling: str
+    length: int
+    ppl: float
+    ppl_last: float
+    nll: float
+    tokens: int
+    seconds: float
+
+
+def perplexity_curve(
+    model: Any,
+    tokens: Sequence[int] | Tensor,
+    lengths: Sequence[int],
+    scalings: Sequence[ScalingLike] | None = None,
+    *,
+    done: Collection[tuple[str, int]] = (),
+    on_row: Callable[[Row], None] | None = None,
+    on_tokens: Callable[[float], None] | None = None,
+) -> list[Row]:
+    """Perplexity of a text at several lengths, under one or several scalings.
+
+    Args:
+        model: a causal language model of transformers; afterwards it is as it was.
+        tokens: the text, at least as many tokens as the greatest length.
+        lengths: in tokens, each at least 2.
+        scalings: what to compare; by default the scaling the model has now. A dynamic scaling is read, at each
+            length, with its frequencies at that length.
+        done: (scaling, length) pairs to leave out.
+        on_row: called with each row as soon as it is known.
+        on_tokens: called with the number of tokens (a fraction, as layers finish) that were read since the last call.
+
+    Returns the rows, ordered by scaling and length. Raises InputError for lengths that the text does not have.
+    """
+    ids_T = _ids(tokens)
+    lengths = _checked(lengths, len(ids_T))
+    rows: list[Row] = []
+    chosen = _scalings(model, scalings)
+    for group in passes(model, lengths, chosen, done):
+        last = group[-1]
+        with extended(model, last.scaling, last.length):
+            for row in _read(model, ids_T, group, on_tokens):
+                rows.append(row)
+                if on_row is not None:
+                    on_row(row)
+    order = [str(scaling) for scaling in chosen]
+    return sorted(rows, key=lambda row: (order.index(row["scaling"]), row["length"]))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row to be."""
+
+    scaling: Scaling
+    length: int
+
+
+def passes(
+    model_or_config: Any, lengths: Sequence[int], scalings: Sequence[Scaling], done: Collection[tuple[str, int]] = ()
+) -> list[list[Cell]]:
+    """The passes that give every cell that is not done, each a list of cells by length.
+
+    Cells with equal frequencies share a pass, across scalings too: a dynamic one within the original length is read
+    along with no scaling.
+    """
+    described = configs.read(model_or_config)
+    rope = described.ropes[described.main].rope
+    groups: dict[Frequencies, list[Cell]] = {}
+    for scaling in scalings:
+        for length in lengths:
+            if (str(scaling), length) not in done:
+                groups.setdefault(scaling.frequencies(rope, length), []).append(Cell(scaling, length))
+    return [sorted(group, key=lambda cell: cell.length) for group in groups.values()]
+
+
+def _ids(tokens: Sequence[int] | Tensor) -> Tensor:
+    ids = torch.as_tensor(tokens)
+    if ids.ndim == 2 and ids.shape[0] == 1:
+        ids = ids[0]
+    if ids.ndim != 1 or ids.is_floating_point():
+        raise InputError("tokens", f"shape {tuple(ids.shape)}, {ids.dtype}", "one list of token ids")
+    return ids.long()
+
+
+def _checked(lengths: Sequence[int], available: int) -> list[int]:
+    for length in lengths:
+        if isinstance(length, bool) or not isinstance(length, int) or length < 2:
+            raise InputError("lengths", length, "whole numbers of tokens, at least 2")
+        if length > available:
+            raise InputError("lengths", length, f"at most the {available:,} tokens of the text")
+    if not lengths:
+        raise InputError("lengths", "none", "at least one length")
+    return sorted(set(lengths))
+
+
+def _scalings(model: Any, scalings: Sequence[ScalingLike] | None) -> list[Scaling]:
+    if scalings is not None:
+        return list(dict.fromkeys(parse(scaling) for scaling in scalings))
+    extension, described = extension_of(model), configs.read(model)
+    held = extension.scalings if extension else {kind: layer.scaling for kind, layer in described.ropes.items()}
+    return [held[described.main]]
+
+
+def _read(model: Any, ids_T: Tensor, group: list[Cell], on_tokens: Callable[[float], None] | None) -> Iterator[Row]:
+    """Read the text once, at the frequencies the model has; a row as soon as its length is reached."""
+    started = time.perf_counter()
+    waiting = list(group)
+    nll = np.zeros(0)
+    for part in token_nll(model, ids_T[: group[-1].length], on_tokens):
+        nll = np.concatenate([nll, part])
+        while waiting and len(nll) >= waiting[0].length - 1:
+            cell = waiting.pop(0)
+            yield _row(cell, nll[: cell.length - 1], time.perf_counter() - started)
+
+
+def _row(cell: Cell, nll: NDArray[np.float64], seconds: float) -> Row:
+    return Row(
+        scaling=str(cell.scaling),
+        length=cell.length,
+        ppl=_perplexity(nll),
+        ppl_last=_perplexity(nll[-LAST:]),
+        nll=float(nll.mean()),
+        tokens=len(nll),
+        seconds=round(seconds, 3),
+    )
+
+
+def _perplexity(nll: NDArray[np.float64]) -> float:
+    return math.exp(min(float(nll.mean()), 700.0))  # a broken model's loss must not overflow
+
+
+def token_nll(
+    model: Any, ids_T: Tensor, on_tokens: Callable[[float], None] | None = None, chunk: int | None = None
+) -> Iterator[NDArray[np.float64]]:
+    """Negative log-likelihood, in nats, of each token after the first, in consecutive parts.
+
+    `chunk`: tokens that go through the model at once, the earlier ones in its KV cache; by default as many as keep
+    the activations within half a gibibyte.
+    """
+    total = len(ids_T)
+    chunk = min(chunk or _chunk(model), total)
+    ids_BT = ids_T[None].to(model.device)
+    cache = DynamicCache(config=configs.text_config(model.config)) if chunk < total else None
+    with torch.inference_mode():
+        for start in range(0, total, chunk):
+            part_BT = ids_BT[:, start : start + chunk]
+            with _layers_told(model, part_BT.shape[1], on_tokens):
+                outputs = model.base_model(input_ids=part_BT, past_key_values=cache, use_cache=cache is not None)
+            targets_T = ids_BT[0, start + 1 : start + chunk + 1]
+            yield _head_nll(model, part_BT, outputs, targets_T)
+
+
+def _head_nll(model: Any, ids_BT: Tensor, outputs: Any, targets_T: Tensor) -> NDArray[np.float64]:
+    """NLL of each target from the body's outputs: the head, block by block."""
+    hidden_BTD = outputs.last_hidden_state
+    parts = []
+    with _body_answering(model, outputs):
+        for start in range(0, len(targets_T), _BLOCK):
+            block = slice(start, min(start + _BLOCK, len(targets_T)))
+            outputs.last_hidden_state = hidden_BTD[:, block]
+            logits_TV = model(input_ids=ids_BT[:, block], use_cache=False).logits[0].float()
+            target_T = logits_TV.gather(1, targets_T[block, None])[:, 0]
+            parts.append(torch.logsumexp(logits_TV, dim=-1) - target_T)
+    nll_T = torch.cat(parts) if parts else hidden_BTD.new_zeros(0)
+    return nll_T.double().cpu().numpy()
+
+
+@contextmanager
+def _body_answering(model: Any, outputs: Any) -> Iterator[None]:
+    """Inside, a call of the model runs its head alone, on these outputs of its body."""
+    body = model.base_model
+    if body is model:
+        raise InputError("model", type(model).__name__, "a model with a language modelling head")
+    body.forward = lambda *args, **kwargs: outputs
+    try:
+        yield
+    finally:
+        del body.forward
+
+
+@contextmanager
+def _layers_told(model: Any, tokens: int, on_tokens: Callable[[float], None] | None) -> Iterator[None]:
+    """Inside, each decoder layer that finishes reports its share of `tokens`."""
+    count = configs.text_config(model.config).num_hidden_layers
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
+    layers = next(lists, None)
+    if on_tokens is None or layers is None:
+        yield
+        if on_tokens is not None:
+            on_tokens(tokens)
+        return
+    tell = on_tokens
+    hooks = [layer.register_forward_hook(lambda *_: tell(tokens / count)) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _chunk(model: Any) -> int:
+    config = configs.text_config(model.config)
+    width = 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size) + 4 * config.hidden_size
+    return max(_BLOCK, _ACTIVATION_BYTES // (width * model.dtype.itemsize))
