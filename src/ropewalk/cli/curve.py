@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +9,11 @@ from ropewalk.cli.output import Json, Model, people, print_json, results
 from ropewalk.errors import InputError
 from ropewalk.report.lengths import parse_length
 from ropewalk.scaling import Scaling, parse
+
+if TYPE_CHECKING:
+    from ropewalk.evaluate.curve_store import CurveStore
+    from ropewalk.evaluate.perplexity import Row
+    from ropewalk.evaluate.texts import Text
 
 
 def command(
@@ -28,61 +34,31 @@ def run(
     name: str, scalings: list[Scaling], lengths: list[int], text_name: str, out: str, dtype: str | None, json: bool
 ) -> None:
     """Measure what `out` does not hold yet; then show all of it."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from ropewalk import config as configs
+    from ropewalk.evaluate.curve_store import CurveStore
+    from ropewalk.evaluate.perplexity import passes
     from ropewalk.evaluate.texts import read_text
+    from ropewalk.models.load import choose_dtype
+    from ropewalk.report.curve import curve_sentence, curve_table, draw_curve
 
     if not lengths:
         raise InputError("lengths", "none", "at least one length")
     if not scalings:
         raise InputError("scaling", "none", "at least one scaling")
+    kind = choose_dtype(dtype)
     text = read_text(text_name)
-    people.print(f"loading {name} ...")
-
-    from ropewalk import config as configs
-    from ropewalk.evaluate.curve_store import CurveStore
-    from ropewalk.evaluate.perplexity import Row, passes, perplexity_curve
-    from ropewalk.models.load import load
-    from ropewalk.report.curve import curve_sentence, curve_table, draw_curve
-
-    loaded, tokenizer = load(name, dtype=dtype)
-    kind = str(loaded.dtype).removeprefix("torch.")
-    described = configs.read(loaded)
+    described = configs.read(name)
     original_length = described.ropes[described.main].rope.original_length
     store = CurveStore(out, {"model": name, "text": text.name, "dtype": kind, "text_sha256": text.digest})
-    tokens = tokenizer(text.content, verbose=False)["input_ids"]
     asked = [(str(scaling), length) for scaling in dict.fromkeys(scalings) for length in sorted(set(lengths))]
 
     def draw() -> None:
         rows = [store.rows[cell] for cell in asked if cell in store.rows]
         draw_curve(rows, store.figure_path, model=name, text=text.name, original_length=original_length)
 
-    def keep(row: Row) -> None:
-        store.add(row)
-        draw()
-        if not people.is_terminal:
-            people.print(f"{row['scaling']} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}", highlight=False)
-
-    ahead = sum(group[-1].length for group in passes(loaded, sorted(set(lengths)), scalings, store.rows))
-    columns = (
-        TextColumn("reading"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
-        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=people, disable=not people.is_terminal) as progress:
-        bar = progress.add_task("", total=ahead, speed=0.0)
-
-        def tell(read: float) -> None:
-            progress.update(bar, advance=read, speed=progress.tasks[bar].speed or 0.0)
-
-        try:
-            perplexity_curve(loaded, tokens, lengths, scalings, done=store.rows, on_row=keep, on_tokens=tell)
-        except KeyboardInterrupt:
-            progress.stop()
-            people.print(f"{len(store.rows)} rows are safe in {store.folder}; the same command goes on from there")
-            raise
+    ahead = passes(described, sorted(set(lengths)), scalings, store.rows)
+    if ahead:
+        _measure(name, kind, text, lengths, scalings, store, draw, sum(group[-1].length for group in ahead))
     rows = [store.rows[cell] for cell in asked]
     draw()
     if json:
@@ -91,3 +67,53 @@ def run(
     results.print(curve_table(rows))
     results.print(curve_sentence(rows, original_length), highlight=False)
     results.print(f"Results: {store.json_path}, curve.csv and {store.figure_path}", highlight=False)
+
+
+def _measure(
+    name: str,
+    dtype: str,
+    text: Text,
+    lengths: list[int],
+    scalings: list[Scaling],
+    store: CurveStore,
+    draw: Callable[[], None],
+    total: int,
+) -> None:
+    """Read the text and keep every row as it comes, with a progress bar over `total` tokens."""
+    import transformers
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ropewalk.evaluate.perplexity import perplexity_curve
+    from ropewalk.models.load import load
+
+    people.print(f"loading {name} ...")
+    if not people.is_terminal:
+        transformers.utils.logging.disable_progress_bar()
+    model, tokenizer = load(name, dtype=dtype)
+    tokens = tokenizer(text.content, verbose=False)["input_ids"]
+
+    def keep(row: Row) -> None:
+        store.add(row)
+        draw()
+        if not people.is_terminal:
+            people.print(f"{row['scaling']} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}", highlight=False)
+
+    columns = (
+        TextColumn("reading"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
+        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=people, disable=not people.is_terminal) as progress:
+        bar = progress.add_task("", total=total, speed=0.0)
+
+        def tell(read: float) -> None:
+            progress.update(bar, advance=read, speed=progress.tasks[bar].speed or 0.0)
+
+        try:
+            perplexity_curve(model, tokens, lengths, scalings, done=store.rows, on_row=keep, on_tokens=tell)
+        except KeyboardInterrupt:
+            progress.stop()
+            people.print(f"{len(store.rows)} rows are safe in {store.folder}; the same command goes on from there")
+            raise

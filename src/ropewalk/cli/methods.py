@@ -23,6 +23,7 @@ def command(json: Json = False) -> None:
         print_json(rows)
         return
     for cls in REGISTRY.values():
-        options = [f"{f.name} (needed)" if f.default is MISSING else f"{f.name}={f.default}" for f in fields(cls)[1:]]
+        own = [f for f in fields(cls) if f.name != "original_length"]
+        options = [f"{f.name} (needed)" if f.default is MISSING else f"{f.name}={f.default}" for f in own]
         results.print(f"[bold]{cls.name}[/bold]  {', '.join(options)}", highlight=False)
         results.print(f"    {cls.formula}\n    {cls.source}", highlight=False)

@@ -29,13 +29,11 @@ def load(
 
     Returns (model, tokenizer), the model in evaluation mode. Raises InputError for a name that cannot be loaded.
     """
-    if dtype is not None and dtype not in _DTYPES:
-        raise InputError("dtype", dtype, ", ".join(_DTYPES))
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = torch.device(device) if device else default_device()
     except RuntimeError:
         raise InputError("device", device, "a device of torch, as cpu or cuda:0") from None
-    kind = _DTYPES[dtype] if dtype else (torch.bfloat16 if _computes_in_bfloat16(place) else torch.float32)
+    kind = _DTYPES[choose_dtype(dtype, place)]
     path = locate(name)
     if path is not None and path.suffix == ".gguf":
         return _load_gguf(path, kind, place)
@@ -76,8 +74,23 @@ def _quiet() -> Any:
         logger.setLevel(level)
 
 
-def _computes_in_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    return capabilities == "AMX" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+def choose_dtype(asked: str | None, device: torch.device | None = None) -> str:
+    """The dtype that `load` takes: the one asked for, or bfloat16 where the device computes in it, or float32.
+
+    Raises InputError for a dtype that is not known.
+    """
+    if asked is not None:
+        if asked not in _DTYPES:
+            raise InputError("dtype", asked, ", ".join(_DTYPES))
+        return asked
+    place = device or default_device()
+    if place.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = place.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return "bfloat16" if fast else "float32"
+
+
+def default_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

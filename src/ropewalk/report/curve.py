@@ -42,6 +42,7 @@ def curve_sentence(rows: Sequence[Row], original_length: int | None) -> str:
     """What to see, from the numbers: how far the unscaled model rises past its training, and what holds best."""
     longest = max(row["length"] for row in rows)
     ends = {row["scaling"]: row["ppl"] for row in rows if row["length"] == longest}
+    last = {row["scaling"]: row["ppl_last"] for row in rows if row["length"] == longest}
     best = min(ends, key=lambda scaling: ends[scaling])
     known = [row for row in rows if row["scaling"] == "none" and row["length"] <= (original_length or 0)]
     if original_length is None or longest <= original_length or "none" not in ends or not known:
@@ -49,8 +50,8 @@ def curve_sentence(rows: Sequence[Row], original_length: int | None) -> str:
     inside = max(known, key=lambda row: row["length"])
     return (
         f"Past the {original_length:,} tokens it was trained on, the unscaled model's perplexity goes from "
-        f"{inside['ppl']:.2f} at {length_name(inside['length'])} to {ends['none']:.2f} at {length_name(longest)}; "
-        f"{best} gives {ends[best]:.2f}."
+        f"{inside['ppl']:.2f} at {length_name(inside['length'])} to {ends['none']:.2f} at {length_name(longest)} "
+        f"({last['none']:.1f} on the last 1,024 tokens); {best} gives {ends[best]:.2f} ({last[best]:.1f})."
     )
 
 
@@ -60,9 +61,9 @@ def draw_curve(rows: Sequence[Row], path: Path, *, model: str, text: str, origin
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    figure = Figure(figsize=(9, 5.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9.5, 5.4), dpi=150)
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_axes((0.08, 0.1, 0.67, 0.82))
     lines = []
     scalings = list(dict.fromkeys(row["scaling"] for row in rows))
     for index, scaling in enumerate(scalings):
@@ -74,7 +75,7 @@ def draw_curve(rows: Sequence[Row], path: Path, *, model: str, text: str, origin
     axes.set_yscale("log")
     axes.set_xlabel("tokens read")
     axes.set_ylabel("perplexity over the tokens read (log scale)")
-    axes.set_title(f"{model} on {text}", loc="left")
+    axes.set_title(f"{model} reading {text}", loc="left")
     ticks = sorted({row["length"] for row in rows})
     axes.set_xticks(ticks, [length_name(tick) for tick in ticks])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
@@ -96,22 +97,33 @@ def draw_curve(rows: Sequence[Row], path: Path, *, model: str, text: str, origin
 def _label_ends(figure: Any, axes: Any, lines: Sequence[tuple[str, float, float, str]]) -> None:
     """A name at the end of every line, moved apart where they would touch."""
     figure.draw_without_rendering()
-    gap = 13.0 * figure.dpi / 72  # one line of text, in pixels
-    ends = sorted((axes.transData.transform((x, y))[1], name, x, y, colour) for name, x, y, colour in lines)
-    at: list[float] = []
-    for pixel, *_ in ends:
-        at.append(max(pixel, at[-1] + gap) if at else pixel)
-    over = max(0.0, (at[-1] - ends[-1][0]) / 2) if at else 0.0  # share the shift between both ends
-    for pixel, (_, name, x, y, colour) in zip(at, ends, strict=True):
-        offset = (pixel - over - axes.transData.transform((x, y))[1]) * 72 / figure.dpi
+    to_points = 72 / figure.dpi
+    ends = sorted((axes.transData.transform((x, y))[1] * to_points, name, x, y, colour) for name, x, y, colour in lines)
+    places = _apart([place for place, *_ in ends], gap=13.0)
+    for place, (end, name, x, y, colour) in zip(places, ends, strict=True):
         axes.annotate(
             f"{name}  {y:.2f}" if y < 1e4 else f"{name}  {y:.1e}",
             (x, y),
-            xytext=(14, offset),
+            xytext=(18, place - end),
             textcoords="offset points",
             color=colour,
             va="center",
             fontsize=9,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
         )
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """The places (ascending) moved as little as makes them `gap` apart: crowded ones spread around their mean."""
+    clusters: list[list[float]] = []  # of the places, each less its rank times the gap: equal once they are apart
+    for rank, place in enumerate(places):
+        clusters.append([place - rank * gap])
+        while len(clusters) > 1 and _mean(clusters[-2]) > _mean(clusters[-1]):
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+    levels = [_mean(cluster) for cluster in clusters for _ in cluster]
+    return [level + rank * gap for rank, level in enumerate(levels)]
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)

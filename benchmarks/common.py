@@ -1,0 +1,39 @@
+"""What every benchmark here does: name the machine and the versions, and keep the numbers with the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def keep(name: str, document: dict[str, Any]) -> None:
+    """Write results/NAME.json: the numbers, the command, the machine, the versions."""
+    import numpy
+    import torch
+    import transformers
+
+    import ropewalk
+
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
+    about = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "versions": {
+            "python": platform.python_version(),
+            "ropewalk": ropewalk.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": numpy.__version__,
+        },
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({**about, **document}, indent=1) + "\n", encoding="utf-8")
+    print(f"kept in {RESULTS / name}.json")
