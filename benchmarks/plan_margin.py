@@ -1,6 +1,6 @@
 """How far above target / L must a YaRN factor be, for retrieval to hold?
 
-    python benchmarks/plan_margin.py [--lengths 12000 16000] [--depths 8] [--margins 1.0 1.1 1.25 1.37 1.5]
+    python benchmarks/plan_margin.py [--lengths 12000] [--depths 8] [--margins 1.0 1.1 1.25 1.37 1.6]
 
 On smollm2: a five-digit passkey hidden at evenly spread depths of a text of the given length, read with a YaRN
 factor of margin x length / 8,192; and the perplexity of the built-in text at that length under the same factor.
@@ -18,20 +18,23 @@ from common import keep
 import ropewalk as rw
 from ropewalk.evaluate.texts import read_text
 
-FILLER = "The wind moved over the field and the rope lay still. The men walked back along the lane. "
+FILLER = "The grass grows. The river runs. The lamp is lit. We walk on. And then we turn back. "
+HEAD = (
+    "There is one important fact in a long text that is otherwise of no interest. Find it and keep it in mind. "
+    "I will ask you about it at the end.\n\n"
+)
+NEEDLE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
+TAIL = "\nWhat is the pass key? The pass key is"
 
 
 def prompt(tokenizer: Any, length: int, depth: float, key: int) -> list[int]:
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    head = ids("Somewhere in the text below a pass key is written. Remember it.\n\n")
-    needle = ids(f" The pass key is {key}. Keep it in mind: {key} is the pass key. ")
-    tail = ids("\n\nWhat is the pass key that the text gave? The pass key is")
+    """Exactly `length` tokens, the key between two sentences of the filler."""
+    texts = (HEAD, FILLER, NEEDLE.format(key=key), TAIL)
+    head, filler, needle, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
     room = length - len(head) - len(needle) - len(tail)
-    filler = (ids(FILLER) * (room // len(ids(FILLER)) + 1))[:room]
-    at = int(depth * room)
-    return head + filler[:at] + needle + filler[at:] + tail
+    lines = (filler * (room // len(filler) + 1))[:room]
+    at = int(depth * room) // len(filler) * len(filler)
+    return head + lines[:at] + needle + lines[at:] + tail
 
 
 def found(model: Any, tokenizer: Any, ids: list[int], key: int) -> bool:
@@ -43,8 +46,8 @@ def found(model: Any, tokenizer: Any, ids: list[int], key: int) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--lengths", type=int, nargs="+", default=[12000, 16000])
-    parser.add_argument("--margins", type=float, nargs="+", default=[1.0, 1.1, 1.25, 1.37, 1.5])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[12000])
+    parser.add_argument("--margins", type=float, nargs="+", default=[1.0, 1.1, 1.25, 1.37, 1.6])
     parser.add_argument("--depths", type=int, default=8)
     args = parser.parse_args()
     model, tokenizer = rw.load("smollm2")

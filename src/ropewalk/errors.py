@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+from typing import Any
+
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message is one line and says what is allowed.
@@ -19,24 +22,19 @@ class InputError(ValueError):
 
 
 def check_number(field: str, value: object, *, least: float, above: bool = False) -> float:
-    """`value` as a finite float that is at least `least` (or, with `above`, greater than it).
+    """`value` as a float from `least` (or, with `above`, above it) to 1e12, past which formulas would overflow.
 
     Raises InputError otherwise.
     """
-    bound = f"a finite number {'above' if above else 'of at least'} {least:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(field, value, bound)
-    try:
-        number = float(value)
-    except OverflowError:
-        raise InputError(field, value, bound) from None
-    if not (least < number if above else least <= number) or number == float("inf"):
-        raise InputError(field, value, bound)
-    return number
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else None
+    if number is None or not (least < number if above else least <= number) or number > 1e12:
+        raise InputError(field, value, f"a finite number {'above' if above else 'of at least'} {least:g}, at most 1e12")
+    return float(number)
 
 
 def check_length(field: str, value: object) -> int:
-    """`value` as a whole number of tokens, at least 1. Raises InputError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(field, value, "a whole number of tokens, at least 1")
-    return value
+    """`value` as a whole number of tokens, 1 to 2^53. Raises InputError otherwise."""
+    whole = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else 0
+    if not 1 <= whole <= 2**53:
+        raise InputError(field, value, "a whole number of tokens, from 1 to 2^53")
+    return whole

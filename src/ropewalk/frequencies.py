@@ -88,7 +88,7 @@ class Frequencies:
             positions: whole numbers of any shape [...], within +-2^31.
             dtype: "float32", "float64" or "float16".
 
-        Returns two arrays [..., dim/2], right to the rounding of the dtype (float64: 5e-16) at every
+        Returns two arrays [..., dim/2], right to the rounding of the dtype (float64: 6e-16) at every
         such position. Raises InputError for other positions or dtypes.
         """
         if dtype not in _DTYPES:

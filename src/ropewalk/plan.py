@@ -30,7 +30,7 @@ class Plan:
         scaling: the one to use; the model's own where nothing is needed.
         needed: whether the model must be changed at all.
         reasons: why, one sentence each.
-        rope_parameters: the dict for transformers; None where nothing is needed.
+        rope_parameters: the dict for transformers, nested where layer types differ; None where nothing is needed.
         max_position_embeddings: the value that goes with it.
         kv_cache_bytes: for one text of the target length, None where the shape is not known.
     """
@@ -58,8 +58,9 @@ def plan(model_or_config: Any, target: int) -> Plan:
         target: tokens to read.
 
     The factor is the smallest that holds: target over what the model reads as it is, times the margin that
-    retrieval needs, rounded up to a quarter. A model that was trained with a scaling keeps that method, its
-    factor grown. Raises InputError for a target below 1 or a model without rotary embedding.
+    retrieval needs, rounded up to a quarter. A model that was trained with linear, yarn or llama3 keeps
+    that method, its factor grown; lists of longrope cannot grow and give way to yarn.
+    Raises InputError for a target below 1 or a model without rotary embedding.
     """
     check_length("target", target)
     described = configs.read(model_or_config)
@@ -72,7 +73,7 @@ def plan(model_or_config: Any, target: int) -> Plan:
     if target <= reads:
         own = "it needs no scaling" if str(layer.scaling) == "none" else f"its own scaling {layer.scaling} covers that"
         why = f"the model reads {reads:,.0f} tokens as it is, and the target is {target:,}: {own}"
-        return Plan(target, original, layer.scaling, False, (why,), None, described.max_length or original, memory)
+        return Plan(target, original, layer.scaling, False, (why,), None, round(reads), memory)
     factor = _rounded(target / reads * MARGIN)
     scaling, why_method = _grown(layer.scaling, factor, layer.rope)
     reasons = (
@@ -82,8 +83,11 @@ def plan(model_or_config: Any, target: int) -> Plan:
         f"a static scaling also changes texts that fit without it: on SmolLM2-135M, factor 2 raises the perplexity of "
         f"texts within {8192:,} tokens by about 3 %, factor 4 by 16 %; dynamic-yarn leaves them alone",
     )
-    written = configs.rope_parameters(scaling, layer.rope)
-    reach = round(original * scaling.reaches(layer.rope))
+    written = configs.rope_parameters(scaling, layer.rope, layer.written)
+    if described.main != configs.ALL_LAYERS:
+        written = {**{kind: dict(each.written) for kind, each in described.ropes.items()}, described.main: written}
+    # Llama 3 declares more than L times its factor: what it reads as it is counts too.
+    reach = round(max(original * scaling.reaches(layer.rope), reads * factor))
     return Plan(target, original, scaling, True, reasons, written, reach, memory)
 
 

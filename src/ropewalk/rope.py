@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -37,11 +38,13 @@ class Rope:
     layout: Layout = "half"
 
     def __post_init__(self) -> None:
-        if isinstance(self.dim, bool) or not isinstance(self.dim, int) or self.dim < 2 or self.dim % 2:
-            raise InputError("dim", self.dim, "an even number of rotary dimensions, at least 2")
+        whole = isinstance(self.dim, Integral) and not isinstance(self.dim, bool)
+        if not whole or not 2 <= self.dim <= 65_536 or self.dim % 2:
+            raise InputError("dim", self.dim, "an even number of rotary dimensions, from 2 to 65,536")
+        object.__setattr__(self, "dim", int(self.dim))
         object.__setattr__(self, "base", check_number("base", self.base, least=1, above=True))
         if self.original_length is not None:
-            check_length("original_length", self.original_length)
+            object.__setattr__(self, "original_length", check_length("original_length", self.original_length))
         if self.layout not in ("half", "interleaved"):
             raise InputError("layout", self.layout, "half, interleaved")
 

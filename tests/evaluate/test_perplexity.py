@@ -149,3 +149,9 @@ def test_the_built_in_model_explodes_past_its_training_and_yarn_holds(model, tok
     assert at["yarn:factor=2", 4096]["ppl"] < 1.06 * short
     assert at["none", 10240]["ppl_last"] > 1.15 * at["yarn:factor=2", 10240]["ppl_last"]
     assert at["yarn:factor=2", 10240]["ppl"] < 1.1 * short
+
+
+def test_a_loss_that_is_not_a_number_is_said_and_not_averaged(tiny, ids, monkeypatch):
+    monkeypatch.setattr(tiny.lm_head, "weight", torch.nn.Parameter(torch.full_like(tiny.lm_head.weight, float("nan"))))
+    with pytest.raises(RuntimeError, match="none: the model's loss at token 1 is not a number"):
+        perplexity_curve(tiny, ids, [100])

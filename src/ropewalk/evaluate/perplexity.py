@@ -155,6 +155,9 @@ def _read(model: Any, ids_T: Tensor, group: list[Cell], on_tokens: Callable[[flo
 
 
 def _row(cell: Cell, nll: NDArray[np.float64], seconds: float) -> Row:
+    if not np.isfinite(nll).all():
+        at = int(np.flatnonzero(~np.isfinite(nll))[0]) + 1
+        raise RuntimeError(f"{cell.scaling}: the model's loss at token {at:,} is not a number; try another dtype")
     return Row(
         scaling=str(cell.scaling),
         length=cell.length,

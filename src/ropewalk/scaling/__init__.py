@@ -48,13 +48,15 @@ def parse(spec: str | Mapping[str, Any] | Scaling) -> Scaling:
     if isinstance(spec, str) and spec.lstrip().startswith("{"):
         try:
             spec = json.loads(spec)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # broken JSON, a number of 5,000 digits, endless brackets
             raise InputError("scaling", spec, f"valid JSON ({error})") from None
     if isinstance(spec, str):
         name, _, options = spec.strip().partition(":")
         return build(name, _read_options(name, options))
     if not isinstance(spec, Mapping):
         raise InputError("scaling", spec, "a spec such as yarn:factor=4, a dict, or its JSON")
+    if not {"name", "rope_type", "type"} & set(spec):
+        raise InputError("scaling", spec, "a dict with a name (ours) or a rope_type (of transformers)")
     if "name" in spec:
         return build(spec["name"], {key: value for key, value in spec.items() if key != "name"})
     return from_rope_dict(spec, strict=True)
@@ -106,9 +108,11 @@ def _read_options(name: str, text: str) -> dict[str, Any]:
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
             raise InputError(f"{name}: option", part, "option=value")
+        if key.strip() in options:
+            raise InputError(f"{name}: option", key.strip(), "each option once")
         try:
             options[key.strip()] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             options[key.strip()] = None if value.strip().lower() == "none" else value.strip()
     return options
 

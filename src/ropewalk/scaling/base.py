@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ropewalk.errors import InputError, check_length
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
@@ -28,6 +30,10 @@ class Scaling(ABC):
     original_length: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, np.generic):  # a number of numpy's, which JSON does not know
+                object.__setattr__(self, f.name, value.item())
         if self.original_length is not None:
             check_length(f"{self.name}: original_length", self.original_length)
 

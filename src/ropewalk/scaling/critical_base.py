@@ -38,4 +38,4 @@ class CriticalBase(Scaling):
             raise InputError("original_length", original, "more than 2 pi tokens, which critical-base needs")
         stretch = self.factor if self.factor is not None else max(1.0, self.stretch(rope, length))
         power = math.log(stretch * original / (2 * math.pi)) / math.log(original / (2 * math.pi))
-        return Frequencies(rope.with_base(rope.base**power))
+        return Frequencies(rope.inv_freq**power)

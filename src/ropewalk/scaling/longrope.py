@@ -69,7 +69,10 @@ class LongRoPE(Scaling):
         if self.attention_factor is not None:
             return float(self.attention_factor)
         assert self.factor is not None  # the constructor saw to it
-        return math.sqrt(1 + math.log(self.factor) / math.log(self.trained_on(rope)))
+        original = self.trained_on(rope)
+        if original < 2:
+            raise InputError("original_length", original, "at least 2 tokens, which longrope's factor needs")
+        return math.sqrt(1 + math.log(self.factor) / math.log(original))
 
     def reaches(self, rope: Rope, length: int | None = None) -> float:
         return float(self.factor or 1.0)

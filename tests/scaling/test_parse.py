@@ -1,0 +1,217 @@
+"""Writing a scaling down and reading it again, and what is said of one that cannot be read."""
+
+import contextlib
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ropewalk as rw
+
+REGISTRY = rw.scaling.REGISTRY
+factors = st.floats(1, 1e9) | st.integers(1, 10**6)
+positive = st.floats(1e-3, 1e9) | st.integers(1, 1000)
+divisors = st.lists(positive, min_size=4, max_size=4)
+
+# A value for every option that any method has; a new method's options go here.
+VALUES = {
+    "original_length": st.none() | st.integers(1, 10**7),
+    "factor": factors,
+    "alpha": st.none() | factors,
+    "attention_factor": positive,
+    "base": st.floats(1.5, 1e9),
+    "beta_fast": st.floats(33, 100),
+    "beta_slow": st.floats(0.1, 32),
+    "gamma": st.floats(0, 10),
+    "high_freq_factor": st.floats(5, 10),
+    "long_factor": divisors,
+    "low_freq_factor": st.floats(0.1, 4),
+    "mixed_b": positive,
+    "mscale": st.none() | positive,
+    "mscale_all_dim": st.none() | positive,
+    "p": st.floats(0, 1),
+    "ramp": st.sampled_from(["index", "rotations"]),
+    "short_factor": divisors,
+    "truncate": st.booleans(),
+    "variant": st.sampled_from(["aware", "fixed", "mixed"]),
+}
+
+
+@st.composite
+def scalings(draw, name):
+    options = {field.name: VALUES[field.name] for field in dataclasses.fields(REGISTRY[name])}
+    return rw.scaling.build(name, draw(st.fixed_dictionaries(options)))
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_what_is_written_reads_back_equal(name, data):
+    scaling = data.draw(scalings(name))
+    assert scaling.to_dict()["name"] == name
+    assert rw.parse(str(scaling)) == scaling
+    assert rw.parse(scaling.to_dict()) == scaling
+    assert rw.parse(json.dumps(scaling.to_dict())) == scaling
+    assert rw.parse(scaling) is scaling
+
+
+def test_the_registry_names():
+    assert " ".join(sorted(REGISTRY)) == (
+        "abf critical-base dynamic-ntk dynamic-ntk-by-parts dynamic-yarn linear llama3 log-ntk longrope none ntk "
+        "ntk-by-parts power-ntk proportional yarn"
+    )
+    for cls in REGISTRY.values():
+        assert getattr(rw, cls.__name__) is cls
+        assert cls.formula
+        assert cls.source
+
+
+@pytest.mark.parametrize(
+    ("spec", "scaling"),
+    [
+        ("none", rw.NoScaling()),
+        (" YaRN:factor=4 ", rw.YaRN(factor=4)),
+        ("yarn:factor=4, beta_fast=16", rw.YaRN(factor=4, beta_fast=16)),
+        ("yarn:factor=4,truncate=false,ramp=rotations", rw.YaRN(factor=4, truncate=False, ramp="rotations")),
+        ("yarn:factor=4,attention_factor=none", rw.YaRN(factor=4)),
+        ("ntk:factor=2.5,variant=mixed", rw.NTK(factor=2.5, variant="mixed")),
+        ('ntk:factor=2.5,variant="mixed"', rw.NTK(factor=2.5, variant="mixed")),
+        ("dynamic_ntk", rw.DynamicNTK(factor=2)),
+        ("dynamic", rw.DynamicNTK(factor=2)),
+        ("pi:factor=2", rw.Linear(factor=2)),
+        ("abf:base=1e6", rw.ABF(base=1e6)),
+        ("longrope:short_factor=[1,1],long_factor=[2,3.5],factor=8", rw.LongRoPE((1, 1), (2, 3.5), 8)),
+        ("yarn:factor=4,original_length=4096", rw.YaRN(factor=4, original_length=4096)),
+        ({"name": "yarn", "factor": 4}, rw.YaRN(factor=4)),
+        ('{"name": "yarn", "factor": 4}', rw.YaRN(factor=4)),
+        ({"rope_type": "yarn", "factor": 4.0, "truncate": None}, rw.YaRN(factor=4)),
+        ({"type": "linear", "factor": 2}, rw.Linear(factor=2)),
+        ({"type": "su", "short_factor": [1], "long_factor": [2], "factor": 8}, rw.LongRoPE((1,), (2,), 8)),
+        ({"rope_type": "default", "rope_theta": 1e6}, rw.NoScaling()),
+        ({"type": "mrope", "mrope_section": [16, 24, 24]}, rw.NoScaling()),
+        ({"rope_type": "proportional", "partial_rotary_factor": 0.25}, rw.Proportional(p=0.25)),
+        ({"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0}, rw.DynamicNTK(alpha=1000, factor=1)),
+        (
+            ' {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 4096}',
+            rw.YaRN(factor=4, original_length=4096),
+        ),
+    ],
+    ids=str,
+)
+def test_ways_to_write_it(spec, scaling):
+    assert rw.parse(spec) == scaling
+
+
+@pytest.mark.parametrize(
+    ("scaling", "spec"),
+    [
+        (rw.YaRN(factor=4.0), "yarn:factor=4"),
+        (rw.YaRN(factor=4, truncate=False, beta_fast=16.5), "yarn:beta_fast=16.5,truncate=false,factor=4"),
+        (rw.NoScaling(), "none"),
+        (rw.DynamicNTK(), "dynamic-ntk"),
+        (rw.LongRoPE([1, 2], [3.5, 4], 8), "longrope:short_factor=[1,2],long_factor=[3.5,4],factor=8"),
+        (rw.Linear(factor=2, original_length=512), "linear:original_length=512,factor=2"),
+    ],
+    ids=str,
+)
+def test_the_spec_says_only_what_differs_from_the_default(scaling, spec):
+    assert str(scaling) == spec
+
+
+LISTS = '"long_factor": [1, 2], "factor": 2}'
+WRONG = [
+    # spec, what the message begins with, what else it says
+    ("yran:factor=4", "scaling: found 'yran'", "nearest: yarn"),
+    ("", "scaling: found ''", "yarn"),
+    ({"rope_type": "axial"}, "scaling: found 'axial'", "yarn"),
+    (4, "scaling: found 4", "a spec"),
+    (None, "scaling: found None", "a spec"),
+    (["yarn"], "scaling: found ['yarn']", "a spec"),
+    ("yarn:factor=4,beta=3", "yarn: option: found 'beta'", "beta_fast"),
+    ({"name": "yarn", "factor": 4, "original_max_position_embeddings": 1}, "yarn: option: found", "original_length"),
+    ({"rope_type": "yarn", "factor": 4, "beta": 3}, "yarn: key: found 'beta'", "beta_fast"),
+    ({"factor": 4}, "scaling: found {'factor': 4}", "rope_type"),
+    ({}, "scaling: found {}", "rope_type"),
+    ("ntk:factor=1e300", "ntk: factor: found 1e+300", "at most 1e12"),
+    ("yarn:factor=4,factor=8", "yarn: option: found 'factor'", "once"),
+    ("yarn:factor", "yarn: option: found 'factor'", "option=value"),
+    ("yarn:=4", "yarn: option: found '=4'", "option=value"),
+    ("yarn", "yarn: factor: found None", "a value"),
+    ("linear:factor=none", "linear: factor: found None", "of at least 1"),
+    ("linear:factor=0.5", "linear: factor: found 0.5", "of at least 1"),
+    ("linear:factor=-4", "linear: factor: found -4", "of at least 1"),
+    ("linear:factor=nan", "linear: factor: found 'nan'", "a finite number"),
+    ("linear:factor=NaN", "linear: factor: found nan", "a finite number"),
+    ("linear:factor=Infinity", "linear: factor: found inf", "a finite number"),
+    ("linear:factor=1e999", "linear: factor: found inf", "a finite number"),
+    ("linear:factor=true", "linear: factor: found True", "a finite number"),
+    ("linear:factor=four", "linear: factor: found 'four'", "a finite number"),
+    ("linear:factor=[4]", "linear: factor: found [4]", "a finite number"),
+    ("linear:factor=4 5", "linear: factor: found '4 5'", "a finite number"),
+    ("linear:factor=" + "9" * 400, "linear: factor: found 999", "a finite number"),
+    ("linear:factor=" + "9" * 5000, "linear: factor: found '999", "a finite number"),
+    ("linear:factor=" + "[" * 100_000, "linear: factor: found '[[[", "a finite number"),
+    ("yarn:factor=0.99", "yarn: factor: found 0.99", "of at least 1"),
+    ("yarn:factor=4,attention_factor=0", "yarn: attention_factor: found 0", "above 0"),
+    ("yarn:factor=4,mscale=-1", "yarn: mscale: found -1", "of at least 0"),
+    ("yarn:factor=4,mscale_all_dim=x", "yarn: mscale_all_dim: found 'x'", "of at least 0"),
+    ("yarn:factor=4,truncate=1", "yarn: truncate: found 1", "true, false"),
+    ("yarn:factor=4,ramp=linear", "yarn: ramp: found 'linear'", "index, rotations"),
+    ("yarn:factor=4,beta_fast=1", "yarn: beta_fast: found 1", "above beta_slow (1)"),
+    ("yarn:factor=4,beta_slow=0", "yarn: beta_slow: found 0", "above 0"),
+    ("yarn:factor=4,original_length=0", "yarn: original_length: found 0", "from 1 to 2^53"),
+    ("yarn:factor=4,original_length=1.5", "yarn: original_length: found 1.5", "whole number"),
+    ("dynamic-yarn:factor=4", "dynamic-yarn: option: found 'factor'", "beta_fast"),
+    ("ntk-by-parts:factor=0", "ntk-by-parts: factor: found 0", "of at least 1"),
+    ("ntk:factor=4,variant=best", "ntk: variant: found 'best'", "aware, fixed, mixed"),
+    ("ntk:factor=4,mixed_b=0", "ntk: mixed_b: found 0", "above 0"),
+    ("dynamic-ntk:alpha=0.5", "dynamic-ntk: alpha: found 0.5", "of at least 1"),
+    ("llama3:low_freq_factor=4", "llama3: high_freq_factor: found 4", "above low_freq_factor (4)"),
+    ("abf:base=1", "abf: base: found 1", "above 1"),
+    ("critical-base:factor=0.5", "critical-base: factor: found 0.5", "of at least 1"),
+    ("proportional:p=1.5", "proportional: p: found 1.5", "from 0 to 1"),
+    ("power-ntk:gamma=-1", "power-ntk: gamma: found -1", "of at least 0"),
+    ("log-ntk:factor=0.5", "log-ntk: factor: found 0.5", "of at least 1"),
+    ("longrope:short_factor=1,long_factor=[1]", "longrope: short_factor: found 1", "a list of numbers"),
+    ("longrope:short_factor=[],long_factor=[]", "longrope: short_factor: found []", "a list of numbers"),
+    ("longrope:short_factor=[1,0],long_factor=[1,1]", "longrope: short_factor[1]: found 0", "above 0"),
+    (
+        "longrope:short_factor=[1],long_factor=[1,2],factor=2",
+        "longrope: short_factor and long_factor: found '1",
+        "equal",
+    ),
+    ("longrope:short_factor=[1],long_factor=[1]", "longrope: factor: found None", "factor or attention_factor"),
+    (
+        '{"rope_type": "longrope", "short_factor": ["1", "2"], ' + LISTS,
+        "longrope: short_factor[0]: found '1'",
+        "number",
+    ),
+    ('{"rope_type": "longrope", ' + LISTS, "longrope: short_factor: found None", "a value"),
+    ('{"rope_type": "yarn", "factor": 4', "scaling: found '{", "valid JSON"),
+    ("{" + "[" * 100_000, "scaling: found '{[", "valid JSON"),
+    ('{"a":' * 100_000, "scaling: found '{", "valid JSON"),
+    ('{"rope_type": "linear", "factor": ' + "9" * 5000 + "}", "scaling: found '{", "valid JSON"),
+    ("linear:factor=4\nx", "linear: factor: found '4\\nx'", "a finite number"),
+]
+
+
+@pytest.mark.parametrize(("spec", "begins", "says"), WRONG, ids=[str(spec)[:40] for spec, *_ in WRONG])
+def test_a_mistake_is_one_line_with_what_was_found_and_what_is_allowed(spec, begins, says):
+    with pytest.raises(rw.InputError) as caught:
+        rw.parse(spec)
+    message = str(caught.value)
+    assert message.startswith(begins)
+    assert says in message.partition("; allowed: ")[2]
+    assert "\n" not in message
+    assert len(message) < 500
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(max_size=40) | st.from_regex(r"(yarn|linear|longrope|ntk):[a-z_]*=[\[\]{}0-9a-zA-Z,.\"-]*", fullmatch=True)
+)
+def test_no_text_makes_it_fail_otherwise(text):
+    with contextlib.suppress(rw.InputError):
+        assert rw.parse(rw.parse(text).to_dict()) == rw.parse(text)

@@ -1,0 +1,196 @@
+"""What cannot be read: always an InputError of one line, never another exception."""
+
+import contextlib
+import copy
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ropewalk as rw
+from ropewalk.config import read
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 4,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "rope_theta": 10_000.0,
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
+}
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+GPT_2 = {"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024}
+
+
+def refused(source):
+    with pytest.raises(rw.InputError) as caught:
+        read(source)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("change", "begins"),
+    [
+        ({"head_dim": 63}, "dim: found 63"),
+        ({"head_dim": "64"}, "head_dim: found '64'"),
+        ({"head_dim": -64}, "head_dim: found -64"),
+        ({"head_dim": 64.0}, "head_dim: found 64.0"),
+        ({"head_dim": True}, "head_dim: found True"),
+        ({"head_dim": None, "hidden_size": None}, "head_dim: found None"),
+        ({"num_attention_heads": "8"}, "num_attention_heads: found '8'"),
+        ({"num_hidden_layers": [4]}, "num_hidden_layers: found [4]"),
+        ({"num_hidden_layers": 10**12}, "layers: found 1000000000000"),
+        ({"num_key_value_heads": "4"}, "num_key_value_heads: found '4'"),
+        ({"sliding_window": "4096"}, "sliding_window: found '4096'"),
+        ({"kv_lora_rank": "512"}, "kv_lora_rank: found '512'"),
+        ({"qk_rope_head_dim": 63}, "dim: found 63"),
+        ({"qk_rope_head_dim": "64"}, "qk_rope_head_dim: found '64'"),
+        ({"layer_types": 4}, "layer_types: found 4"),
+        ({"layer_types": [1, 2]}, "layer_types: found [1, 2]"),
+        ({"partial_rotary_factor": 0.49}, "dim: found 31"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: found 1.5"),
+        ({"partial_rotary_factor": -0.5}, "partial_rotary_factor: found -0.5"),
+        ({"partial_rotary_factor": "0.5"}, "partial_rotary_factor: found '0.5'"),
+        ({"partial_rotary_factor": math.nan}, "partial_rotary_factor: found nan"),
+        ({"partial_rotary_factor": math.inf}, "partial_rotary_factor: found inf"),
+        ({"rope_theta": "10000"}, "base: found '10000'"),
+        ({"rope_theta": 1}, "base: found 1"),
+        ({"rope_theta": -1.0}, "base: found -1.0"),
+        ({"max_position_embeddings": "8192"}, "max_position_embeddings: found '8192'"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings: found -1"),
+        ({"max_position_embeddings": 8192.5}, "max_position_embeddings: found 8192.5"),
+        ({"original_max_position_embeddings": "2048"}, "original_max_position_embeddings: found '2048'"),
+        ({"original_max_position_embeddings": True}, "original_max_position_embeddings: found True"),
+        ({"rope_scaling": "yarn"}, "rope_parameters: found 'yarn'"),
+        ({"rope_scaling": [4.0]}, "rope_parameters: found [4.0]"),
+        ({"rope_scaling": {"rope_type": "axial"}}, "scaling: found 'axial'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "linear: factor: found None"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "linear: factor: found '2'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "linear: factor: found 0.5"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": True}}, "linear: factor: found True"),
+        ({"rope_scaling": {**LINEAR, "original_max_position_embeddings": [1]}}, "original_max_position_embeddings: "),
+        # contradictions
+        (
+            {"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 16_384}},
+            "yarn: factor: found 0.5",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 32}}, "yarn: beta_fast: "),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4, "high_freq_factor": 1}},
+            "llama3: high_freq_factor: found 1",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1], "long_factor": [1, 2]}},
+            "longrope: short_factor and long_factor: ",
+        ),
+    ],
+    ids=str,
+)
+def test_ill_typed_and_contradictory_values(change, begins):
+    assert refused({**LLAMA, **change}).startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (GPT_2, "rope fields"),
+        ({}, "rope fields"),
+        ({"model_type": "t5"}, "rope fields"),
+        ({"text_config": GPT_2}, "rope fields"),
+        (4, "a model, a configuration"),
+        (None, "a model, a configuration"),
+        (object(), "a model, a configuration"),
+        ("./no/such/folder", "exists"),
+        ("/no/such/config.json", "exists"),
+        ("no-such-model.gguf", "exists"),
+    ],
+    ids=str,
+)
+def test_what_is_no_model_with_ropes(source, says):
+    message = refused(source)
+    assert message.startswith("model: found ")
+    assert says in message
+
+
+def test_an_original_length_is_missed_when_it_is_needed():
+    bare = {key: value for key, value in LLAMA.items() if key != "max_position_embeddings"}
+    layer = read({**bare, "rope_scaling": {"type": "yarn", "factor": 4.0}}).ropes["all"]
+    assert layer.rope.original_length is None
+    with pytest.raises(rw.InputError, match=r"^original_length: found None; allowed: the tokens .* yarn needs"):
+        layer.scaling.frequencies(layer.rope)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"rope_theta": 1e4', '{"rope_theta": ' + "9" * 5000 + "}", '{"a":' * 100_000, "\x00"],
+    ids=lambda text: text[:20],
+)
+def test_a_broken_config_json(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert refused(tmp_path).startswith("model: found ")
+
+
+def test_a_config_json_that_is_no_text(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00{")
+    assert refused(tmp_path).startswith("model: found ")
+
+
+def test_a_folder_without_config_json(tmp_path):
+    assert refused(tmp_path).startswith("model: found ")
+
+
+BASES = [
+    LLAMA,
+    {**LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+    {**LLAMA, "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32}},
+    {**LLAMA, "model_type": "gemma3_text", "rope_local_base_freq": 1e4, "rope_scaling": LINEAR},
+    {**LLAMA, "model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64},
+    {
+        **LLAMA,
+        "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default"}},
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "sliding_window": 512,
+        "per_layer_config": {"0": {"head_dim": 128}},
+    },
+    {**LLAMA, "partial_rotary_factor": 0.5, "rope_parameters": {"rope_type": "proportional"}},
+]
+NAMES = sorted(
+    {name for base in BASES for name in base}
+    | {name for base in BASES for name in base.get("rope_scaling", {})}
+    | {"rotary_pct", "rotary_dim", "text_config", "use_sliding_window", "sliding_window_pattern", "global_head_dim"}
+)
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-10, 10_000),
+    st.sampled_from([10**400, -(10**400), 2**63, 0.0, -0.0, 1e308, -1.0]),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from(["yarn", "linear", "dynamic", "longrope", "llama3", "proportional", "default", "mrope", "su"]),
+    st.lists(st.none() | st.floats() | st.text(max_size=3), max_size=3),
+    st.dictionaries(st.sampled_from(NAMES), st.none() | st.floats() | st.integers() | st.text(max_size=3), max_size=3),
+)
+CHANGES = st.lists(st.tuples(st.sampled_from(NAMES), VALUES, st.booleans()), min_size=1, max_size=4)
+
+
+@settings(max_examples=600, deadline=None)
+@given(base=st.sampled_from(BASES), changes=CHANGES)
+def test_no_configuration_makes_it_fail_otherwise(base, changes):
+    config = copy.deepcopy(base)
+    for name, value, inside in changes:
+        inner = config.get("rope_parameters") or config.get("rope_scaling")
+        target = inner if inside and isinstance(inner, dict) else config
+        target[name] = value
+    with contextlib.suppress(rw.InputError):
+        found = read(config)
+        for layer in found.ropes.values():
+            layer.scaling.frequencies(layer.rope, 10_000)
+        planned = rw.plan(found, 1_000_000)
+        json.dumps(planned.to_dict())
