@@ -34,11 +34,10 @@ def run(
     name: str, scalings: list[Scaling], lengths: list[int], text_name: str, out: str, dtype: str | None, json: bool
 ) -> None:
     """Measure what `out` does not hold yet; then show all of it."""
-    from ropewalk import config as configs
     from ropewalk.evaluate.curve_store import CurveStore
     from ropewalk.evaluate.perplexity import passes
     from ropewalk.evaluate.texts import read_text
-    from ropewalk.models.load import choose_dtype
+    from ropewalk.models.load import choose_dtype, load_config
     from ropewalk.report.curve import curve_sentence, curve_table, draw_curve
 
     if not lengths:
@@ -47,7 +46,7 @@ def run(
         raise InputError("scaling", "none", "at least one scaling")
     kind = choose_dtype(dtype)
     text = read_text(text_name)
-    described = configs.read(name)
+    described = load_config(name)
     original_length = described.ropes[described.main].rope.original_length
     store = CurveStore(out, {"model": name, "text": text.name, "dtype": kind, "text_sha256": text.digest})
     asked = [(str(scaling), length) for scaling in dict.fromkeys(scalings) for length in sorted(set(lengths))]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from ropewalk.config import locate
+from ropewalk.config import ModelConfig, locate, read
 from ropewalk.errors import InputError
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -37,15 +37,40 @@ def load(
     path = locate(name)
     if path is not None and path.suffix == ".gguf":
         return _load_gguf(path, kind, place)
-    source = name if path is None else str(path.parent if path.name == "config.json" else path)
+    source = _folder(name, path)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=kind, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise InputError("model", name, f"a hub id or folder that transformers can load ({error})") from None
+        raise _not_loaded(name, error) from None
     return model.to(place).eval(), tokenizer
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> ModelConfig:
+    """What the configuration of MODEL says about positions, with transformers' defaults for what it leaves out.
+
+    Raises InputError for a name that cannot be read.
+    """
+    path = locate(name)
+    if path is not None and path.suffix == ".gguf":
+        return read(path)
+    try:
+        return read(transformers.AutoConfig.from_pretrained(_folder(name, path), trust_remote_code=trust_remote_code))
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _not_loaded(name, error) from None
+
+
+def _folder(name: str, path: Path | None) -> str:
+    """What transformers loads from: a folder, or a hub id."""
+    return name if path is None else str(path.parent if path.name == "config.json" else path)
+
+
+def _not_loaded(name: str, error: Exception) -> InputError:
+    return InputError("model", name, f"a hub id or folder that transformers can load ({error})")
 
 
 def _load_gguf(path: Path, dtype: torch.dtype, place: torch.device) -> tuple[Any, Any]:

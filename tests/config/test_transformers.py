@@ -9,6 +9,8 @@ from transformers import AutoConfig
 import ropewalk as rw
 from ropewalk import config as configs
 from ropewalk.config import read
+from ropewalk.config.model import BASE_OF
+from ropewalk.config.transformers import _PARTIAL_OF
 
 LLAMA_2 = {
     "model_type": "llama",
@@ -229,14 +231,14 @@ def test_composite_configurations_are_read_at_their_text_part():
     assert read(config.to_dict()) == read(config)
 
 
-@pytest.mark.parametrize("model_type", [*configs._BASE_OF, *configs._PARTIAL_OF])
+@pytest.mark.parametrize("model_type", [*BASE_OF, *_PARTIAL_OF])
 def test_defaults_of_architectures_are_those_of_transformers(model_type):
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}
     bare = {"hidden_size": 1024, "max_position_embeddings": 2048, **heads}
     if model_type != "falcon":  # a property there
         bare["head_dim"] = 128
     config = AutoConfig.for_model(model_type, **bare)
-    if model_type not in configs._BASE_OF:
+    if model_type not in BASE_OF:
         bare["rope_theta"] = 10_000.0
     ours, theirs = read({"model_type": model_type, **bare}).ropes["all"].rope, read(config).ropes["all"].rope
     assert (ours.dim, ours.base) == (theirs.dim, theirs.base)

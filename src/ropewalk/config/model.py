@@ -1,0 +1,101 @@
+"""What a configuration says about positions, whichever format it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ropewalk.errors import InputError
+from ropewalk.rope import Rope
+from ropewalk.scaling.base import Scaling
+
+ALL_LAYERS = "all"
+
+# The architecture's own default, for files that leave the base out.
+BASE_OF = {
+    "llama": 10_000.0,
+    "mistral": 10_000.0,
+    "mixtral": 1_000_000.0,
+    "gemma": 10_000.0,
+    "gemma2": 10_000.0,
+    "gpt_neox": 10_000.0,
+    "falcon": 10_000.0,
+    "olmo": 10_000.0,
+    "phi": 10_000.0,
+    "phi3": 10_000.0,
+    "qwen2": 10_000.0,
+    "stablelm": 10_000.0,
+    "cohere": 500_000.0,
+    "gpt_oss": 150_000.0,
+    "smollm3": 2_000_000.0,
+}
+# Whose weights pair neighbouring channels.
+INTERLEAVED = {
+    "blt", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "ernie4_5", "ernie4_5_moe",
+    "glm", "glm4", "gptj", "helium", "kimi_k2", "llama4",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerRope:
+    """The rotary embedding of one layer type: unscaled, the scaling the model comes with, and its dict as written."""
+
+    rope: Rope
+    scaling: Scaling
+    written: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What one token keeps in the KV cache.
+
+    Attributes:
+        kinds: a layer type for each layer.
+        kv_heads, key_dim, value_dim: of one layer; of latent attention 1, latent plus rope part, 0.
+        sliding_window: tokens that a sliding layer keeps, if any layer slides.
+        bytes_per_number: 2 for bfloat16 and float16, 4 for float32.
+    """
+
+    kinds: tuple[str, ...]
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    sliding_window: int | None
+    bytes_per_number: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a configuration says about positions.
+
+    Attributes:
+        model_type: the architecture's name.
+        ropes: a `LayerRope` for each layer type, or one for `"all"`.
+        max_length: tokens that the configuration declares, scaling included.
+        attention: its shape, None where the configuration does not tell.
+    """
+
+    model_type: str
+    ropes: dict[str, LayerRope]
+    max_length: int | None
+    attention: AttentionShape | None
+
+    @property
+    def main(self) -> str:
+        """The layer type that sees the whole text, which is the one that a scaling is for."""
+        return next((kind for kind in self.ropes if not is_local(kind)), next(iter(self.ropes)))
+
+
+def is_local(layer_type: str) -> bool:
+    """Whether such layers see only a window, so that no length of text takes them past their training."""
+    if layer_type == "main":  # DeepSeek V4's word for its sliding-window layers; the others are "compress"
+        return True
+    return any(word in layer_type for word in ("sliding", "local", "chunked"))
+
+
+def check_layers(layers: int) -> int:
+    """The number of layers. Raises InputError for one that only a damaged file holds: it would fill the memory."""
+    if layers > 10_000:
+        raise InputError("layers", layers, "at most 10,000")
+    return layers
