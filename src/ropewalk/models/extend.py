@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
+import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,25 +19,43 @@ from torch import nn
 from ropewalk import config as configs
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
-from ropewalk.models.rotary import RotaryModule, RotaryTable, rotary_modules
+from ropewalk.models.rotary import RotaryModule, RotaryTable, Swap, rotary_modules
 from ropewalk.plan import plan
-from ropewalk.rope import Rope
 from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.scaling.proportional import Proportional
 
 Model = TypeVar("Model", bound=nn.Module)
+_STILL = 1e12  # the divisor of a pair that stands still: the largest that LongRoPE takes
 ScalingLike = Scaling | str | Mapping[str, Any]
-_KEPT_FIELDS = ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings")
 
 
 @dataclass
 class Extension:
-    """What `extend` did to a model, and what it needs to undo it; kept on the model."""
+    """What `extend` did to a model; kept on the model.
+
+    Attributes:
+        scalings: for each layer type.
+        length: that fixes a dynamic scaling, tokens.
+        changes: exchange them to undo it, and again to redo it.
+    """
 
     scalings: dict[str, Scaling]
     length: int | None
-    classes: list[tuple[RotaryModule, type]] = field(default_factory=list)
-    softmax_scales: list[tuple[Any, float]] = field(default_factory=list)
-    config_fields: dict[str, Any] = field(default_factory=dict)
+    changes: list[Swap]
+
+    def exchange(self) -> None:
+        """Make all changes or, should one of them fail, none."""
+        done: list[Swap] = []
+        try:
+            for change in self.changes:
+                change()
+                done.append(change)
+        except BaseException:
+            for change in reversed(done):
+                change()
+            raise
+        self.changes.reverse()
 
 
 def extend(
@@ -54,34 +75,33 @@ def extend(
         length: fixes a dynamic scaling at the frequencies of that length, in tokens.
 
     Returns the same model. `model.config` says what is true afterwards; where transformers cannot express the
-    scaling, a warning says so. A scaling put on an extended model replaces the earlier one.
-    Raises InputError for a model without rotary embeddings, or one whose tables cannot be reproduced.
+    scaling, a warning says so. A scaling put on an extended model replaces the earlier one. Pairs that a model was
+    trained to keep still (p-RoPE) stay still under every scaling but `Proportional`.
+    Raises InputError for a model without rotary embeddings, or one whose tables cannot be reproduced; the model is
+    then as it was.
     """
     if (scaling is None) == (target is None):
         raise InputError("scaling", scaling, "either a scaling or a target, one of the two")
     before = extension_of(model)
     restore(model)
     try:
-        return _extend(model, scaling, target, length)
-    except InputError:
+        extension, warning = _planned(model, scaling, target, length)
+        _put(model, extension)
+    except BaseException:
         if before is not None:
-            _extend(model, before.scalings, None, before.length)
+            _put(model, before)
         raise
+    if warning is not None:
+        warnings.warn(warning, stacklevel=2)
+    return model
 
 
 def restore(model: Model) -> Model:
     """Take the scaling off again: the very same logits as before `extend`. Does nothing to any other model."""
     extension = extension_of(model)
-    if extension is None:
-        return model
-    for rotary, original in extension.classes:
-        rotary.uninstall(original)
-    for attention, scale in extension.softmax_scales:
-        attention.scaling = scale
-    text_config = configs.text_config(_config_of(model))
-    for name, value in extension.config_fields.items():
-        setattr(text_config, name, value)
-    del model._ropewalk_extension
+    if extension is not None:
+        extension.exchange()
+        del model._ropewalk_extension
     return model
 
 
@@ -102,26 +122,35 @@ def extended(model: nn.Module, scaling: ScalingLike | Mapping[str, ScalingLike],
     finally:
         restore(model)
         if before is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                extend(model, before.scalings, length=before.length)
+            _put(model, before)
 
 
-def _extend(
-    model: Model, scaling: ScalingLike | Mapping[str, ScalingLike] | None, target: int | None, length: int | None
-) -> Model:
-    text_config = configs.text_config(_config_of(model))
+def _put(model: nn.Module, extension: Extension) -> None:
+    extension.exchange()
+    model._ropewalk_extension = extension  # type: ignore[assignment]
+
+
+def _planned(
+    model: nn.Module, scaling: ScalingLike | Mapping[str, ScalingLike] | None, target: int | None, length: int | None
+) -> tuple[Extension, str | None]:
+    """All changes to make, and a warning for the user; nothing is changed yet."""
+    config = _config_of(model)
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError("model", type(model).__name__, "a model without an encoder, which would read the text too")
+    text_config = configs.text_config(config)
     modules = rotary_modules(model, text_config)
     described = configs.read(text_config)
     if scaling is None:
         scaling = plan(described, target=target or 0).scaling
-    extension = Extension(_by_layer_type(scaling, described), length)
-    tables = [_tables(rotary, described, extension) for rotary in modules]  # all that can fail, before any change
-    extension.softmax_scales = _scale_softmax(model, text_config, described, extension)
-    extension.classes = [(rotary, rotary.install(t)) for rotary, t in zip(modules, tables, strict=True)]
-    extension.config_fields = _describe(text_config, described, extension)
-    model._ropewalk_extension = extension  # type: ignore[assignment]
-    return model
+    scalings = _by_layer_type(scaling, described)
+    tables = [_tables(rotary, scalings, length) for rotary in modules]
+    softmax, left_out = _softmax_changes(model, text_config, described, scalings, length)
+    fields = _config_changes(text_config, described, scalings, length, list(zip(modules, tables, strict=True)))
+    installed = [change for rotary, t in zip(modules, tables, strict=True) for change in rotary.install(t)]
+    changes = installed + softmax + [Swap(text_config, name, value) for name, value in (fields or {}).items()]
+    if fields is None:
+        left_out = f"transformers cannot express {_shown(scalings)}: a model saved now loads without it"
+    return Extension(scalings, length, changes), left_out
 
 
 def _config_of(model: nn.Module) -> Any:
@@ -129,6 +158,10 @@ def _config_of(model: nn.Module) -> Any:
     if config is None:
         raise InputError("model", type(model).__name__, "a model of transformers, which has a config")
     return config
+
+
+def _shown(scalings: Mapping[str, Scaling]) -> str:
+    return " and ".join(dict.fromkeys(str(scaling) for scaling in scalings.values()))
 
 
 def _by_layer_type(
@@ -146,79 +179,170 @@ def _by_layer_type(
     return own | dict.fromkeys(whole, one)
 
 
-def _tables(rotary: RotaryModule, described: configs.ModelConfig, extension: Extension) -> dict[str, RotaryTable]:
+def _tables(rotary: RotaryModule, scalings: Mapping[str, Scaling], length: int | None) -> dict[str, RotaryTable]:
+    """The tables to serve, for each layer type of the module."""
+    ropes = configs.read(rotary.config).ropes
     tables = {}
     for kind in rotary.layer_types:
-        layer = described.ropes.get(kind) or described.ropes.get(configs.ALL_LAYERS)
-        if layer is None:
-            raise InputError("layer type", kind, ", ".join(described.ropes))
-        own = layer.scaling.frequencies(layer.rope, layer.rope.original_length)
-        carried = np.asarray(rotary.inv_freq(kind).double().cpu())
-        if own.inv_freq.shape != carried.shape or not np.allclose(own.inv_freq, carried, rtol=1e-4, atol=1e-12):
-            raise InputError(
-                f"model: {rotary.path}", f"frequencies that its config ({layer.scaling}, {layer.rope}) does not give",
-                "a model whose config describes its frequencies",
-            )  # fmt: skip
-        scaling = extension.scalings[kind if kind in extension.scalings else configs.ALL_LAYERS]
-        follow = _follow(scaling, layer.rope) if scaling.dynamic and extension.length is None else None
-        start = layer.rope.original_length if extension.length is None else extension.length
-        frequencies = scaling.frequencies(layer.rope, start)
-        tables[kind] = RotaryTable(frequencies, rotary.arrangement(kind), rotary.inv_freq(kind).device, follow)
+        named = kind if kind in ropes else configs.ALL_LAYERS
+        if named not in ropes:
+            raise InputError("layer type", kind, ", ".join(ropes))
+        own = ropes[named]
+        present = own.scaling.frequencies(own.rope, 1)
+        arrangement = rotary.arrangement(kind, present)
+        if not rotary.gives(kind, present, arrangement):
+            described = f"{own.scaling} of {own.rope}"
+            raise InputError(f"model: {rotary.path}", "a table of its own", f"what its config describes: {described}")
+        scaling = scalings[named]
+        frequencies = functools.partial(_frequencies, scaling, own)
+        follow = frequencies if scaling.dynamic and length is None else None
+        tables[kind] = RotaryTable(frequencies(length), arrangement, rotary.device, follow)
     return tables
 
 
-def _follow(scaling: Scaling, rope: Rope) -> Callable[[int], Frequencies]:
-    return lambda length: scaling.frequencies(rope, length)
+def _frequencies(scaling: Scaling, own: configs.LayerRope, length: int | None) -> Frequencies:
+    """The frequencies of `scaling` for such layers, by default at the original length.
+
+    Pairs that the layers were trained to keep still stay so.
+    """
+    frequencies = scaling.frequencies(own.rope, length or scaling.original_length or own.rope.original_length)
+    if not isinstance(own.scaling, Proportional) or isinstance(scaling, Proportional):
+        return frequencies
+    turns = own.scaling.frequencies(own.rope).inv_freq > 0
+    return dataclasses.replace(frequencies, inv_freq=np.where(turns, frequencies.inv_freq, 0.0))
 
 
-def _scale_softmax(
-    model: nn.Module, text_config: Any, described: configs.ModelConfig, extension: Extension
-) -> list[tuple[Any, float]]:
-    """Set the softmax scale of latent attention that has a softmax factor; returns what it was.
+def _softmax_changes(
+    model: nn.Module,
+    text_config: Any,
+    described: configs.ModelConfig,
+    scalings: Mapping[str, Scaling],
+    length: int | None,
+) -> tuple[list[Swap], str | None]:
+    """The softmax scales of latent attention, which takes a softmax factor, and a warning where there is none.
 
     Such attention lives in a transformers module that defines `yarn_apply_mscale`, and had it applied already.
     """
-    main = described.main
-    rope = described.ropes[main].rope
-    start = extension.length or rope.original_length
-    factor = extension.scalings[main].frequencies(rope, start).softmax_factor
-    held: list[tuple[Any, float]] = []
+    own, scaling = described.ropes[described.main], scalings[described.main]
+    factor = _frequencies(scaling, own, length).softmax_factor
+    changes = []
     latent: Any
     for latent in model.modules():
-        apply = getattr(sys.modules[type(latent).__module__], "yarn_apply_mscale", None)
-        if apply is not None and hasattr(latent, "qk_rope_head_dim") and isinstance(latent.scaling, float):
-            held.append((latent, latent.scaling))
-            latent.scaling *= factor / apply(text_config.rope_parameters, 1.0)
-    if factor != 1 and not held:
-        warnings.warn(
-            f"{extension.scalings[main]}: its softmax factor {factor:.4f} is for latent attention, which "
-            f"{type(model).__name__} does not have; it is left out, as in transformers",
-            stacklevel=3,
+        apply = getattr(sys.modules.get(type(latent).__module__), "yarn_apply_mscale", None)
+        if apply is not None and hasattr(latent, "qk_rope_head_dim") and hasattr(latent, "scaling"):
+            applied = apply(text_config.rope_parameters, 1.0)
+            changes.append(Swap(latent, "scaling", latent.scaling * factor / applied))
+    if factor != 1 and not changes and scaling != own.scaling:
+        return [], (
+            f"{scaling}: its softmax factor {factor:.4f} is for latent attention, which {type(model).__name__} "
+            "does not have; it is left out, as in transformers"
         )
-    return held
+    return changes, None
 
 
-def _describe(text_config: Any, described: configs.ModelConfig, extension: Extension) -> dict[str, Any]:
-    """Make the config say what is true now; returns the fields as they were."""
-    before = {name: copy.deepcopy(getattr(text_config, name)) for name in _KEPT_FIELDS if hasattr(text_config, name)}
-    written = copy.deepcopy(before.get("rope_parameters")) or {}
-    changed = {
-        kind: scaling for kind, scaling in extension.scalings.items() if scaling != described.ropes[kind].scaling
-    }
+def _config_changes(
+    text_config: Any,
+    described: configs.ModelConfig,
+    scalings: Mapping[str, Scaling],
+    length: int | None,
+    served: list[tuple[RotaryModule, dict[str, RotaryTable]]],
+) -> dict[str, Any] | None:
+    """The fields with which transformers builds these very tables; None when there are none.
+
+    Proven by building the rotary modules from them, as loading would: some architectures validate more strictly
+    than others (Phi-3 knows longrope alone), or read fields of their own (PhiMoE).
+    """
+    changed = {kind: each for kind, each in scalings.items() if not _same(each, described.ropes[kind], length)}
+    if not changed:
+        return {}
+    for said in (changed, _as_longrope(changed, described, length)):
+        fields = said and _fields(text_config, described, said, length)
+        if fields and _builds(text_config, fields, described, served):
+            return fields
+    return None
+
+
+def _same(scaling: Scaling, own: configs.LayerRope, length: int | None) -> bool:
+    """Whether it gives such layers what they have."""
+    if scaling.dynamic or own.scaling.dynamic:
+        return scaling == own.scaling and length is None
+    return _frequencies(scaling, own, length) == _frequencies(own.scaling, own, None)
+
+
+def _as_longrope(
+    changed: Mapping[str, Scaling], described: configs.ModelConfig, length: int | None
+) -> dict[str, Scaling] | None:
+    """The same frequencies as divisors, which say any static ones."""
+    said: dict[str, Scaling] = {}
     for kind, scaling in changed.items():
-        layer = described.ropes[kind]
+        own = described.ropes[kind]
+        frequencies = _frequencies(scaling, own, length)
+        if (scaling.dynamic and length is None) or frequencies.softmax_factor != 1:
+            return None
+        with np.errstate(divide="ignore"):
+            divisors = tuple(np.minimum(own.rope.inv_freq / frequencies.inv_freq, _STILL).tolist())
+        said[kind] = LongRoPE(
+            divisors,
+            divisors,
+            factor=scaling.reaches(own.rope, length),
+            attention_factor=frequencies.attention_factor,
+            original_length=scaling.original_length,
+        )
+    return said
+
+
+def _fields(
+    text_config: Any, described: configs.ModelConfig, said: Mapping[str, Scaling], length: int | None
+) -> dict[str, Any] | None:
+    written = copy.deepcopy(getattr(text_config, "rope_parameters", None)) or {}
+    for kind, scaling in said.items():
         nested = kind != configs.ALL_LAYERS
-        said = configs.rope_parameters(scaling, layer.rope, written[kind] if nested else written, extension.length)
-        if said is None:
-            warnings.warn(
-                f"transformers cannot express {scaling}: a model saved now loads with {layer.scaling}", stacklevel=3
-            )
-            return before
-        written = {**written, kind: said} if nested else said
-    text_config.rope_parameters = written
-    if described.main in changed:
-        main, rope = changed[described.main], described.ropes[described.main].rope
-        if hasattr(text_config, "original_max_position_embeddings"):
-            text_config.original_max_position_embeddings = main.trained_on(rope)
-        text_config.max_position_embeddings = round(main.trained_on(rope) * main.reaches(rope, extension.length))
-    return before
+        before = written.get(kind) if nested else written
+        one = configs.rope_parameters(scaling, described.ropes[kind].rope, before, length)
+        if one is None:
+            return None
+        written = {**written, kind: one} if nested else one
+    fields = {"rope_parameters": written}
+    if described.main in said:
+        main, rope = said[described.main], described.ropes[described.main].rope
+        if rope.original_length is not None or main.original_length is not None:
+            fields["original_max_position_embeddings"] = main.trained_on(rope)
+            fields["max_position_embeddings"] = round(main.trained_on(rope) * main.reaches(rope, length))
+    return {name: value for name, value in fields.items() if hasattr(text_config, name)}
+
+
+def _builds(
+    text_config: Any,
+    fields: Mapping[str, Any],
+    described: configs.ModelConfig,
+    served: list[tuple[RotaryModule, dict[str, RotaryTable]]],
+) -> bool:
+    """Whether the rotary modules of a model that is loaded with these fields give the same tables."""
+    past = 2 * (described.ropes[described.main].rope.original_length or 0)
+    try:
+        for rotary, tables in served:
+            config = copy.deepcopy(rotary.config)
+            for name, value in fields.items():
+                setattr(config, name, copy.deepcopy(value))
+            if rotary.config is not text_config:  # a copy with a base of its own, which it keeps
+                config.rope_parameters["rope_theta"] = rotary.config.rope_parameters["rope_theta"]
+            with _silent_transformers():  # it will say what it has to say when the model is loaded
+                built = rotary.built_from(type(config).from_dict(config.to_dict()))
+            for kind, table in tables.items():
+                for length in (1, past):
+                    if not built.gives(kind, table.frequencies_at(length), table.arrangement, length):
+                        return False
+    except Exception:  # it is the architecture's own code that decides, in whatever way
+        return False
+    return True
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -2,21 +2,24 @@
 
 No model source is patched and none is assumed: how a module lays its table out (half, interleaved, compact,
 complex, split over the axes of multimodal positions) is learned by asking the module, with frequencies and
-positions chosen so that every channel of its answer names the pair and the axis it came from. A module whose
-own answers cannot be reproduced from what was learned is refused.
+positions chosen so that every channel of its answer names the pair and the axis it came from. What was learned
+counts only when it reproduces the module's own answers; a module for which it does not is refused.
 
-Shapes: B batch, T tokens, P pairs (dim/2), C channels of the module's table, A position axes.
+Shapes: B batch, T tokens, P pairs (dim/2), A position axes, U columns (a pair with the axis it turns along), C channels
+of the module's table.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +28,8 @@ from ropewalk.frequencies import RADIANS_PER_UNIT, Frequencies, reduced_turns
 
 FrequenciesAt = Callable[[int], Frequencies]
 _ONE_TYPE = "all"
+_CLOSE = 1e-4  # of frequencies, relative
+_NEAR = 8  # positions at which a module's own float32 angles are as good as exact
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,16 @@ class Arrangement:
     """Where each channel of a module's table comes from.
 
     Attributes:
-        pair_C: the pair of each channel.
-        axis_P: the position axis of each pair, None for plain one-dimensional positions.
+        axes: position axes, 1 for plain positions.
+        columns_U: every (pair, axis) that occurs.
+        column_C: the column of each channel.
         complex: whether the table is one complex tensor instead of cos and sin.
         follows_dtype: whether the table takes the dtype of the hidden states; float32 otherwise.
     """
 
-    pair_C: tuple[int, ...]
-    axis_P: tuple[int, ...] | None
+    axes: int
+    columns_U: tuple[tuple[int, int], ...]
+    column_C: tuple[int, ...]
     complex: bool
     follows_dtype: bool
 
@@ -47,9 +54,9 @@ class Arrangement:
 class RotaryTable(nn.Module):
     """cos and sin of one layer type, exact at every position, in the arrangement of the module it serves."""
 
-    high_P: Tensor
-    low_P: Tensor
-    pair_C: Tensor
+    high_U: Tensor
+    low_U: Tensor
+    column_C: Tensor
 
     def __init__(
         self, frequencies: Frequencies, arrangement: Arrangement, device: torch.device, follow: FrequenciesAt | None
@@ -59,45 +66,54 @@ class RotaryTable(nn.Module):
         self.arrangement = arrangement
         self.follow = follow
         self.frequencies = frequencies
-        high, low = frequencies.turns()
+        high_U, low_U = self._turns(frequencies)
         # Integers: a later model.to(bfloat16) leaves them as they are, and moves them with the model.
-        self.register_buffer("high_P", torch.from_numpy(high).to(device), persistent=False)
-        self.register_buffer("low_P", torch.from_numpy(low).to(device), persistent=False)
-        self.register_buffer("pair_C", torch.tensor(arrangement.pair_C, device=device), persistent=False)
+        self.register_buffer("high_U", high_U.to(device), persistent=False)
+        self.register_buffer("low_U", low_U.to(device), persistent=False)
+        self.register_buffer("column_C", torch.tensor(arrangement.column_C, device=device), persistent=False)
+
+    def _turns(self, frequencies: Frequencies) -> tuple[Tensor, Tensor]:
+        pair_U = [pair for pair, _ in self.arrangement.columns_U]
+        high_P, low_P = frequencies.turns()
+        return torch.from_numpy(high_P[pair_U]), torch.from_numpy(low_P[pair_U])
+
+    def frequencies_at(self, length: int) -> Frequencies:
+        """What it turns by for a text of that length."""
+        return self.frequencies if self.follow is None else self.follow(max(length, 1))
 
     def set(self, frequencies: Frequencies) -> None:
         """Turn by other frequencies from now on."""
         if frequencies != self.frequencies:
-            high, low = frequencies.turns()
-            self.high_P.copy_(torch.from_numpy(high))
-            self.low_P.copy_(torch.from_numpy(low))
+            high_U, low_U = self._turns(frequencies)
+            self.high_U.copy_(high_U)
+            self.low_U.copy_(low_U)
             self.frequencies = frequencies
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The table at `position_ids` ([B, T], or [A, B, T] where there are axes), for hidden states like `x`."""
         if self.follow is not None:
             self._follow(position_ids)
-        positions_BTP = self._per_pair(position_ids.to(self.high_P.device, torch.int64))
-        real = torch.float32 if self.high_P.device.type == "mps" else torch.float64
-        turned_BTP = reduced_turns(positions_BTP, self.high_P, self.low_P)
-        angle_BTP = turned_BTP.to(real) * RADIANS_PER_UNIT
+        positions_BTU = self._along_axes(position_ids.to(self.high_U.device, torch.int64))
+        real = torch.float32 if self.high_U.device.type == "mps" else torch.float64
+        angle_BTU = reduced_turns(positions_BTU, self.high_U, self.low_U).to(real) * RADIANS_PER_UNIT
         dtype = x.dtype if self.arrangement.follows_dtype else torch.float32
         factor = self.frequencies.attention_factor
-        cos_BTC, sin_BTC = ((f(angle_BTP) * factor).to(dtype)[..., self.pair_C] for f in (torch.cos, torch.sin))
+        cos_BTC, sin_BTC = (
+            (f(angle_BTU) * factor).to(dtype)[..., self.column_C].to(x.device) for f in (torch.cos, torch.sin)
+        )
         return torch.complex(cos_BTC, sin_BTC) if self.arrangement.complex else (cos_BTC, sin_BTC)
 
-    def _per_pair(self, position_ids: Tensor) -> Tensor:
-        axes = self.arrangement.axis_P
-        if axes is None:
+    def _along_axes(self, position_ids: Tensor) -> Tensor:
+        if self.arrangement.axes == 1 or position_ids.ndim == 2:  # a text stands at the same position on every axis
             return position_ids[..., None]
-        if position_ids.ndim == 2:
-            return position_ids[..., None]  # a text: every axis at the same position
-        return torch.stack([position_ids[axis] for axis in axes], dim=-1)
+        return torch.stack([position_ids[axis] for _, axis in self.arrangement.columns_U], dim=-1)
 
     def _follow(self, position_ids: Tensor) -> None:
         assert self.follow is not None
         frequencies = self.follow(int(position_ids.max()) + 1)
-        if frequencies != self.frequencies and int(position_ids.min()) > 0:
+        # On some axes an image starts anew: the farthest tells where in the text a token stands.
+        reached_BT = position_ids if position_ids.ndim == 2 else position_ids.amax(0)
+        if frequencies != self.frequencies and int(reached_BT.min()) > 0:
             raise RuntimeError(
                 "the text outgrew the frequencies that the cached keys carry: a dynamic scaling with a KV cache would "
                 "mix old and new. Pass use_cache=False, or fix it for the whole request with "
@@ -115,10 +131,40 @@ class _Exact:
         with torch.no_grad():
             return self.ropewalk[layer_type or _ONE_TYPE](x, position_ids)
 
+    def __reduce__(self) -> Any:  # pickle finds classes by their name, and this one has the name of its base
+        return _blank, (type(self).__bases__[1],), self.__dict__
+
+
+@functools.cache
+def _exact(original: Any) -> Any:
+    return type(original.__name__, (_Exact, original), {"__module__": original.__module__})
+
+
+def _blank(original: type) -> Any:
+    cls = _exact(original)
+    return cls.__new__(cls)
+
+
+@dataclass
+class Swap:
+    """One attribute to exchange for another value; exchanged again, everything is as before. `...` is no value."""
+
+    of: Any
+    name: str
+    value: Any
+
+    def __call__(self) -> None:
+        held = getattr(self.of, self.name, ...)
+        if self.value is ...:
+            delattr(self.of, self.name)
+        else:
+            setattr(self.of, self.name, self.value)
+        self.value = held
+
 
 @dataclass
 class RotaryModule:
-    """One rotary module of a model, before anything is done to it."""
+    """One rotary module of a model. Questions go to a copy: the module itself is never touched."""
 
     path: str
     module: Any
@@ -128,6 +174,10 @@ class RotaryModule:
         return self.module.config
 
     @property
+    def device(self) -> torch.device:
+        return self.inv_freq(self.layer_types[0]).device
+
+    @property
     def layer_types(self) -> list[str]:
         """The layer types that have frequencies of their own; `"all"` where they share."""
         if isinstance(getattr(self.module, "inv_freq", None), Tensor):
@@ -135,47 +185,77 @@ class RotaryModule:
         suffix = "_original_inv_freq"
         return [name.removesuffix(suffix) for name, _ in self.module.named_buffers() if name.endswith(suffix)]
 
-    def buffer(self, layer_type: str) -> str:
-        return "inv_freq" if layer_type == _ONE_TYPE else f"{layer_type}_inv_freq"
-
     def inv_freq(self, layer_type: str) -> Tensor:
-        """What the module turns by when nothing is scaled dynamically, float32 [P]."""
-        prefix = "" if layer_type == _ONE_TYPE else f"{layer_type}_"
-        found: Tensor = getattr(
-            self.module, f"{prefix}original_inv_freq", getattr(self.module, self.buffer(layer_type))
-        )
+        """What the module turns by at present, [P]."""
+        found: Tensor = getattr(self.module, _buffer(layer_type))
         return found.detach()
 
-    def attention_factor(self, layer_type: str) -> float:
-        prefix = "" if layer_type == _ONE_TYPE else f"{layer_type}_"
-        return float(getattr(self.module, f"{prefix}attention_scaling", 1.0))
+    def arrangement(self, layer_type: str, frequencies: Frequencies) -> Arrangement:
+        """Learn it by asking, for a module that turns by `frequencies`.
 
-    def arrangement(self, layer_type: str) -> Arrangement:
-        """Learn it by asking. Raises InputError when the module is of no kind that can be reproduced."""
+        Raises InputError when the module is of no kind that can be reproduced.
+        """
         try:
-            return _Probe(self, layer_type).arrangement()
+            return _Probe(self, layer_type).arrangement(self._order(layer_type, frequencies))
         except InputError:
             raise
         except Exception as error:
             raise _unsupported(self, f"asking it for its layout failed: {error}") from error
 
-    def install(self, tables: dict[str, RotaryTable]) -> type:
-        """Serve these tables from now on. Returns the class to give back to `uninstall`."""
-        original = type(self.module)
-        self.module.ropewalk = nn.ModuleDict(tables)
-        self.module.__class__ = type(original.__name__, (_Exact, original), {"__module__": original.__module__})
-        return original
+    def _order(self, layer_type: str, frequencies: Frequencies) -> Tensor:
+        """The pair of each frequency that the module carries: Ernie 4.5 VL keeps them in an order of its own."""
+        carried, turned = self.inv_freq(layer_type), torch.tensor(frequencies.inv_freq)
+        order = torch.arange(len(turned))
+        if len(carried) == len(turned) and not _are(carried, turned):
+            order[carried.cpu().argsort()] = turned.argsort()
+        return order
 
-    def uninstall(self, original: type) -> None:
-        self.module.__class__ = original
-        del self.module.ropewalk
+    def gives(self, layer_type: str, frequencies: Frequencies, arrangement: Arrangement, length: int = 1) -> bool:
+        """Whether the module itself turns by these frequencies when it sees a text of that length (or a few more)."""
+        positions = torch.arange(_NEAR).expand(1, _NEAR)
+        if arrangement.axes > 1:  # every axis at another place
+            positions = positions + torch.arange(arrangement.axes).view(-1, 1, 1)
+        if length > _NEAR:
+            positions = torch.cat([positions, torch.full_like(positions[..., :1], length - 1)], dim=-1)
+        positions = positions.to(self.device)
+        x = torch.zeros(1, device=self.device)
+        asked = RotaryModule(self.path, copy.deepcopy(self.module))
+        with torch.no_grad():
+            theirs = type(asked.module).forward(asked.module, x, positions, **_naming(layer_type))
+        carried, turned = asked.inv_freq(layer_type), torch.tensor(frequencies.inv_freq)
+        order = asked._order(layer_type, frequencies)
+        if len(carried) != len(turned) or not _are(carried, turned[order]):
+            return False
+        turned[order] = carried.double().cpu()  # the table, by what it carries: rounded after a model.to(bfloat16)
+        rounded = Frequencies(turned.numpy(), frequencies.attention_factor)
+        ours = RotaryTable(rounded, arrangement, self.device, follow=None)(x, positions)
+        return all(
+            our.shape == their.shape and torch.allclose(our[:, :_NEAR], their[:, :_NEAR].to(our.dtype), atol=1e-5)
+            for our, their in zip(_parts(ours), _parts(theirs), strict=True)
+        )
+
+    def built_from(self, config: Any) -> RotaryModule:
+        """What transformers builds in its place for another config."""
+        return RotaryModule(self.path, type(self.module)(config).to(self.device))
+
+    def install(self, tables: dict[str, RotaryTable]) -> list[Swap]:
+        """The changes after which the module serves these tables."""
+        original: Any = type(self.module)
+        exact = _exact(original)
+        changes = [Swap(self.module, "ropewalk", nn.ModuleDict(tables)), Swap(self.module, "__class__", exact)]
+        if "_old_forward" in vars(self.module):  # a hook of accelerate (device_map) calls this, and not the class's
+            changes.append(Swap(self.module, "_old_forward", MethodType(exact.forward, self.module)))
+        elif "forward" in vars(self.module):
+            raise _unsupported(self, "something has replaced its forward")
+        return changes
 
 
 def rotary_modules(model: nn.Module, text_config: Any) -> list[RotaryModule]:
     """The rotary modules of the model's text decoder, in order. Raises InputError when there are none."""
-    found = [RotaryModule(path, module) for path, module in _rotary(model) if module.config is text_config]
+    every = list(_rotary(model))
+    found = [RotaryModule(path, module) for path, module in every if _describes(module.config, text_config)]
     if not found:
-        others = sorted({type(module).__name__ for _, module in _rotary(model)})
+        others = sorted({type(module).__name__ for _, module in every})
         why = f"its rotary modules ({', '.join(others)}) are not of the text decoder" if others else "it has none"
         raise InputError("model", type(model).__name__, f"a model with rotary modules of transformers' kind; {why}")
     return found
@@ -188,25 +268,49 @@ def _rotary(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
+def _describes(config: Any, text_config: Any) -> bool:
+    """Whether it is the text decoder's config, or a copy with a base of its own (Granite SWA has one for each)."""
+    same_kind = type(config) is type(text_config)
+    return same_kind and getattr(config, "is_decoder", None) == getattr(text_config, "is_decoder", None)
+
+
 def _unsupported(rotary: RotaryModule, why: str) -> InputError:
     found = f"{type(rotary.module).__name__} at {rotary.path}"
     return InputError("model", found, f"a rotary module whose table can be reproduced; {why}")
 
 
+def _buffer(layer_type: str) -> str:
+    return "inv_freq" if layer_type == _ONE_TYPE else f"{layer_type}_inv_freq"
+
+
+def _are(carried: Tensor, turned: Tensor) -> bool:
+    """Whether a module that carries these frequencies means those: they are equal up to its rounding."""
+    rounding = torch.finfo(carried.dtype)
+    closest, smallest = max(_CLOSE, rounding.eps), max(1e-12, rounding.smallest_normal)
+    return torch.allclose(carried.double().cpu(), turned, rtol=closest, atol=smallest)
+
+
+def _naming(layer_type: str) -> dict[str, str]:
+    return {} if layer_type == _ONE_TYPE else {"layer_type": layer_type}
+
+
+def _parts(table: Any) -> tuple[Tensor, Tensor]:
+    """cos and sin of a module's answer."""
+    return table if isinstance(table, tuple) else (table.real, table.imag)
+
+
 class _Probe:
-    """Questions to a rotary module, through its own undecorated forward."""
+    """Questions to a copy of a rotary module, through its own undecorated forward."""
 
     def __init__(self, rotary: RotaryModule, layer_type: str) -> None:
-        self.rotary, self.layer_type = rotary, layer_type
+        self.rotary, self.layer_type, self.device = rotary, layer_type, rotary.device
         self.pairs = len(rotary.inv_freq(layer_type))
-        self.device = rotary.inv_freq(layer_type).device
+        self.module = copy.deepcopy(rotary.module)
         # Without the decorator that updates dynamic frequencies, which would overwrite the question.
         self.ask_module = inspect.unwrap(type(rotary.module).forward)
-        section = getattr(rotary.module, "mrope_section", None)
-        section = section.get(layer_type) if isinstance(section, dict) else section
-        self.axes = len(section) if section is not None else 1
+        self.axes = self._count_axes()
 
-    def arrangement(self) -> Arrangement:
+    def arrangement(self, order: Tensor) -> Arrangement:
         # Distinct angles inside (0, pi): the cosine tells them apart, and an angle of 0 says "another axis".
         angles_P = (torch.arange(self.pairs, dtype=torch.float64) + 1) / (self.pairs + 1) * math.pi
         reached_AC = torch.stack([self._angles(angles_P, axis) for axis in range(self.axes)])
@@ -215,34 +319,28 @@ class _Probe:
         pair_C = (angle_C / math.pi * (self.pairs + 1) - 1).round().long()
         if not torch.allclose(angles_P[pair_C.clamp(0, self.pairs - 1)], angle_C, atol=1e-4):
             raise _unsupported(self.rotary, "a channel of its table belongs to no pair")
-        axis_P = torch.full((self.pairs,), -1)
-        axis_P[pair_C] = axis_C.long()
-        if (axis_P < 0).any() or not torch.equal(axis_P[pair_C], axis_C.long()):
-            raise _unsupported(self.rotary, "a pair is missing, or turns with two axes")
-        found = Arrangement(
-            pair_C=tuple(pair_C.tolist()),
-            axis_P=tuple(axis_P.tolist()) if self.axes > 1 else None,
+        if len(pair_C.unique()) < self.pairs:
+            raise _unsupported(self.rotary, "a pair is missing from it")
+        column_of_C = list(zip(order[pair_C].tolist(), axis_C.tolist(), strict=True))
+        columns_U = sorted(set(column_of_C))
+        return Arrangement(
+            axes=self.axes,
+            columns_U=tuple(columns_U),
+            column_C=tuple(columns_U.index(column) for column in column_of_C),
             complex=not isinstance(self._ask(angles_P, self._positions(0)), tuple),
-            follows_dtype=self._ask_dtype(angles_P) == torch.bfloat16,
+            follows_dtype=_parts(self._ask(angles_P, self._positions(0), torch.bfloat16))[0].dtype == torch.bfloat16,
         )
-        self._check(found)
-        return found
 
-    def _check(self, arrangement: Arrangement) -> None:
-        """The module's own answers, reproduced: at its own frequencies and attention factor, over near positions."""
-        inv_freq_P = self.rotary.inv_freq(self.layer_type).double()
-        factor = self.rotary.attention_factor(self.layer_type)
-        positions = (
-            torch.arange(8).expand(1, 8) if self.axes == 1 else torch.arange(self.axes * 8).view(self.axes, 1, 8)
-        )
-        own = Frequencies(np.asarray(inv_freq_P.cpu()), factor)
-        table = RotaryTable(own, arrangement, self.device, follow=None)
-        x = torch.zeros(1, device=self.device)
-        ours, theirs = table(x, positions.to(self.device)), self._ask(inv_freq_P, positions)
-        pairs = zip(ours, theirs, strict=True) if isinstance(theirs, tuple) else [(ours, theirs)]
-        for our, their in pairs:
-            if our.shape != their.shape or not torch.allclose(our, their.to(our.dtype), atol=1e-5):
-                raise _unsupported(self.rotary, "its table is more than cos and sin of position x frequency")
+    def _count_axes(self) -> int:
+        """Position axes that the module folds into one table; given more than it folds, it fails or keeps them."""
+        for axes in (4, 3, 2):
+            try:
+                answer = self._ask(torch.ones(self.pairs), torch.ones(axes, 1, 1, dtype=torch.int64))
+            except RuntimeError:
+                continue
+            if _parts(answer)[0].ndim == 3:
+                return axes
+        return 1
 
     def _positions(self, axis: int) -> Tensor:
         if self.axes == 1:
@@ -251,22 +349,14 @@ class _Probe:
 
     def _angles(self, angles_P: Tensor, axis: int) -> Tensor:
         """The angle of each channel when only `axis` stands at position 1, [C]."""
-        answer = self._ask(angles_P, self._positions(axis))
-        cos, sin = answer if isinstance(answer, tuple) else (answer.real, answer.imag)
+        cos, sin = _parts(self._ask(angles_P, self._positions(axis)))
         return torch.atan2(sin.double(), cos.double()).flatten().cpu()
 
-    def _ask_dtype(self, angles_P: Tensor) -> torch.dtype:
-        answer = self._ask(angles_P, self._positions(0), torch.bfloat16)
-        return (answer[0] if isinstance(answer, tuple) else answer).dtype
-
     def _ask(self, inv_freq_P: Tensor, positions: Tensor, dtype: torch.dtype = torch.float32) -> Any:
-        module, name = self.rotary.module, self.rotary.buffer(self.layer_type)
-        held = getattr(module, name)
+        asked = inv_freq_P.to(self.device, torch.float32)
+        setattr(self.module, _buffer(self.layer_type), asked)
+        if hasattr(self.module, "rope_init_fn"):  # PhiMoE takes its frequencies from there at every call
+            self.module.rope_init_fn = lambda *_, **__: (asked, 1.0)
         x = torch.zeros(1, dtype=dtype, device=self.device)
-        kwargs = {} if self.layer_type == _ONE_TYPE else {"layer_type": self.layer_type}
-        setattr(module, name, inv_freq_P.to(self.device, torch.float32))
-        try:
-            with torch.no_grad():
-                return self.ask_module(module, x, positions.to(self.device), **kwargs)
-        finally:
-            setattr(module, name, held)
+        with torch.no_grad():
+            return self.ask_module(self.module, x, positions.to(self.device), **_naming(self.layer_type))
