@@ -95,9 +95,8 @@ def main() -> None:
     theirs, peer_seconds, peer_memory = measured(lambda: peer(model, ids_T, lengths))
     median = sorted(pair["ours_s"] for pair in pairs)[len(pairs) // 2]
     apart = max(abs(row["ppl"] / theirs[row["length"]] - 1) for row in rows)
-    print(
-        f"peer, {args.lengths} full passes: {peer_seconds:.1f} s, {peer_memory:.2f} GiB: {peer_seconds / median:.1f} times ours"
-    )
+    times = peer_seconds / median
+    print(f"peer, {args.lengths} full passes: {peer_seconds:.1f} s, {peer_memory:.2f} GiB: {times:.1f} times ours")
     print(f"perplexities apart by at most {apart:.1e}, relative")
     keep(
         "single_pass",
@@ -106,7 +105,7 @@ def main() -> None:
             "pairs": pairs,
             "peer": {"seconds": peer_seconds, "gib": peer_memory},
             "speed_against_plain": sorted(p["plain_s"] / p["ours_s"] for p in pairs)[len(pairs) // 2],
-            "times_faster_than_peer": peer_seconds / median,
+            "times_faster_than_peer": times,
             "relative_difference": apart,
             "ppl": [{"length": row["length"], "ours": row["ppl"], "peer": theirs[row["length"]]} for row in rows],
         },

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 import random
 
@@ -141,17 +142,18 @@ def test_lengths_that_cannot_be_read(tiny, ids, lengths, message):
 
 def test_the_built_in_model_explodes_past_its_training_and_yarn_holds(model, tokens):
     """The magnitudes of the main job, on the real model, at a length that a test can afford."""
-    rows = perplexity_curve(model, tokens, [4096, 10240], ["none", "linear:factor=2", "yarn:factor=2"])
+    rows = perplexity_curve(model, tokens, [4096, 12288], ["none", "linear:factor=2", "yarn:factor=2"])
     at = {(row["scaling"], row["length"]): row for row in rows}
     short = at["none", 4096]["ppl"]
     assert 9 < short < 13
     assert at["linear:factor=2", 4096]["ppl"] > 2 * short
     assert at["yarn:factor=2", 4096]["ppl"] < 1.06 * short
-    assert at["none", 10240]["ppl_last"] > 1.15 * at["yarn:factor=2", 10240]["ppl_last"]
-    assert at["yarn:factor=2", 10240]["ppl"] < 1.1 * short
+    assert at["none", 12288]["ppl_last"] > 2 * at["yarn:factor=2", 12288]["ppl_last"]
+    assert at["yarn:factor=2", 12288]["ppl"] < 1.1 * short
 
 
-def test_a_loss_that_is_not_a_number_is_said_and_not_averaged(tiny, ids, monkeypatch):
-    monkeypatch.setattr(tiny.lm_head, "weight", torch.nn.Parameter(torch.full_like(tiny.lm_head.weight, float("nan"))))
+def test_a_loss_that_is_not_a_number_is_said_and_not_averaged(tiny, ids):
+    broken = copy.deepcopy(tiny)
+    torch.nn.init.constant_(broken.lm_head.weight, float("nan"))
     with pytest.raises(RuntimeError, match="none: the model's loss at token 1 is not a number"):
-        perplexity_curve(tiny, ids, [100])
+        perplexity_curve(broken, ids, [100])

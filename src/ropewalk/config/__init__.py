@@ -13,7 +13,7 @@ from typing import Any
 
 from ropewalk.config.gguf import from_gguf
 from ropewalk.config.model import ALL_LAYERS, AttentionShape, LayerRope, ModelConfig, is_local
-from ropewalk.config.transformers import from_dict, rope_parameters
+from ropewalk.config.transformers import declared_length, from_dict, rope_parameters
 from ropewalk.errors import InputError
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "AttentionShape",
     "LayerRope",
     "ModelConfig",
+    "declared_length",
     "from_dict",
     "from_gguf",
     "is_local",

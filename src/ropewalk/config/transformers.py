@@ -84,6 +84,17 @@ def rope_parameters(
     return {"rope_theta": rope.base, **own, **said}
 
 
+def declared_length(scaling: Scaling, rope: Rope, said: Mapping[str, Any], length: int | None = None) -> int:
+    """The `max_position_embeddings` that goes with a dict `said` by `rope_parameters`, tokens.
+
+    It is the length reached where the dict holds the original length. Where it does not (linear, dynamic), readers
+    take the original length from this very field, and vLLM multiplies it by the factor: so it stays the original.
+    """
+    original = scaling.trained_on(rope)
+    reached = round(original * scaling.reaches(rope, length))
+    return reached if said.get("original_max_position_embeddings") else original
+
+
 def _first(config: Mapping[str, Any], *names: str) -> Any:
     return next((config[name] for name in names if config.get(name) is not None), None)
 

@@ -144,14 +144,15 @@ def _scalings(model: Any, scalings: Sequence[ScalingLike] | None) -> list[Scalin
 
 def _read(model: Any, ids_T: Tensor, group: list[Cell], on_tokens: Callable[[float], None] | None) -> Iterator[Row]:
     """Read the text once, at the frequencies the model has; a row as soon as its length is reached."""
-    started = time.perf_counter()
-    waiting = list(group)
-    nll = np.zeros(0)
-    for part in token_nll(model, ids_T[: group[-1].length], on_tokens):
-        nll = np.concatenate([nll, part])
+    waiting, nll, seconds = list(group), np.zeros(0), 0.0
+    parts = token_nll(model, ids_T[: group[-1].length], on_tokens)
+    while waiting:
+        started = time.perf_counter()
+        nll = np.concatenate([nll, next(parts)])
+        seconds += time.perf_counter() - started  # of reading alone, not of what is done with the rows
         while waiting and len(nll) >= waiting[0].length - 1:
             cell = waiting.pop(0)
-            yield _row(cell, nll[: cell.length - 1], time.perf_counter() - started)
+            yield _row(cell, nll[: cell.length - 1], seconds)
 
 
 def _row(cell: Cell, nll: NDArray[np.float64], seconds: float) -> Row:

@@ -307,7 +307,8 @@ def _fields(
         main, rope = said[described.main], described.ropes[described.main].rope
         if rope.original_length is not None or main.original_length is not None:
             fields["original_max_position_embeddings"] = main.trained_on(rope)
-            fields["max_position_embeddings"] = round(main.trained_on(rope) * main.reaches(rope, length))
+            one = written if described.main == configs.ALL_LAYERS else written[described.main]
+            fields["max_position_embeddings"] = configs.declared_length(main, rope, one, length)
     return {name: value for name, value in fields.items() if hasattr(text_config, name)}
 
 
