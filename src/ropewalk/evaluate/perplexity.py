@@ -198,15 +198,15 @@ def token_nll(
 def _head_nll(model: Any, ids_BT: Tensor, outputs: Any, targets_T: Tensor) -> NDArray[np.float64]:
     """NLL of each target from the body's outputs: the head, block by block."""
     hidden_BTD = outputs.last_hidden_state
-    parts = []
+    # One result, made before the loop: small ones made within it would pin the heap between freed logits.
+    nll_T = torch.empty(len(targets_T), dtype=torch.float32, device=hidden_BTD.device)
     with _body_answering(model, outputs):
         for start in range(0, len(targets_T), _BLOCK):
             block = slice(start, min(start + _BLOCK, len(targets_T)))
             outputs.last_hidden_state = hidden_BTD[:, block]
             logits_TV = model(input_ids=ids_BT[:, block], use_cache=False).logits[0].float()
             target_T = logits_TV.gather(1, targets_T[block, None])[:, 0]
-            parts.append(torch.logsumexp(logits_TV, dim=-1) - target_T)
-    nll_T = torch.cat(parts) if parts else hidden_BTD.new_zeros(0)
+            nll_T[block] = torch.logsumexp(logits_TV, dim=-1) - target_T
     return nll_T.double().cpu().numpy()
 
 
