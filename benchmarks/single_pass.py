@@ -1,6 +1,6 @@
 """What does a perplexity curve cost: one pass for all lengths, against one full pass for each?
 
-    python benchmarks/single_pass.py [--lengths 16] [--longest 16384]
+    python benchmarks/single_pass.py [--lengths 16] [--longest 16384] [--pairs 3]
 
 In one process, in turn, on smollm2 and the built-in text:
   - ropewalk: `perplexity_curve`, one pass, logits in blocks;
@@ -49,12 +49,17 @@ def resident() -> int:
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
 
-def measured(work: Callable[[], Any]) -> tuple[Any, float, float]:
+def seconds_of(work: Callable[[], Any]) -> tuple[Any, float]:
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
+
+
+def gib_of(work: Callable[[], Any]) -> float:
+    """In a run of its own: the watching thread takes time from the one that computes."""
     with PeakMemory() as memory:
-        started = time.perf_counter()
-        result = work()
-        seconds = time.perf_counter() - started
-    return result, seconds, memory.peak / 2**30
+        work()
+    return memory.peak / 2**30
 
 
 def peer(model: Any, ids_T: torch.Tensor, lengths: list[int]) -> dict[int, float]:
@@ -72,7 +77,7 @@ def plain(model: Any, ids_T: torch.Tensor) -> None:
 
 
 def in_float32(tokens: list[int]) -> dict[str, Any]:
-    """Both ways without bfloat16's rounding, which alone moves a perplexity by 1e-3: at lengths that a CPU can afford."""
+    """Both ways without bfloat16's rounding, which alone moves a perplexity by 1e-3; short, for a CPU."""
     model, _ = rw.load("smollm2", dtype="float32")
     ids_T, lengths = torch.tensor(tokens[:4096]), [1024, 2048, 3072, 4096]
     theirs = peer(model, ids_T, lengths)
@@ -96,28 +101,34 @@ def main() -> None:
     rw.perplexity_curve(model, ids_T, [1024])  # warm up
     plain(model, ids_T[:1024])
     pairs = []
-    for _ in range(args.pairs):
-        _, plain_seconds, plain_memory = measured(lambda: plain(model, ids_T))
-        rows, seconds, memory = measured(lambda: rw.perplexity_curve(model, ids_T, lengths))
-        pairs.append({"plain_s": plain_seconds, "plain_gib": plain_memory, "ours_s": seconds, "ours_gib": memory})
+    both = {"plain": lambda: plain(model, ids_T), "ours": lambda: rw.perplexity_curve(model, ids_T, lengths)}
+    for number in range(args.pairs):
+        order = list(both) if number % 2 == 0 else list(reversed(both))  # what comes second may find a warmer machine
+        done = {name: seconds_of(both[name]) for name in order}
+        (_, plain_seconds), (rows, seconds) = done["plain"], done["ours"]
+        pairs.append({"plain_s": plain_seconds, "ours_s": seconds, "speed": plain_seconds / seconds})
         print(
-            f"plain pass {plain_seconds:6.1f} s {plain_memory:5.2f} GiB   "
-            f"ropewalk {seconds:6.1f} s {memory:5.2f} GiB   speed against plain {plain_seconds / seconds:.2f}"
+            f"plain pass {plain_seconds:5.1f} s   ropewalk {seconds:5.1f} s   speed {plain_seconds / seconds:.2f} of plain"
         )
+    memory = {name: gib_of(work) for name, work in both.items()}
+    print(f"peak above the loaded model: plain pass {memory['plain']:.2f} GiB, ropewalk {memory['ours']:.2f} GiB")
     exact = in_float32(tokens)
-    theirs, peer_seconds, peer_memory = measured(lambda: peer(model, ids_T, lengths))
+    with PeakMemory() as peer_memory:
+        theirs, peer_seconds = seconds_of(lambda: peer(model, ids_T, lengths))
+    memory["peer"] = peer_memory.peak / 2**30
     median = sorted(pair["ours_s"] for pair in pairs)[len(pairs) // 2]
     apart = max(abs(row["ppl"] / theirs[row["length"]] - 1) for row in rows)
     times = peer_seconds / median
-    print(f"peer, {args.lengths} full passes: {peer_seconds:.1f} s, {peer_memory:.2f} GiB: {times:.1f} times ours")
+    print(f"peer, {args.lengths} full passes: {peer_seconds:.1f} s, {memory['peer']:.2f} GiB: {times:.1f} times ours")
     print(f"perplexities apart by at most {apart:.1e}, relative, in bfloat16; {exact['apart']:.1e} in float32")
     keep(
         "single_pass",
         {
             "lengths": lengths,
             "pairs": pairs,
-            "peer": {"seconds": peer_seconds, "gib": peer_memory},
-            "speed_against_plain": sorted(p["plain_s"] / p["ours_s"] for p in pairs)[len(pairs) // 2],
+            "peer_s": peer_seconds,
+            "peak_gib": memory,
+            "speed_against_plain": sorted(pair["speed"] for pair in pairs)[len(pairs) // 2],
             "times_faster_than_peer": times,
             "relative_difference": {"bfloat16": apart, "float32": exact["apart"]},
             "float32": exact["rows"],
