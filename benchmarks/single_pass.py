@@ -106,10 +106,9 @@ def main() -> None:
         order = list(both) if number % 2 == 0 else list(reversed(both))  # what comes second may find a warmer machine
         done = {name: seconds_of(both[name]) for name in order}
         (_, plain_seconds), (rows, seconds) = done["plain"], done["ours"]
-        pairs.append({"plain_s": plain_seconds, "ours_s": seconds, "speed": plain_seconds / seconds})
-        print(
-            f"plain pass {plain_seconds:5.1f} s   ropewalk {seconds:5.1f} s   speed {plain_seconds / seconds:.2f} of plain"
-        )
+        speed = plain_seconds / seconds
+        pairs.append({"plain_s": plain_seconds, "ours_s": seconds, "speed": speed})
+        print(f"plain pass {plain_seconds:5.1f} s   ropewalk {seconds:5.1f} s   speed {speed:.2f} of plain")
     memory = {name: gib_of(work) for name, work in both.items()}
     print(f"peak above the loaded model: plain pass {memory['plain']:.2f} GiB, ropewalk {memory['ours']:.2f} GiB")
     exact = in_float32(tokens)
