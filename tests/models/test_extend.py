@@ -96,7 +96,7 @@ class TestFailing:
         self.fails(llama, before, rw.InputError, scaling)
 
     @pytest.mark.parametrize("before", [None, YARN], ids=["as it came", "extended"])
-    @pytest.mark.parametrize("at", ["_tables", "_softmax_changes", "_config_changes"])
+    @pytest.mark.parametrize("at", ["_tables", "_softmax_changes", "config_changes"])
     def test_a_fault_while_planning(self, llama, before, at, monkeypatch):
         def patch():
             monkeypatch.setattr(extending, at, lambda *_: 1 / 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import transformers
 
 from ropewalk.config import ModelConfig, locate, read
 from ropewalk.errors import InputError
+from ropewalk.models.quiet import quiet_transformers
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -77,7 +77,7 @@ def _load_gguf(path: Path, dtype: torch.dtype, place: torch.device) -> tuple[Any
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     unpacked = transformers.GgufConfig(dequantize=True)
     try:
-        with _quiet():
+        with quiet_transformers(logging.ERROR):  # its advice to keep the weights packed: unpacked is what is fast
             tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 **where, dtype=dtype, quantization_config=unpacked
@@ -85,18 +85,6 @@ def _load_gguf(path: Path, dtype: torch.dtype, place: torch.device) -> tuple[Any
     except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise InputError("model", str(path), f"a whole GGUF file that transformers can load ({error})") from None
     return model.to(place).eval(), tokenizer
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Without the advice to keep the weights packed: unpacked ones are what computes fast."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def choose_dtype(asked: str | None, device: torch.device | None = None) -> str:

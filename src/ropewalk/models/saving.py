@@ -1,0 +1,131 @@
+"""What the config of an extended model says, so that transformers loads it with the very same tables."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ropewalk import config as configs
+from ropewalk.frequencies import Frequencies
+from ropewalk.models.quiet import quiet_transformers
+from ropewalk.models.rotary import RotaryModule, RotaryTable
+from ropewalk.scaling import Scaling
+from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.scaling.proportional import Proportional
+
+_STILL = 1e12  # the divisor of a pair that stands still: the largest that LongRoPE takes
+
+
+def layer_frequencies(scaling: Scaling, own: configs.LayerRope, length: int | None) -> Frequencies:
+    """The frequencies of `scaling` for such layers, by default at the original length.
+
+    Pairs that the layers were trained to keep still stay so.
+    """
+    frequencies = scaling.frequencies(own.rope, length or scaling.original_length or own.rope.original_length)
+    if not isinstance(own.scaling, Proportional) or isinstance(scaling, Proportional):
+        return frequencies
+    turns = own.scaling.frequencies(own.rope).inv_freq > 0
+    return dataclasses.replace(frequencies, inv_freq=np.where(turns, frequencies.inv_freq, 0.0))
+
+
+def config_changes(
+    text_config: Any,
+    described: configs.ModelConfig,
+    scalings: Mapping[str, Scaling],
+    length: int | None,
+    served: list[tuple[RotaryModule, dict[str, RotaryTable]]],
+) -> dict[str, Any] | None:
+    """The fields with which transformers builds these very tables; None when there are none.
+
+    Proven by building the rotary modules from them, as loading would: some architectures validate more strictly
+    than others (Phi-3 knows longrope alone), or read fields of their own (PhiMoE).
+    """
+    changed = {kind: each for kind, each in scalings.items() if not _same(each, described.ropes[kind], length)}
+    if not changed:
+        return {}
+    for said in (changed, _as_longrope(changed, described, length)):
+        fields = said and _fields(text_config, described, said, length)
+        if fields and _builds(text_config, fields, described, served):
+            return fields
+    return None
+
+
+def _same(scaling: Scaling, own: configs.LayerRope, length: int | None) -> bool:
+    """Whether it gives such layers what they have."""
+    if scaling.dynamic or own.scaling.dynamic:
+        return scaling == own.scaling and length is None
+    return layer_frequencies(scaling, own, length) == layer_frequencies(own.scaling, own, None)
+
+
+def _as_longrope(
+    changed: Mapping[str, Scaling], described: configs.ModelConfig, length: int | None
+) -> dict[str, Scaling] | None:
+    """The same frequencies as divisors, which say any static ones."""
+    said: dict[str, Scaling] = {}
+    for kind, scaling in changed.items():
+        own = described.ropes[kind]
+        frequencies = layer_frequencies(scaling, own, length)
+        if (scaling.dynamic and length is None) or frequencies.softmax_factor != 1:
+            return None
+        with np.errstate(divide="ignore"):
+            divisors = tuple(np.minimum(own.rope.inv_freq / frequencies.inv_freq, _STILL).tolist())
+        said[kind] = LongRoPE(
+            divisors,
+            divisors,
+            factor=scaling.reaches(own.rope, length),
+            attention_factor=frequencies.attention_factor,
+            original_length=scaling.original_length,
+        )
+    return said
+
+
+def _fields(
+    text_config: Any, described: configs.ModelConfig, said: Mapping[str, Scaling], length: int | None
+) -> dict[str, Any] | None:
+    written = copy.deepcopy(getattr(text_config, "rope_parameters", None)) or {}
+    for kind, scaling in said.items():
+        nested = kind != configs.ALL_LAYERS
+        before = written.get(kind) if nested else written
+        one = configs.rope_parameters(scaling, described.ropes[kind].rope, before, length)
+        if one is None:
+            return None
+        written = {**written, kind: one} if nested else one
+    fields = {"rope_parameters": written}
+    if described.main in said:
+        main, rope = said[described.main], described.ropes[described.main].rope
+        if rope.original_length is not None or main.original_length is not None:
+            fields["original_max_position_embeddings"] = main.trained_on(rope)
+            one = written if described.main == configs.ALL_LAYERS else written[described.main]
+            fields["max_position_embeddings"] = configs.declared_length(main, rope, one, length)
+    return {name: value for name, value in fields.items() if hasattr(text_config, name)}
+
+
+def _builds(
+    text_config: Any,
+    fields: Mapping[str, Any],
+    described: configs.ModelConfig,
+    served: list[tuple[RotaryModule, dict[str, RotaryTable]]],
+) -> bool:
+    """Whether the rotary modules of a model that is loaded with these fields give the same tables."""
+    past = 2 * (described.ropes[described.main].rope.original_length or 0)
+    try:
+        for rotary, tables in served:
+            config = copy.deepcopy(rotary.config)
+            for name, value in fields.items():
+                setattr(config, name, copy.deepcopy(value))
+            if rotary.config is not text_config:  # a copy with a base of its own, which it keeps
+                config.rope_parameters["rope_theta"] = rotary.config.rope_parameters["rope_theta"]
+            with quiet_transformers(logging.CRITICAL):  # it will say what it has to say when the model is loaded
+                built = rotary.built_from(type(config).from_dict(config.to_dict()))
+            for kind, table in tables.items():
+                for length in (1, past):
+                    if not built.gives(kind, table.frequencies_at(length), table.arrangement, length):
+                        return False
+    except Exception:  # it is the architecture's own code that decides, in whatever way
+        return False
+    return True
