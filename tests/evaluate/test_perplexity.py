@@ -113,6 +113,22 @@ def test_an_interrupted_pass_leaves_the_model_as_it_was(tiny, ids):
     assert torch.equal(tiny(torch.tensor([ids])).logits, before)
 
 
+def test_a_forward_that_a_hook_put_on_the_body_stays_there(tiny, ids):
+    hooked = copy.deepcopy(tiny)
+    calls = []
+    own = hooked.model.forward
+
+    def forward(*args, **kwargs):
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    hooked.model.forward = forward
+    (row,) = perplexity_curve(hooked, ids, [200])
+    assert hooked.model.forward is forward
+    assert calls == [1]
+    assert row["nll"] == perplexity_curve(tiny, ids, [200])[0]["nll"]
+
+
 def test_soft_caps_and_logit_scales_of_the_head_are_kept(ids):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 

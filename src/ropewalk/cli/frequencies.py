@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -45,7 +46,7 @@ def command(
         table.add_column(column, justify="right")
     turns = rope.rotations(rope.original_length) if rope.original_length else [float("nan")] * (rope.dim // 2)
     for i, (scaled, unscaled) in enumerate(zip(frequencies.inv_freq, rope.inv_freq, strict=True)):
-        wavelength = f"{2 * 3.141592653589793 / scaled:,.1f}" if scaled else "never turns"
+        wavelength = f"{math.tau / scaled:,.1f}" if scaled else "never turns"
         table.add_row(str(i), f"{scaled:.6e}", wavelength, f"{turns[i]:.2f}", f"{scaled / unscaled:.4f}")
     results.print(table)
     results.print(

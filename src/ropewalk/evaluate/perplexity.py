@@ -218,11 +218,14 @@ def _body_answering(model: Any, outputs: Any) -> Iterator[None]:
     body = model.base_model
     if body is model:
         raise InputError("model", type(model).__name__, "a model with a language modelling head")
+    held = vars(body).get("forward")  # a hook of accelerate (device_map) keeps one of its own here
     body.forward = lambda *args, **kwargs: outputs
     try:
         yield
     finally:
         del body.forward
+        if held is not None:
+            body.forward = held
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def load(
     return model.to(place).eval(), tokenizer
 
 
-def load_config(name: str, *, trust_remote_code: bool = False) -> ModelConfig:
+def load_config(name: str) -> ModelConfig:
     """What the configuration of MODEL says about positions, with transformers' defaults for what it leaves out.
 
     Raises InputError for a name that cannot be read.
@@ -57,7 +57,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> ModelConfig:
     if path is not None and path.suffix == ".gguf":
         return read(path)
     try:
-        return read(transformers.AutoConfig.from_pretrained(_folder(name, path), trust_remote_code=trust_remote_code))
+        return read(transformers.AutoConfig.from_pretrained(_folder(name, path)))
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
