@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ropewalk import policy as _policy
 from ropewalk import scaling as _scaling
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time every registered
     from ropewalk.evaluate.perplexity import perplexity_curve
     from ropewalk.models.extend import extend, restore
     from ropewalk.models.load import load
+    from ropewalk.policy import Continuous, Request, Stepped
     from ropewalk.scaling.abf import ABF
     from ropewalk.scaling.by_parts import DynamicNTKByParts, NTKByParts
     from ropewalk.scaling.critical_base import CriticalBase
@@ -40,9 +42,10 @@ _LAZY = {
     "perplexity_curve": "ropewalk.evaluate.perplexity",
 }
 _METHODS = {cls.__name__: cls for cls in _scaling.REGISTRY.values()}
-globals().update(_METHODS)
+_POLICIES = {cls.__name__: cls for cls in _policy.POLICIES.values()}
+globals().update(_METHODS | _POLICIES)
 
-__all__ = ["Frequencies", "InputError", "Rope", "Scaling", "parse", "plan", *_LAZY, *_METHODS]  # noqa: PLE0604
+__all__ = ["Frequencies", "InputError", "Rope", "Scaling", "parse", "plan", *_LAZY, *_METHODS, *_POLICIES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

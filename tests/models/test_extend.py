@@ -17,6 +17,7 @@ from ropewalk.models.extend import extended, extension_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 YARN = rw.YaRN(factor=4)
+EXACTLY = rw.Continuous(every=1, margin=1.0)  # as transformers
 LONG = tiny.LONG_IDS.shape[1]  # tokens, past the original length
 MODEL_DIM = 64
 
@@ -74,7 +75,7 @@ class TestReplacing:
     def test_a_block_leaves_an_extended_model_as_it_was(self, llama):
         rw.extend(llama, YARN)
         before, config = tiny.logits(llama), llama.config.to_dict()
-        with extended(llama, rw.NTK(factor=8), None):
+        with extended(llama, rw.NTK(factor=8)):
             assert not torch.equal(tiny.logits(llama), before)
         assert torch.equal(tiny.logits(llama), before)
         assert llama.config.to_dict() == config
@@ -261,7 +262,7 @@ class TestLayerTypes:
         with pytest.warns(UserWarning, match="transformers cannot express"):
             rw.extend(model, YARN)
         table = model.model.rotary_emb.ropewalk["full_attention"]
-        assert (table.frequencies.inv_freq > 0).tolist() == [True] * 4 + [False] * 12
+        assert (table.rows[0].inv_freq > 0).tolist() == [True] * 4 + [False] * 12
         same_method = rw.extend(tiny.build("gemma4_text"), rw.Proportional(p=0.25, factor=4.0))
         assert same(same_method, tiny.rebuilt(same_method))
 
@@ -337,7 +338,7 @@ class TestDynamic:
         "scaling", [rw.DynamicNTK(), rw.DynamicYaRN(), rw.DynamicNTKByParts(), rw.CriticalBase()], ids=str
     )
     def test_without_a_cache_it_is_static_at_the_length_of_the_text(self, llama, scaling):
-        rw.extend(llama, scaling)
+        rw.extend(llama, scaling, policy=EXACTLY)
         fixed = rw.extend(tiny.build("llama"), scaling, length=LONG)
         assert tiny.off(tiny.logits(llama, ids=tiny.LONG_IDS), tiny.logits(fixed, ids=tiny.LONG_IDS)) < tiny.EXACT
         assert tiny.off(tiny.logits(llama), tiny.logits(tiny.build("llama"))) < tiny.EXACT  # a short text pays nothing
@@ -346,21 +347,6 @@ class TestDynamic:
         rw.extend(llama, rw.DynamicYaRN(), length=4 * tiny.LENGTH)
         assert llama.config.max_position_embeddings == 4 * tiny.LENGTH
         assert same(llama, tiny.rebuilt(llama), ids=tiny.LONG_IDS)
-
-    @pytest.mark.parametrize("chunk", [1, 16])
-    def test_with_a_cache_it_never_mixes_frequencies(self, llama, chunk):
-        rw.extend(llama, rw.DynamicNTK())
-        within = tiny.LONG_IDS[:, : tiny.LENGTH]
-        assert tiny.off(in_chunks(llama, within, chunk), tiny.logits(llama, ids=within)) < tiny.EXACT
-        with pytest.raises(RuntimeError, match="extend\\(model, scaling, length="):
-            in_chunks(llama, tiny.LONG_IDS, chunk)
-
-    def test_with_a_cache_after_a_long_prompt(self, llama):
-        rw.extend(llama, rw.DynamicNTK())
-        with torch.no_grad():
-            cache = llama(tiny.LONG_IDS, use_cache=True).past_key_values
-            with pytest.raises(RuntimeError, match="mix old and new"):
-                llama(tiny.LONG_IDS[:, :1], past_key_values=cache)
 
     def test_fixed_by_length_it_takes_a_cache(self, llama):
         rw.extend(llama, rw.DynamicNTK(), length=LONG)
@@ -404,7 +390,8 @@ class TestModelsThatComeDynamic:
     def test_its_own_put_back_follows_the_text(self, name, own, changes):
         model = with_scaling(name, copy.deepcopy(own), **changes)
         short, long = tiny.logits(model), tiny.logits(model, ids=tiny.LONG_IDS)
-        rw.extend(model, rw.parse({key: value for key, value in own.items() if key != "rope_theta"}))
+        same_scaling = rw.parse({key: value for key, value in own.items() if key != "rope_theta"})
+        rw.extend(model, same_scaling, policy=EXACTLY)
         assert tiny.off(tiny.logits(model), short) < tiny.EXACT
         assert tiny.off(tiny.logits(model, ids=tiny.LONG_IDS), long) < tiny.EXACT
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ropewalk as rw
+from ropewalk import spec as specs
 
 REGISTRY = rw.scaling.REGISTRY
 factors = st.floats(1, 1e9) | st.integers(1, 10**6)
@@ -42,7 +43,7 @@ VALUES = {
 @st.composite
 def scalings(draw, name):
     options = {field.name: VALUES[field.name] for field in dataclasses.fields(REGISTRY[name])}
-    return rw.scaling.build(name, draw(st.fixed_dictionaries(options)))
+    return specs.build(rw.scaling.find(name), draw(st.fixed_dictionaries(options)))
 
 
 @pytest.mark.parametrize("name", REGISTRY)

@@ -80,7 +80,7 @@ def perplexity_curve(
     chosen = _scalings(model, scalings)
     for group in passes(model, lengths, chosen, done):
         last = group[-1]
-        with extended(model, last.scaling, last.length):
+        with extended(model, last.scaling, length=last.length):
             for row in _read(model, ids_T, group, on_tokens):
                 rows.append(row)
                 if on_row is not None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,13 +13,18 @@ from torch import nn
 
 from ropewalk import config as configs
 from ropewalk.errors import InputError
-from ropewalk.models.rotary import RotaryModule, RotaryTable, Swap, rotary_modules
+from ropewalk.frequencies import Frequencies
+from ropewalk.models.following import followers
+from ropewalk.models.rotary import RotaryModule, Swap, rotary_modules
 from ropewalk.models.saving import config_changes, layer_frequencies
+from ropewalk.models.tables import RotaryTable
 from ropewalk.plan import plan
+from ropewalk.policy import Policy, Stepped, parse_policy
 from ropewalk.scaling import Scaling, parse
 
 Model = TypeVar("Model", bound=nn.Module)
 ScalingLike = Scaling | str | Mapping[str, Any]
+DEFAULT_POLICY = Stepped()
 
 
 @dataclass
@@ -29,17 +33,19 @@ class Extension:
 
     Attributes:
         scalings: for each layer type.
+        policy: how dynamic scalings follow the text.
         length: that fixes a dynamic scaling, tokens.
-        changes: exchange them to undo it, and again to redo it.
+        changes: call them to undo it, in their order, and again to redo it.
     """
 
     scalings: dict[str, Scaling]
+    policy: Policy
     length: int | None
-    changes: list[Swap]
+    changes: list[Callable[[], None]]
 
     def exchange(self) -> None:
         """Make all changes or, should one of them fail, none."""
-        done: list[Swap] = []
+        done: list[Callable[[], None]] = []
         try:
             for change in self.changes:
                 change()
@@ -57,6 +63,7 @@ def extend(
     *,
     target: int | None = None,
     length: int | None = None,
+    policy: Policy | str = DEFAULT_POLICY,
 ) -> Model:
     """Give the model's rotary embeddings the frequencies of `scaling`, in place; weights and attention stay.
 
@@ -66,7 +73,10 @@ def extend(
             that see the whole text: sliding-window layers, which never pass their training, keep their own.
         target: instead of a scaling, the length in tokens to plan one for (`ropewalk.plan`).
         length: fixes a dynamic scaling at the frequencies of that length, in tokens.
+        policy: how a dynamic scaling follows the text: `stepped`, `continuous` or `request`, a `Policy` or its spec.
 
+    With a dynamic scaling, every KV cache of the model is kept right: when the frequencies change, the cached keys
+    are turned to the new ones. `generate` needs to be told nothing.
     Returns the same model. `model.config` says what is true afterwards; where transformers cannot express the
     scaling, a warning says so. A scaling put on an extended model replaces the earlier one. Pairs that a model was
     trained to keep still (p-RoPE) stay still under every scaling but `Proportional`.
@@ -78,7 +88,7 @@ def extend(
     before = extension_of(model)
     restore(model)
     try:
-        extension, warning = _planned(model, scaling, target, length)
+        extension, warning = _planned(model, scaling, target, length, parse_policy(policy))
         _put(model, extension)
     except BaseException:
         if before is not None:
@@ -104,12 +114,18 @@ def extension_of(model: nn.Module) -> Extension | None:
 
 
 @contextmanager
-def extended(model: nn.Module, scaling: ScalingLike | Mapping[str, ScalingLike], length: int | None) -> Iterator[None]:
+def extended(
+    model: nn.Module,
+    scaling: ScalingLike | Mapping[str, ScalingLike],
+    *,
+    length: int | None = None,
+    policy: Policy = DEFAULT_POLICY,
+) -> Iterator[None]:
     """`extend` for the length of a block; afterwards the model is as it was, extended or not."""
     before = extension_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing is saved inside the block
-        extend(model, scaling, length=length)
+        extend(model, scaling, length=length, policy=policy)
     try:
         yield
     finally:
@@ -124,7 +140,11 @@ def _put(model: nn.Module, extension: Extension) -> None:
 
 
 def _planned(
-    model: nn.Module, scaling: ScalingLike | Mapping[str, ScalingLike] | None, target: int | None, length: int | None
+    model: nn.Module,
+    scaling: ScalingLike | Mapping[str, ScalingLike] | None,
+    target: int | None,
+    length: int | None,
+    policy: Policy,
 ) -> tuple[Extension, str | None]:
     """All changes to make, and a warning for the user; nothing is changed yet."""
     config = _config_of(model)
@@ -136,14 +156,18 @@ def _planned(
     if scaling is None:
         scaling = plan(described, target=target or 0).scaling
     scalings = _by_layer_type(scaling, described)
-    tables = [_tables(rotary, scalings, length) for rotary in modules]
+    served = [(rotary, _tables(rotary, scalings, length, policy)) for rotary in modules]
     softmax, left_out = _softmax_changes(model, text_config, described, scalings, length)
-    fields = config_changes(text_config, described, scalings, length, list(zip(modules, tables, strict=True)))
-    installed = [change for rotary, t in zip(modules, tables, strict=True) for change in rotary.install(t)]
-    changes = installed + softmax + [Swap(text_config, name, value) for name, value in (fields or {}).items()]
+    fields = config_changes(text_config, described, scalings, length, served)
+    changes: list[Callable[[], None]] = [change for rotary, tables in served for change in rotary.install(tables)]
+    changes += softmax + [Swap(text_config, name, value) for name, value in (fields or {}).items()]
+    ropes = {kind: layer.rope for kind, layer in described.ropes.items()}
+    dynamic = [scaling.trained_on(ropes[kind]) for kind, scaling in scalings.items() if scaling.dynamic and not length]
+    changes += followers(model, served, ropes, policy, max(dynamic, default=None))
     if fields is None:
-        left_out = f"transformers cannot express {_shown(scalings)}: a model saved now loads without it"
-    return Extension(scalings, length, changes), left_out
+        shown = _shown(scalings) + (f" under the policy {policy}" if dynamic else "")
+        left_out = f"transformers cannot express {shown}: a model saved now loads without it"
+    return Extension(scalings, policy, length, changes), left_out
 
 
 def _config_of(model: nn.Module) -> Any:
@@ -172,7 +196,22 @@ def _by_layer_type(
     return own | dict.fromkeys(whole, one)
 
 
-def _tables(rotary: RotaryModule, scalings: Mapping[str, Scaling], length: int | None) -> dict[str, RotaryTable]:
+@dataclass(frozen=True)
+class _Follow:
+    """The frequencies of a dynamic scaling for a text of so many tokens."""
+
+    scaling: Scaling
+    own: configs.LayerRope
+    policy: Policy
+
+    def __call__(self, reached: int) -> Frequencies:
+        original = self.scaling.trained_on(self.own.rope)
+        return layer_frequencies(self.scaling, self.own, self.policy.scaled_for(reached, original))
+
+
+def _tables(
+    rotary: RotaryModule, scalings: Mapping[str, Scaling], length: int | None, policy: Policy
+) -> dict[str, RotaryTable]:
     """The tables to serve, for each layer type of the module."""
     ropes = configs.read(rotary.config).ropes
     tables = {}
@@ -187,9 +226,8 @@ def _tables(rotary: RotaryModule, scalings: Mapping[str, Scaling], length: int |
             described = f"{own.scaling} of {own.rope}"
             raise InputError(f"model: {rotary.path}", "a table of its own", f"what its config describes: {described}")
         scaling = scalings[named]
-        frequencies = functools.partial(layer_frequencies, scaling, own)
-        follow = frequencies if scaling.dynamic and length is None else None
-        tables[kind] = RotaryTable(frequencies(length), arrangement, rotary.device, follow)
+        follow = _Follow(scaling, own, policy) if scaling.dynamic and length is None else None
+        tables[kind] = RotaryTable(layer_frequencies(scaling, own, length), arrangement, rotary.device, follow)
     return tables
 
 

@@ -1,12 +1,11 @@
-"""The rotary modules of a transformers model, found and made to give exact tables of any frequencies.
+"""The rotary modules of a transformers model, found, understood, and made to serve exact tables.
 
 No model source is patched and none is assumed: how a module lays its table out (half, interleaved, compact,
 complex, split over the axes of multimodal positions) is learned by asking the module, with frequencies and
 positions chosen so that every channel of its answer names the pair and the axis it came from. What was learned
 counts only when it reproduces the module's own answers; a module for which it does not is refused.
 
-Shapes: B batch, T tokens, P pairs (dim/2), A position axes, U columns (a pair with the axis it turns along), C channels
-of the module's table.
+Shapes: as in tables.py.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -24,102 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from ropewalk.errors import InputError
-from ropewalk.frequencies import RADIANS_PER_UNIT, Frequencies, reduced_turns
+from ropewalk.frequencies import Frequencies
+from ropewalk.models.tables import Arrangement, RotaryTable
 
-FrequenciesAt = Callable[[int], Frequencies]
 _ONE_TYPE = "all"
 _CLOSE = 1e-4  # of frequencies, relative
 _NEAR = 8  # positions at which a module's own float32 angles are as good as exact
-
-
-@dataclass(frozen=True)
-class Arrangement:
-    """Where each channel of a module's table comes from.
-
-    Attributes:
-        axes: position axes, 1 for plain positions.
-        columns_U: every (pair, axis) that occurs.
-        column_C: the column of each channel.
-        complex: whether the table is one complex tensor instead of cos and sin.
-        follows_dtype: whether the table takes the dtype of the hidden states; float32 otherwise.
-    """
-
-    axes: int
-    columns_U: tuple[tuple[int, int], ...]
-    column_C: tuple[int, ...]
-    complex: bool
-    follows_dtype: bool
-
-
-class RotaryTable(nn.Module):
-    """cos and sin of one layer type, exact at every position, in the arrangement of the module it serves."""
-
-    high_U: Tensor
-    low_U: Tensor
-    column_C: Tensor
-
-    def __init__(
-        self, frequencies: Frequencies, arrangement: Arrangement, device: torch.device, follow: FrequenciesAt | None
-    ) -> None:
-        """`follow`: for a dynamic scaling, the frequencies at a length of the text."""
-        super().__init__()
-        self.arrangement = arrangement
-        self.follow = follow
-        self.frequencies = frequencies
-        high_U, low_U = self._turns(frequencies)
-        # Integers: a later model.to(bfloat16) leaves them as they are, and moves them with the model.
-        self.register_buffer("high_U", high_U.to(device), persistent=False)
-        self.register_buffer("low_U", low_U.to(device), persistent=False)
-        self.register_buffer("column_C", torch.tensor(arrangement.column_C, device=device), persistent=False)
-
-    def _turns(self, frequencies: Frequencies) -> tuple[Tensor, Tensor]:
-        pair_U = [pair for pair, _ in self.arrangement.columns_U]
-        high_P, low_P = frequencies.turns()
-        return torch.from_numpy(high_P[pair_U]), torch.from_numpy(low_P[pair_U])
-
-    def frequencies_at(self, length: int) -> Frequencies:
-        """What it turns by for a text of that length."""
-        return self.frequencies if self.follow is None else self.follow(max(length, 1))
-
-    def set(self, frequencies: Frequencies) -> None:
-        """Turn by other frequencies from now on."""
-        if frequencies != self.frequencies:
-            high_U, low_U = self._turns(frequencies)
-            self.high_U.copy_(high_U)
-            self.low_U.copy_(low_U)
-            self.frequencies = frequencies
-
-    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The table at `position_ids` ([B, T], or [A, B, T] where there are axes), for hidden states like `x`."""
-        if self.follow is not None:
-            self._follow(position_ids)
-        positions_BTU = self._along_axes(position_ids.to(self.high_U.device, torch.int64))
-        real = torch.float32 if self.high_U.device.type == "mps" else torch.float64
-        angle_BTU = reduced_turns(positions_BTU, self.high_U, self.low_U).to(real) * RADIANS_PER_UNIT
-        dtype = x.dtype if self.arrangement.follows_dtype else torch.float32
-        factor = self.frequencies.attention_factor
-        cos_BTC, sin_BTC = (
-            (f(angle_BTU) * factor).to(dtype)[..., self.column_C].to(x.device) for f in (torch.cos, torch.sin)
-        )
-        return torch.complex(cos_BTC, sin_BTC) if self.arrangement.complex else (cos_BTC, sin_BTC)
-
-    def _along_axes(self, position_ids: Tensor) -> Tensor:
-        if self.arrangement.axes == 1 or position_ids.ndim == 2:  # a text stands at the same position on every axis
-            return position_ids[..., None]
-        return torch.stack([position_ids[axis] for _, axis in self.arrangement.columns_U], dim=-1)
-
-    def _follow(self, position_ids: Tensor) -> None:
-        assert self.follow is not None
-        frequencies = self.follow(int(position_ids.max()) + 1)
-        # On some axes an image starts anew: the farthest tells where in the text a token stands.
-        reached_BT = position_ids if position_ids.ndim == 2 else position_ids.amax(0)
-        if frequencies != self.frequencies and int(reached_BT.min()) > 0:
-            raise RuntimeError(
-                "the text outgrew the frequencies that the cached keys carry: a dynamic scaling with a KV cache would "
-                "mix old and new. Pass use_cache=False, or fix it for the whole request with "
-                "extend(model, scaling, length=prompt + new tokens)"
-            )
-        self.set(frequencies)
 
 
 class _Exact:
@@ -228,7 +137,7 @@ class RotaryModule:
             return False
         turned[order] = carried.double().cpu()  # the table, by what it carries: rounded after a model.to(bfloat16)
         rounded = Frequencies(turned.numpy(), frequencies.attention_factor)
-        ours = RotaryTable(rounded, arrangement, self.device, follow=None)(x, positions)
+        ours = RotaryTable(rounded, arrangement, self.device)(x, positions)
         return all(
             our.shape == their.shape and torch.allclose(our[:, :_NEAR], their[:, :_NEAR].to(our.dtype), atol=1e-5)
             for our, their in zip(_parts(ours), _parts(theirs), strict=True)

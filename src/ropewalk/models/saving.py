@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 from ropewalk import config as configs
 from ropewalk.frequencies import Frequencies
 from ropewalk.models.quiet import quiet_transformers
-from ropewalk.models.rotary import RotaryModule, RotaryTable
+from ropewalk.models.rotary import RotaryModule
+from ropewalk.models.tables import RotaryTable
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.proportional import Proportional
@@ -21,6 +23,7 @@ from ropewalk.scaling.proportional import Proportional
 _STILL = 1e12  # the divisor of a pair that stands still: the largest that LongRoPE takes
 
 
+@functools.lru_cache(maxsize=1024)  # asked at every step of a text
 def layer_frequencies(scaling: Scaling, own: configs.LayerRope, length: int | None) -> Frequencies:
     """The frequencies of `scaling` for such layers, by default at the original length.
 

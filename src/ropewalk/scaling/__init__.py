@@ -10,10 +10,10 @@ import inspect
 import json
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from difflib import get_close_matches
+from dataclasses import fields
 from typing import Any
 
+from ropewalk import spec as specs
 from ropewalk.errors import InputError
 from ropewalk.scaling.base import Scaling
 
@@ -27,7 +27,7 @@ def _concrete(cls: Any) -> list[type[Scaling]]:
 
 
 REGISTRY: dict[str, type[Scaling]] = {cls.name: cls for cls in sorted(_concrete(Scaling), key=lambda c: c.name)}
-__all__ = ["REGISTRY", "Scaling", "build", "find", "from_rope_dict", "parse"]
+__all__ = ["REGISTRY", "Scaling", "find", "from_rope_dict", "parse"]
 
 _BY_NAME = {name: cls for cls in REGISTRY.values() for name in (cls.name, *cls.aliases)}
 
@@ -51,37 +51,20 @@ def parse(spec: str | Mapping[str, Any] | Scaling) -> Scaling:
         except (ValueError, RecursionError) as error:  # broken JSON, a number of 5,000 digits, endless brackets
             raise InputError("scaling", spec, f"valid JSON ({error})") from None
     if isinstance(spec, str):
-        name, _, options = spec.strip().partition(":")
-        return build(name, _read_options(name, options))
+        name, options = specs.read_spec(spec)
+        return specs.build(find(name), options)
     if not isinstance(spec, Mapping):
         raise InputError("scaling", spec, "a spec such as yarn:factor=4, a dict, or its JSON")
     if not {"name", "rope_type", "type"} & set(spec):
         raise InputError("scaling", spec, "a dict with a name (ours) or a rope_type (of transformers)")
     if "name" in spec:
-        return build(spec["name"], {key: value for key, value in spec.items() if key != "name"})
+        return specs.build(find(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
     return from_rope_dict(spec, strict=True)
-
-
-def build(name: object, options: Mapping[str, Any]) -> Scaling:
-    """The scaling of that registry name with those options. Raises InputError as `parse` does."""
-    cls = find(name)
-    allowed = [f.name for f in fields(cls)]
-    for option in options:
-        if option not in allowed:
-            raise InputError(f"{cls.name}: option", option, ", ".join(allowed))
-    for f in fields(cls):
-        if f.default is MISSING and f.name not in options:
-            raise InputError(f"{cls.name}: {f.name}", None, f"a value, as in {cls.name}:{f.name}=...")
-    return cls(**options)
 
 
 def find(name: object) -> type[Scaling]:
     """The method of that name or alias, in either case, with `-` or `_`. Raises InputError for an unknown one."""
-    key = str(name).strip().lower().replace("_", "-")
-    if key not in _BY_NAME:
-        near = get_close_matches(key, _BY_NAME, n=1)
-        raise InputError("scaling", name, ", ".join(REGISTRY) + (f" (nearest: {near[0]})" if near else ""))
-    return _BY_NAME[key]
+    return specs.find("scaling", name, _BY_NAME, REGISTRY)
 
 
 def from_rope_dict(rope_dict: Mapping[str, Any], *, strict: bool) -> Scaling:
@@ -99,31 +82,4 @@ def from_rope_dict(rope_dict: Mapping[str, Any], *, strict: bool) -> Scaling:
             options[option] = value
         elif strict and key not in _OF_THE_ROPE and value is not None and option != "original_length":
             raise InputError(f"{cls.name}: key", key, ", ".join(sorted(known)))
-    return build(cls.name, options)
-
-
-def _read_options(name: str, text: str) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for part in _split(text):
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"{name}: option", part, "option=value")
-        if key.strip() in options:
-            raise InputError(f"{name}: option", key.strip(), "each option once")
-        try:
-            options[key.strip()] = json.loads(value)
-        except (ValueError, RecursionError):
-            options[key.strip()] = None if value.strip().lower() == "none" else value.strip()
-    return options
-
-
-def _split(text: str) -> list[str]:
-    """`text` at the commas that stand in no list."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += {"[": 1, "]": -1}.get(character, 0)
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part for part in parts if part.strip()]
+    return specs.build(cls, options)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from ropewalk.errors import InputError, check_length
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
+from ropewalk.spec import write_spec
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,4 @@ class Scaling(ABC):
 
     def __str__(self) -> str:
         """The spec, `name:option=value,...`, with the options that differ from the default."""
-        options = []
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.default is MISSING or value != f.default:
-                options.append(f"{f.name}={_written(value)}")
-        return self.name + (":" + ",".join(options) if options else "")
-
-
-def _written(value: object) -> str:
-    if isinstance(value, tuple):
-        return "[" + ",".join(_written(item) for item in value) + "]"
-    if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) < 1e15:
-        return str(int(value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        return write_spec(self)

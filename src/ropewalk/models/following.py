@@ -1,0 +1,267 @@
+"""What makes the frequencies follow the text, and the cached keys follow the frequencies.
+
+A follower listens at the decoder of an extended model. Before a forward call it learns the cache; from the rotary
+modules the positions, which is when it sets the tables and turns what is cached; after the call it notes on the cache
+what its keys carry. The attention code takes no part in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from ropewalk.errors import InputError
+from ropewalk.models.carried import Carried, cannot_follow, carried_by, carry, tokens_seen
+from ropewalk.models.rotary import RotaryModule, Swap
+from ropewalk.models.tables import RotaryTable, Rows
+from ropewalk.models.turning import Turned, turned_channels
+from ropewalk.policy import Policy, Request
+from ropewalk.rope import Rope
+
+_SAMPLED = 16  # parameters in a model's fingerprint, and numbers of each
+_INSTEAD = 'fix the frequencies for the whole request: policy="request", or extend(model, scaling, length=tokens)'
+
+
+@dataclass
+class _Call:
+    """A forward call of the decoder; `positions_BT` from the moment that its rotary modules are asked."""
+
+    cache: Cache | None
+    positions_BT: Tensor | None = None
+    request: tuple[int, ...] | None = None
+
+
+@dataclass(eq=False)
+class Follower:
+    """Listens at one decoder.
+
+    Attributes:
+        body: the decoder.
+        tables: all that its rotary modules serve, by name.
+        ropes: what the model was trained with, by layer type.
+        policy: for which length dynamic scalings are made.
+        original: the original length, tokens; None when no table is dynamic.
+    """
+
+    body: Any
+    tables: dict[str, RotaryTable]
+    ropes: dict[str, Rope]
+    policy: Policy
+    original: int | None
+    _handles: list[Any] = field(default_factory=list)
+    _call: _Call | None = None
+    _asking: bool = False
+
+    def __post_init__(self) -> None:
+        self._cache_at = list(inspect.signature(self.body.forward).parameters).index("past_key_values")
+        for table in self.tables.values():
+            table.before = self._meet
+
+    def __call__(self) -> None:
+        """Begin to listen or, when listening, end it."""
+        if self._handles:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+        else:
+            self._handles = [
+                self.body.register_forward_pre_hook(self._enter, with_kwargs=True),
+                self.body.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
+            ]
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether any frequencies depend on the length of the text."""
+        return any(table.follow is not None for table in self.tables.values())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What tells this model from another: its class, its ropes, and numbers out of its weights."""
+        digest = hashlib.sha256(f"{type(self.body).__name__} {self.ropes}".encode())
+        weights = [weight for weight in self.body.parameters() if weight.device.type != "meta"]
+        for weight in weights[:: max(1, len(weights) // _SAMPLED)]:
+            digest.update(weight.detach().flatten()[:_SAMPLED].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def channels(self) -> list[Turned]:
+        """What turns in the decoder's caches. Raises RuntimeError when that cannot be told."""
+        call, self._call, self._asking = self._call, None, True
+        try:
+            return turned_channels(self.body, self.tables)
+        finally:
+            self._call, self._asking = call, False
+
+    def begin(self, cache: Any, request: tuple[int, ...]) -> None:
+        """A request that may come to so many tokens, for each row, on this cache."""
+        held = carried_by(cache)
+        if held is None and not tokens_seen(cache):
+            held = Carried(self.fingerprint, {name: table.rows for name, table in self.tables.items()})
+            carry(cache, held)
+        if held is not None:
+            held.request = request if len(set(request)) > 1 else request[:1]
+
+    def _enter(self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._asking or (torch.compiler.is_compiling() and not self.dynamic):
+            return
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break()  # lengths and caches are no part of a graph
+        if self.dynamic and kwargs.get("cache") is not None:  # transformers' continuous batching
+            raise RuntimeError(f"a dynamic scaling cannot follow in a {type(kwargs['cache']).__name__}; {_INSTEAD}")
+        given = kwargs.get("past_key_values", args[self._cache_at] if len(args) > self._cache_at else None)
+        self._call = _Call(given if isinstance(given, Cache) else None)
+
+    def _meet(self, position_ids: Tensor) -> None:
+        """The rotary modules are asked for these positions: choose the frequencies, and turn what is cached to them."""
+        call = self._call
+        if self._asking or (call is None and not self.dynamic) or (call is not None and call.positions_BT is not None):
+            return
+        held = None
+        if call is not None and call.cache is not None and tokens_seen(call.cache):
+            held = self._known(call.cache)
+        rows = self._rows(position_ids, call, held)
+        if held is not None and rows != held.rows:
+            assert call is not None
+            self._turn(call.cache, held, rows)
+        for name, table in self.tables.items():
+            table.set(rows[name])
+        if call is not None:
+            call.positions_BT = position_ids
+
+    def _leave(self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        if self._asking:
+            return
+        call, self._call = self._call, None
+        if call is None or call.positions_BT is None or outputs is None:
+            return
+        cache = call.cache if call.cache is not None else _cache_in(outputs)
+        if cache is None:
+            return
+        held = carried_by(cache)
+        if held is None or not held.count:
+            held = Carried(self.fingerprint, {name: table.rows for name, table in self.tables.items()})
+            carry(cache, held)
+        held.request = call.request
+        if tokens_seen(cache) != held.count:
+            held.append(call.positions_BT)
+
+    def _known(self, cache: Any) -> Carried:
+        """What the cache carries. Raises RuntimeError when that is unknown, or of another model."""
+        held, seen = carried_by(cache), tokens_seen(cache)
+        if held is None:
+            raise RuntimeError(
+                f"the cache holds {seen:,} tokens that were not read by an extended model, so that nothing tells which "
+                "frequencies its keys carry; begin a new cache"
+            )
+        if held.model != self.fingerprint:
+            raise RuntimeError(
+                f"the cache holds {seen:,} tokens of another model, or of this one with another base or other "
+                "weights; begin a new cache"
+            )
+        return held
+
+    def _rows(self, position_ids: Tensor, call: _Call | None, held: Carried | None) -> dict[str, Rows]:
+        """For each table, the frequencies of each row of the batch; one where they are equal."""
+        if not self.dynamic:
+            return {name: table.rows for name, table in self.tables.items()}
+        # On some axes an image starts anew: the farthest tells where in the text a token stands.
+        farthest_BT = position_ids if position_ids.ndim == 2 else position_ids.amax(0)
+        lengths = tuple(position + 1 for position in farthest_BT.amax(-1).tolist())
+        if isinstance(self.policy, Request):
+            lengths = self._requested(lengths, call, held)
+        chosen = {}
+        for name, table in self.tables.items():
+            rows = tuple(table.frequencies_at(length) for length in lengths)
+            chosen[name] = rows[:1] if len(set(rows)) == 1 else rows
+        return chosen
+
+    def _requested(self, reached: tuple[int, ...], call: _Call | None, held: Carried | None) -> tuple[int, ...]:
+        known = carried_by(call.cache) if call is not None and call.cache is not None else None
+        request = reached if known is None or known.request is None else known.request
+        if call is not None:
+            call.request = request
+        ends = request * len(reached) if len(request) == 1 else request
+        for row, (length, end) in enumerate(zip(reached, ends, strict=True)):
+            if length > max(end, self.original or 0):
+                raise RuntimeError(
+                    f"row {row} has come to {length:,} tokens, more than the {end:,} that its request was made for; "
+                    'say the length beforehand with extend(model, scaling, length=tokens), or use policy="stepped"'
+                )
+        return request
+
+    def _turn(self, cache: Any, held: Carried, rows: dict[str, Rows]) -> None:
+        outgrown = "the text outgrew the frequencies that its cached keys carry"
+        seen = tokens_seen(cache)
+        try:
+            channels = self.channels
+        except RuntimeError as error:
+            raise RuntimeError(f"{outgrown}, and in {type(self.body).__name__} {error}; {_INSTEAD}") from error
+        why = cannot_follow(cache, channels)
+        if why is not None:
+            raise RuntimeError(f"{outgrown}, and they are in {why}; {_INSTEAD}")
+        if held.count != seen:
+            raise RuntimeError(
+                f"the cache holds {seen:,} tokens, and the positions of {held.count:,} are known: an earlier call "
+                "failed halfway, or something else wrote into it; begin a new cache"
+            )
+        held.turn(cache, rows, self.tables, channels, self.policy.keeps_reference and self.dynamic)
+
+
+def followers(
+    model: nn.Module,
+    served: list[tuple[RotaryModule, dict[str, RotaryTable]]],
+    ropes: dict[str, Rope],
+    policy: Policy,
+    original: int | None,
+) -> list[Any]:
+    """The changes after which the model's frequencies follow its texts.
+
+    Raises InputError when a rotary module belongs to no decoder that can be listened to.
+    """
+    by_body: dict[int, tuple[Any, dict[str, RotaryTable]]] = {}
+    for rotary, tables in served:
+        body = _decoder(model, rotary)
+        named = by_body.setdefault(id(body), (body, {}))[1]
+        named.update({f"{rotary.path}:{kind}": table for kind, table in tables.items()})
+    changes: list[Any] = []
+    for body, named in by_body.values():
+        follower = Follower(body, named, ropes, policy, original)
+        changes.append(follower)
+        if follower.dynamic and isinstance(policy, Request) and hasattr(model, "_prepare_cache_for_generation"):
+            changes.append(Swap(model, "_prepare_cache_for_generation", functools.partial(_begin, model, follower)))
+    return changes
+
+
+def _decoder(model: nn.Module, rotary: RotaryModule) -> Any:
+    """The nearest module around it that takes tokens and a cache."""
+    path = rotary.path
+    while path:
+        path = path.rpartition(".")[0]
+        module: Any = model.get_submodule(path)
+        if {"inputs_embeds", "past_key_values"} <= set(inspect.signature(module.forward).parameters):
+            return module
+    raise InputError("model", type(model).__name__, f"a model with a decoder around its {rotary.path}")
+
+
+def _begin(model: Any, follower: Follower, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
+    """In place of the method with which `generate` prepares its cache: there it knows how long a text may become."""
+    done = type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args)
+    cache, mask_BT = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+    if cache is not None and isinstance(mask_BT, Tensor) and mask_BT.ndim == 2:
+        more = generation_config.max_length - mask_BT.shape[1]
+        follower.begin(cache, tuple(length + more for length in mask_BT.sum(-1).tolist()))
+    return done
+
+
+def _cache_in(outputs: Any) -> Cache | None:
+    found = getattr(outputs, "past_key_values", None)
+    if found is None and isinstance(outputs, tuple):
+        found = next((part for part in outputs if isinstance(part, Cache)), None)
+    return found if isinstance(found, Cache) else None

@@ -1,0 +1,122 @@
+"""Which channels of a cache turn with the frequencies, learned by asking the model.
+
+The model reads one token twice, into a cache each: once with all angles at zero, once with an angle of its own for
+every column of its tables. A token that sees itself alone has the same hidden states either way, so what differs
+between the caches is what its rotary embedding turned. How the pairs lie there counts only when it reproduces the
+second cache from the first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ropewalk import config as configs
+from ropewalk.models.tables import RotaryTable
+from ropewalk.ops.rotate import rotate
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Channels of a cached tensor that turn.
+
+    Attributes:
+        layer: its place in the cache.
+        tensor: the attribute of the cache layer.
+        table: the name of the table that turns it.
+        start, interleaved: where its pairs lie, as `rotate` takes it.
+        columns_P: the column of the table for each pair.
+        sign: -1 where it turns backwards (nanochat).
+    """
+
+    layer: int
+    tensor: str
+    table: str
+    start: int
+    interleaved: bool
+    columns_P: tuple[int, ...]
+    sign: int
+
+
+def turned_channels(body: Any, tables: Mapping[str, RotaryTable]) -> list[Turned]:
+    """What turns in the caches of a decoder; `tables`: its rotary tables, by name.
+
+    Raises RuntimeError when something differs between the two caches that turning does not explain.
+    """
+    dice = torch.Generator().manual_seed(0)
+    angles = {
+        name: torch.rand(len(table.arrangement.columns_U), generator=dice, dtype=torch.float64) * 2 + 0.5
+        for name, table in tables.items()
+    }
+    still = _ask(body, tables, {name: torch.zeros_like(angle_U) for name, angle_U in angles.items()})
+    moved = _ask(body, tables, angles)
+    found = []
+    for layer, (before, after) in enumerate(zip(still.layers, moved.layers, strict=True)):
+        for tensor, unturned in vars(before).items():
+            if isinstance(unturned, Tensor) and unturned.is_floating_point():
+                told = getattr(after, tensor)
+                if not _close(unturned, told):
+                    how = next(_explained(unturned, told, layer, tensor, tables, angles), None)
+                    if how is None:
+                        raise RuntimeError(f"{tensor} of layer {layer} depend on the frequencies in another way")
+                    found.append(how)
+    return found
+
+
+def _ask(body: Any, tables: Mapping[str, RotaryTable], angles: Mapping[str, Tensor]) -> Any:
+    """The cache of one token under these angles."""
+    config = configs.text_config(body.config)
+    cache = DynamicCache(config=config)
+    training = body.training
+    body.eval()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            for name, table in tables.items():
+                stack.enter_context(table.answering(angles[name]))
+            token_BT = torch.tensor([[config.vocab_size // 2]], device=body.get_input_embeddings().weight.device)
+            body(input_ids=token_BT, past_key_values=cache, use_cache=True)
+    finally:
+        body.train(training)
+    return cache
+
+
+def _explained(
+    unturned: Tensor,
+    told: Tensor,
+    layer: int,
+    tensor: str,
+    tables: Mapping[str, RotaryTable],
+    angles: Mapping[str, Tensor],
+) -> Iterator[Turned]:
+    """Every way in which turning `unturned` gives `told`."""
+    if unturned.ndim < 3 or unturned.shape[-2] != 1:
+        return
+    differs_D = (unturned != told).flatten(0, -2).any(0)
+    start = int(differs_D.to(torch.int8).argmax())
+    for name, table in tables.items():
+        pairs = len({pair for pair, _ in table.arrangement.columns_U})
+        if start + 2 * pairs > unturned.shape[-1]:
+            continue
+        column_C = table.arrangement.column_C
+        for columns_P in dict.fromkeys((column_C[:pairs], column_C[::2][:pairs])):
+            angle_BTP = angles[name][list(columns_P)].to(unturned.device)[None, None]
+            cos, sin = angle_BTP.cos().float(), angle_BTP.sin().float()
+            for interleaved, sign in itertools.product((False, True), (1, -1)):
+                if len(columns_P) == pairs and _close(rotate(unturned, cos, sign * sin, start, interleaved), told):
+                    yield Turned(layer, tensor, name, start, interleaved, columns_P, sign)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal up to the rounding of two turns."""
+    if one.shape != other.shape or one.numel() == 0:
+        return one.shape == other.shape
+    off, largest = float((one.float() - other.float()).abs().max()), float(one.float().abs().max())
+    return off <= 4 * torch.finfo(one.dtype).eps * largest
