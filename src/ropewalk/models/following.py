@@ -92,7 +92,7 @@ class Follower:
 
     @functools.cached_property
     def channels(self) -> list[Turned]:
-        """What turns in the decoder's caches. Raises RuntimeError when that cannot be told."""
+        """What turns in the decoder's caches. Raises whatever asking it raised when that cannot be told."""
         call, self._call, self._asking = self._call, None, True
         try:
             return turned_channels(self.body, self.tables)
@@ -201,7 +201,7 @@ class Follower:
         seen = tokens_seen(cache)
         try:
             channels = self.channels
-        except RuntimeError as error:
+        except Exception as error:  # it is the model's own code that is asked
             raise RuntimeError(f"{outgrown}, and in {type(self.body).__name__} {error}; {_INSTEAD}") from error
         why = cannot_follow(cache, channels)
         if why is not None:
