@@ -108,6 +108,9 @@ class Request(Policy):
 POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (Stepped, Continuous, Request)}
 
 
+DEFAULT_POLICY: Policy = Stepped()
+
+
 def parse_policy(spec: str | Policy) -> Policy:
     """Read a policy from `name:option=value,...`. Raises InputError naming the option."""
     if isinstance(spec, Policy):

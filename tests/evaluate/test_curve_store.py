@@ -13,7 +13,8 @@ HEADER = {"model": "m", "text": "t", "dtype": "float32", "text_sha256": "0"}
 
 
 def row(scaling="none", length=64, ppl=3.0):
-    return Row(scaling=scaling, length=length, ppl=ppl, ppl_last=ppl, nll=1.0, tokens=length - 1, seconds=0.1)
+    return Row(scaling=scaling, chunk=None, policy=None, length=length, ppl=ppl, ppl_last=ppl, nll=1.0,
+               tokens=length - 1, seconds=0.1)  # fmt: skip
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_added_and_read_back(tmp_path):

@@ -4,14 +4,13 @@ import io
 
 from rich.console import Console
 
-from ropewalk.evaluate.perplexity import Row
 from ropewalk.report.curve import _apart, curve_sentence, curve_table, draw_curve
 
 
 def rows():
     numbers = {"none": (10.0, 30.0), "linear:factor=2": (31.0, 31.0), "yarn:factor=2": (10.5, 9.5)}
     return [
-        Row(scaling=name, length=length, ppl=ppl, ppl_last=2 * ppl, nll=1.0, tokens=length - 1, seconds=1.0)
+        {"scaling": name, "chunk": None, "policy": None, "length": length, "ppl": ppl, "ppl_last": 2 * ppl}
         for name, pair in numbers.items()
         for length, ppl in zip((8192, 16384), pair, strict=True)
     ]

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ropewalk.cli.output import Json, Model, people, print_json, results
 from ropewalk.errors import InputError
+from ropewalk.policy import DEFAULT_POLICY, POLICIES, Policy, parse_policy
 from ropewalk.report.lengths import parse_length
 from ropewalk.scaling import Scaling, parse
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.curve_store import CurveStore
-    from ropewalk.evaluate.perplexity import Row
+    from ropewalk.evaluate.perplexity import Cell, Key, Row
     from ropewalk.evaluate.texts import Text
 
 
@@ -23,17 +24,32 @@ def command(
     text: Annotated[str, typer.Option(help="File, folder, hf:DATASET[:SPLIT[:FIELD]], or pydoc.", show_default=False)],
     out: Annotated[str, typer.Option(help="Folder for curve.json, curve.csv and curve.png.", show_default=False)],
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32; chosen by the device if not given.")] = "",
+    cached: Annotated[bool, typer.Option("--cached", help="Read through the KV cache too, as a chat does.")] = False,
+    chunk: Annotated[str, typer.Option(help="With --cached: tokens at a time.")] = "512",
+    policy: Annotated[str, typer.Option(help=f"With --cached: {', '.join(POLICIES)}; options as above.")] = "stepped",
     json: Json = False,
 ) -> None:
     """Measure perplexity against length under one or several scalings."""
     numbers = [parse_length(part, "lengths") for part in lengths.split(",") if part.strip()]
-    run(model, [parse(spec) for spec in scaling], numbers, text, out, dtype or None, json)
+    chunks = [None, parse_length(chunk, "chunk")] if cached else [None]
+    run(model, [parse(spec) for spec in scaling], numbers, text, out, dtype or None, json, chunks, parse_policy(policy))
 
 
 def run(
-    name: str, scalings: list[Scaling], lengths: list[int], text_name: str, out: str, dtype: str | None, json: bool
+    name: str,
+    scalings: list[Scaling],
+    lengths: list[int],
+    text_name: str,
+    out: str,
+    dtype: str | None,
+    json: bool,
+    chunks: Sequence[int | None] = (None,),
+    policy: Policy = DEFAULT_POLICY,
 ) -> None:
-    """Measure what `out` does not hold yet; then show all of it."""
+    """Measure what `out` does not hold yet; then show all of it.
+
+    `chunks`: None to read the text at once, a number to read it through the KV cache, so many tokens at a time.
+    """
     from ropewalk.evaluate.curve_store import CurveStore
     from ropewalk.evaluate.perplexity import passes
     from ropewalk.evaluate.texts import read_text
@@ -49,15 +65,22 @@ def run(
     described = load_config(name)
     original_length = described.ropes[described.main].rope.original_length
     store = CurveStore(out, {"model": name, "text": text.name, "dtype": kind, "text_sha256": text.digest})
-    asked = [(str(scaling), length) for scaling in dict.fromkeys(scalings) for length in sorted(set(lengths))]
+    scalings, lengths = list(dict.fromkeys(scalings)), sorted(set(lengths))
+
+    def ahead(done: Collection[Key]) -> list[list[Cell]]:
+        return [group for chunk in chunks for group in passes(described, lengths, scalings, chunk, policy, done)]
+
+    cells = [cell for group in ahead(()) for cell in group]
+    cells.sort(key=lambda cell: (scalings.index(cell.scaling), cell.chunk or 0, cell.length))
+    asked = [cell.key for cell in cells]
 
     def draw() -> None:
         rows = [store.rows[cell] for cell in asked if cell in store.rows]
         draw_curve(rows, store.figure_path, model=name, text=text.name, original_length=original_length)
 
-    ahead = passes(described, sorted(set(lengths)), scalings, store.rows)
-    if ahead:
-        _measure(name, kind, text, lengths, scalings, store, draw, sum(group[-1].length for group in ahead))
+    total = sum(group[-1].length for group in ahead(store.rows))
+    if total:
+        _measure(name, kind, text, lengths, scalings, chunks, policy, store, draw, total)
     rows = [store.rows[cell] for cell in asked]
     draw()
     if json:
@@ -74,6 +97,8 @@ def _measure(
     text: Text,
     lengths: list[int],
     scalings: list[Scaling],
+    chunks: Sequence[int | None],
+    policy: Policy,
     store: CurveStore,
     draw: Callable[[], None],
     total: int,
@@ -84,6 +109,7 @@ def _measure(
 
     from ropewalk.evaluate.perplexity import perplexity_curve
     from ropewalk.models.load import load
+    from ropewalk.report.curve import label
 
     people.print(f"loading {name} ...")
     if not people.is_terminal:
@@ -95,7 +121,7 @@ def _measure(
         store.add(row)
         draw()
         if not people.is_terminal:
-            people.print(f"{row['scaling']} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}", highlight=False)
+            people.print(f"{label(row)} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}", highlight=False)
 
     columns = (
         TextColumn("reading"),
@@ -111,7 +137,18 @@ def _measure(
             progress.update(bar, advance=read, speed=progress.tasks[bar].speed or 0.0)
 
         try:
-            perplexity_curve(model, tokens, lengths, scalings, done=store.rows, on_row=keep, on_tokens=tell)
+            for chunk in chunks:
+                perplexity_curve(
+                    model,
+                    tokens,
+                    lengths,
+                    scalings,
+                    chunk=chunk,
+                    policy=policy,
+                    done=store.rows,
+                    on_row=keep,
+                    on_tokens=tell,
+                )
         except KeyboardInterrupt:
             progress.stop()
             people.print(f"{len(store.rows)} rows are safe in {store.folder}; the same command goes on from there")

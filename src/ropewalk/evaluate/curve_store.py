@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.perplexity import Row
+from ropewalk.evaluate.perplexity import Key, Row, key
 
 
 class CurveStore:
@@ -28,7 +28,7 @@ class CurveStore:
         """
         self.folder = Path(folder).expanduser()
         self.header = header
-        self.rows: dict[tuple[str, int], Row] = {}
+        self.rows: dict[Key, Row] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write("curve.lock", "")
@@ -48,7 +48,7 @@ class CurveStore:
 
     def add(self, row: Row) -> None:
         """Keep a row."""
-        self.rows[row["scaling"], row["length"]] = row
+        self.rows[key(row)] = row
         everything = list(self.rows.values())
         self._write("curve.json", json.dumps(self.document(everything), indent=1) + "\n")
         table = io.StringIO(newline="")
@@ -58,22 +58,23 @@ class CurveStore:
         self._write("curve.csv", table.getvalue())
 
     def document(self, rows: Iterable[Row]) -> dict[str, Any]:
-        """The JSON document of these rows."""
-        return {**self.header, "rows": list(rows)}
+        """The JSON document of these rows; what a row does not have (a chunk, a policy) is left out."""
+        shown = [{name: value for name, value in row.items() if value is not None} for row in rows]
+        return {**self.header, "rows": shown}
 
     def _read(self) -> None:
         try:
             held = json.loads(self.json_path.read_text(encoding="utf-8"))
-            rows = [Row(**{key: row[key] for key in Row.__annotations__}) for row in held.pop("rows")]  # type: ignore[typeddict-item]
+            rows = [_row(row) for row in held.pop("rows")]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 "out", f"{self.json_path}, which cannot be read ({error})", "a folder of a curve"
             ) from None
-        for key, value in self.header.items():
-            if held.get(key) != value:
-                found = f"{self.json_path} of another run ({key} {held.get(key)!r}, now {value!r})"
+        for name, value in self.header.items():
+            if held.get(name) != value:
+                found = f"{self.json_path} of another run ({name} {held.get(name)!r}, now {value!r})"
                 raise InputError("out", found, "a new folder, or the one of the same model and text")
-        self.rows = {(row["scaling"], row["length"]): row for row in rows}
+        self.rows = {key(row): row for row in rows}
 
     def _write(self, name: str, content: str) -> None:
         beside = self.folder / f".{name}.{os.getpid()}"
@@ -82,3 +83,8 @@ class CurveStore:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, self.folder / name)
+
+
+def _row(written: dict[str, Any]) -> Row:
+    whole = {"chunk": None, "policy": None, **written}
+    return Row(**{name: whole[name] for name in Row.__annotations__})  # type: ignore[typeddict-item]

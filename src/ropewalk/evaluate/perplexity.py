@@ -1,7 +1,8 @@
 """Perplexity against length, from as few passes over the text as there are different frequencies.
 
 Attention is causal: one pass at the longest length gives every shorter length of the same frequencies. Static
-scalings take one pass; a dynamic scaling takes one for each set of frequencies its lengths call for.
+scalings take one pass; a dynamic scaling takes one for each set of frequencies its lengths call for. Read through the
+KV cache, as a chat or a server does, any scaling takes one: its frequencies follow the text under a policy.
 
 A pass keeps no more than a block of logits. The model's body runs first, its head then on one block of hidden
 states after the other, in the model's own code, so that soft caps and logit scales are what they are.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ropewalk import config as configs
-from ropewalk.errors import InputError
-from ropewalk.frequencies import Frequencies
+from ropewalk.errors import InputError, check_length
 from ropewalk.models.extend import ScalingLike, extended, extension_of
+from ropewalk.policy import DEFAULT_POLICY, Policy, parse_policy
 from ropewalk.scaling import Scaling, parse
 
+Key = tuple[str, int | None, str | None, int]  # of a row: scaling, chunk, policy, length
 LAST = 1024  # `ppl_last` is over this many tokens at the end
 _BLOCK = 256  # tokens whose logits exist at a time
 _ROWS = 32  # of them in float32 at a time, few enough to stay in the processor's cache
@@ -39,9 +41,13 @@ class Row(TypedDict):
 
     `ppl` is over the first `length` tokens and `ppl_last` over the last 1,024 of them; `nll` is the mean in nats over
     the `tokens` that were predicted (the first of a text is not); `seconds` the time of the pass when it got there.
+    `chunk` is None for a text that was read at once, at the frequencies of its length; otherwise it was read through
+    the KV cache, so many tokens at a time, and `policy` says how a dynamic scaling followed it.
     """
 
     scaling: str
+    chunk: int | None
+    policy: str | None
     length: int
     ppl: float
     ppl_last: float
@@ -56,7 +62,9 @@ def perplexity_curve(
     lengths: Sequence[int],
     scalings: Sequence[ScalingLike] | None = None,
     *,
-    done: Collection[tuple[str, int]] = (),
+    chunk: int | None = None,
+    policy: Policy | str = DEFAULT_POLICY,
+    done: Collection[Key] = (),
     on_row: Callable[[Row], None] | None = None,
     on_tokens: Callable[[float], None] | None = None,
 ) -> list[Row]:
@@ -68,7 +76,8 @@ def perplexity_curve(
         lengths: in tokens, each at least 2.
         scalings: what to compare; by default the scaling the model has now. A dynamic scaling is read, at each
             length, with its frequencies at that length.
-        done: (scaling, length) pairs to leave out.
+        chunk: read through the KV cache, so many tokens at a time; dynamic scalings then follow by `policy`.
+        done: keys of rows to leave out.
         on_row: called with each row as soon as it is known.
         on_tokens: called with the number of tokens (a fraction, as layers finish) that were read since the last call.
 
@@ -78,9 +87,12 @@ def perplexity_curve(
     lengths = _checked(lengths, len(ids_T))
     rows: list[Row] = []
     chosen = _scalings(model, scalings)
-    for group in passes(model, lengths, chosen, done):
+    if chunk is not None:
+        check_length("chunk", chunk)
+    followed = parse_policy(policy)
+    for group in passes(model, lengths, chosen, chunk, followed, done):
         last = group[-1]
-        with extended(model, last.scaling, length=last.length):
+        with extended(model, last.scaling, length=None if chunk else last.length, policy=followed):
             for row in _read(model, ids_T, group, on_tokens):
                 rows.append(row)
                 if on_row is not None:
@@ -94,24 +106,41 @@ class Cell:
     """One row to be."""
 
     scaling: Scaling
+    chunk: int | None
+    policy: str | None
     length: int
+
+    @property
+    def key(self) -> Key:
+        return str(self.scaling), self.chunk, self.policy, self.length
+
+
+def key(row: Row) -> Key:
+    """What tells a row from the others of its model and text."""
+    return row["scaling"], row["chunk"], row["policy"], row["length"]
 
 
 def passes(
-    model_or_config: Any, lengths: Sequence[int], scalings: Sequence[Scaling], done: Collection[tuple[str, int]] = ()
+    model_or_config: Any,
+    lengths: Sequence[int],
+    scalings: Sequence[Scaling],
+    chunk: int | None,
+    policy: Policy,
+    done: Collection[Key] = (),
 ) -> list[list[Cell]]:
     """The passes that give every cell that is not done, each a list of cells by length.
 
     Cells with equal frequencies share a pass, across scalings too: a dynamic one within the original length is read
-    along with no scaling.
+    along with no scaling. Through the cache, in chunks, each scaling has one.
     """
     described = configs.read(model_or_config)
     rope = described.ropes[described.main].rope
-    groups: dict[Frequencies, list[Cell]] = {}
+    groups: dict[Hashable, list[Cell]] = {}
     for scaling in scalings:
         for length in lengths:
-            if (str(scaling), length) not in done:
-                groups.setdefault(scaling.frequencies(rope, length), []).append(Cell(scaling, length))
+            cell = Cell(scaling, chunk, str(policy) if chunk and scaling.dynamic else None, length)
+            if cell.key not in done:
+                groups.setdefault(scaling if chunk else scaling.frequencies(rope, length), []).append(cell)
     return [sorted(group, key=lambda cell: cell.length) for group in groups.values()]
 
 
@@ -146,7 +175,7 @@ def _scalings(model: Any, scalings: Sequence[ScalingLike] | None) -> list[Scalin
 def _read(model: Any, ids_T: Tensor, group: list[Cell], on_tokens: Callable[[float], None] | None) -> Iterator[Row]:
     """Read the text once, at the frequencies the model has; a row as soon as its length is reached."""
     waiting, nll, seconds = list(group), np.zeros(0), 0.0
-    parts = token_nll(model, ids_T[: group[-1].length], on_tokens)
+    parts = token_nll(model, ids_T[: group[-1].length], on_tokens, group[-1].chunk)
     while waiting:
         started = time.perf_counter()
         nll = np.concatenate([nll, next(parts)])
@@ -162,6 +191,8 @@ def _row(cell: Cell, nll: NDArray[np.float64], seconds: float) -> Row:
         raise RuntimeError(f"{cell.scaling}: the model's loss at token {at:,} is not a number; try another dtype")
     return Row(
         scaling=str(cell.scaling),
+        chunk=cell.chunk,
+        policy=cell.policy,
         length=cell.length,
         ppl=_perplexity(nll),
         ppl_last=_perplexity(nll[-LAST:]),

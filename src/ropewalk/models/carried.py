@@ -213,8 +213,9 @@ def carried_by(cache: Any) -> Carried | None:
 def carry(cache: Any, carried: Carried) -> None:
     """Keep it on the cache."""
     setattr(cache, _SLOT, carried)
-    if not isinstance(cache, _InStep):
-        cache.__class__ = _in_step(type(cache))
+    kind: Any = type(cache)
+    if not issubclass(kind, _InStep):
+        cache.__class__ = _in_step(kind)
 
 
 def tokens_seen(cache: Any) -> int:

@@ -19,12 +19,11 @@ from ropewalk.models.rotary import RotaryModule, Swap, rotary_modules
 from ropewalk.models.saving import config_changes, layer_frequencies
 from ropewalk.models.tables import RotaryTable
 from ropewalk.plan import plan
-from ropewalk.policy import Policy, Stepped, parse_policy
+from ropewalk.policy import DEFAULT_POLICY, Policy, parse_policy
 from ropewalk.scaling import Scaling, parse
 
 Model = TypeVar("Model", bound=nn.Module)
 ScalingLike = Scaling | str | Mapping[str, Any]
-DEFAULT_POLICY = Stepped()
 
 
 @dataclass

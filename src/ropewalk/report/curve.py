@@ -12,6 +12,12 @@ from ropewalk.evaluate.perplexity import Row
 from ropewalk.report.lengths import length_name
 
 
+def label(row: Row) -> str:
+    """The scaling, and how the text was read where that was through the cache."""
+    followed = f", {row['policy']}" if row["policy"] else ""
+    return row["scaling"] if row["chunk"] is None else f"{row['scaling']} (cached by {row['chunk']}{followed})"
+
+
 def best_of_each_length(rows: Sequence[Row]) -> dict[int, float]:
     """The lowest perplexity at each length."""
     lengths = sorted({row["length"] for row in rows})
@@ -25,9 +31,9 @@ def curve_table(rows: Sequence[Row]) -> Table:
     table.add_column("scaling", no_wrap=True)
     for length in best:
         table.add_column(length_name(length), justify="right")
-    for scaling in dict.fromkeys(row["scaling"] for row in rows):
-        at = {row["length"]: row["ppl"] for row in rows if row["scaling"] == scaling}
-        table.add_row(scaling, *(_cell(at.get(length), best[length]) for length in best))
+    for name in dict.fromkeys(label(row) for row in rows):
+        at = {row["length"]: row["ppl"] for row in rows if label(row) == name}
+        table.add_row(name, *(_cell(at.get(length), best[length]) for length in best))
     return table
 
 
@@ -41,10 +47,10 @@ def _cell(ppl: float | None, best: float) -> str:
 def curve_sentence(rows: Sequence[Row], original_length: int | None) -> str:
     """What to see, from the numbers: how far the unscaled model rises past its training, and what holds best."""
     longest = max(row["length"] for row in rows)
-    ends = {row["scaling"]: row["ppl"] for row in rows if row["length"] == longest}
-    last = {row["scaling"]: row["ppl_last"] for row in rows if row["length"] == longest}
+    ends = {label(row): row["ppl"] for row in rows if row["length"] == longest}
+    last = {label(row): row["ppl_last"] for row in rows if row["length"] == longest}
     best = min(ends, key=lambda scaling: ends[scaling])
-    known = [row for row in rows if row["scaling"] == "none" and row["length"] <= (original_length or 0)]
+    known = [row for row in rows if label(row) == "none" and row["length"] <= (original_length or 0)]
     if original_length is None or longest <= original_length or "none" not in ends or not known:
         return f"At {longest:,} tokens {best} is best, with a perplexity of {ends[best]:.2f}."
     inside = max(known, key=lambda row: row["length"])
@@ -66,12 +72,13 @@ def draw_curve(rows: Sequence[Row], path: Path, *, model: str, text: str, origin
     axes = figure.add_axes((0.08, 0.1, 0.67, 0.82))
     lines = []
     scalings = list(dict.fromkeys(row["scaling"] for row in rows))
-    for index, scaling in enumerate(scalings):
-        points = sorted((row["length"], row["ppl"]) for row in rows if row["scaling"] == scaling)
+    for name, (scaling, chunk) in {label(row): (row["scaling"], row["chunk"]) for row in rows}.items():
+        points = sorted((row["length"], row["ppl"]) for row in rows if label(row) == name)
         x, y = zip(*points, strict=True)
-        colour = "#222222" if scaling == "none" else f"C{index % 10}"
-        axes.plot(x, y, "o-", color=colour, markersize=4, linewidth=2.2 if scaling == "none" else 1.6)
-        lines.append((scaling, x[-1], y[-1], colour))
+        colour = "#222222" if scaling == "none" else f"C{scalings.index(scaling) % 10}"
+        style = "o-" if chunk is None else "s--"
+        axes.plot(x, y, style, color=colour, markersize=4, linewidth=2.2 if scaling == "none" else 1.6)
+        lines.append((name, x[-1], y[-1], colour))
     axes.set_yscale("log")
     axes.set_xlabel("tokens read")
     axes.set_ylabel("perplexity over the tokens read (log scale)")
