@@ -38,3 +38,10 @@ def keep(name: str, document: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({**about, **document}, indent=1) + "\n", encoding="utf-8")
     print(f"kept in {RESULTS / name}.json")
+
+
+def kept(name: str) -> dict[str, Any]:
+    """What an earlier run kept under that name; nothing when there was none."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found

@@ -250,9 +250,11 @@ def _decoder(model: nn.Module, rotary: RotaryModule) -> Any:
     raise InputError("model", type(model).__name__, f"a model with a decoder around its {rotary.path}")
 
 
-def _begin(model: Any, follower: Follower, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
+def _begin(
+    model: Any, follower: Follower, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+) -> Any:
     """In place of the method with which `generate` prepares its cache: there it knows how long a text may become."""
-    done = type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args)
+    done = type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args, **kwargs)
     cache, mask_BT = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
     if cache is not None and isinstance(mask_BT, Tensor) and mask_BT.ndim == 2:
         more = generation_config.max_length - mask_BT.shape[1]
