@@ -74,6 +74,19 @@ def test_texts(curve, tmp_path):
     assert_one_line(curve(text=tmp_path / "binary.txt"), "text", "not UTF-8")
 
 
+def test_chunks_and_policies(curve):
+    for options, parts in (
+        ({"chunk": "0"}, ("chunk", "'0'")),
+        ({"chunk": "many"}, ("chunk", "'many'")),
+        ({"policy": "steped"}, ("policy", "'steped'", "nearest: stepped")),
+        ({"policy": "stepped:factors=[4,2]"}, ("stepped: factors", "rising order")),
+        ({"policy": "continuous:every=0"}, ("continuous: every", "0")),
+        ({"policy": "continuous:margin=0.5"}, ("continuous: margin", "0.5", "at least 1")),
+        ({"policy": "stepped:factor=2"}, ("stepped: option", "'factor'", "factors, margin")),
+    ):
+        assert_one_line(curve(**options), *parts)
+
+
 def test_folders_to_write(curve, tmp_path):
     (tmp_path / "file").write_text("")
     assert_one_line(curve(out=tmp_path / "file" / "out"), "out", "can be written")

@@ -84,6 +84,22 @@ def test_curve_writes_its_files_and_prints_one_document(curve, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"curve.json", "curve.csv", "curve.png"}
 
 
+def test_a_cached_curve_shows_both_ways_of_reading_and_keeps_them_apart(curve):
+    scalings = ("none", "dynamic-yarn")
+    plain = json.loads(curve("--json", scalings=scalings)[1])["rows"]
+    status, out, err = curve("--json", "--cached", "--chunk", "16", "--policy", "continuous", scalings=scalings)
+    assert status == 0, err
+    rows = json.loads(out)["rows"]
+    assert [(row["scaling"], row.get("chunk"), row.get("policy"), row["length"]) for row in rows] == [
+        ("none", None, None, 32), ("none", None, None, 100), ("none", 16, None, 32), ("none", 16, None, 100),
+        ("dynamic-yarn", None, None, 32), ("dynamic-yarn", None, None, 100),
+        ("dynamic-yarn", 16, "continuous", 32), ("dynamic-yarn", 16, "continuous", 100),
+    ]  # fmt: skip
+    assert [row for row in rows if "chunk" not in row] == plain  # reused
+    _, out, _ = curve("--cached", "--chunk", "16", "--policy", "continuous", scalings=scalings)
+    assert "dynamic-yarn (cached by 16, continuous)" in out
+
+
 def test_curve_again_reuses_every_row_and_reads_only_what_is_new(curve, monkeypatch):
     _, out, _ = curve("--json")
     first = json.loads(out)["rows"]

@@ -14,7 +14,8 @@ from ropewalk.evaluate.perplexity import passes, perplexity_curve, token_nll
 
 @pytest.fixture
 def ids():
-    return [random.Random(0).randrange(97) for _ in range(200)]
+    dice = random.Random(0)
+    return [dice.randrange(97) for _ in range(200)]
 
 
 def whole(model, ids):
@@ -57,6 +58,46 @@ def test_chunks_through_the_cache_give_the_same_losses(tiny, ids, chunk):
     assert torch.allclose(parts, whole(tiny, ids), atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [10, 64])
+def test_a_static_scaling_through_the_cache_is_what_it_is_at_once(tiny, ids, chunk):
+    at_once = perplexity_curve(tiny, ids, [64, 200], ["none", "yarn:factor=4"])
+    cached = perplexity_curve(tiny, ids, [64, 200], ["none", "yarn:factor=4"], chunk=chunk)
+    assert [row["nll"] for row in cached] == pytest.approx([row["nll"] for row in at_once], rel=1e-5)
+    assert {(row["chunk"], row["policy"]) for row in cached} == {(chunk, None)}
+
+
+@pytest.mark.parametrize("policy", ["stepped", "continuous:every=1"])
+def test_a_dynamic_scaling_through_the_cache_follows_the_text_as_it_grows(tiny, ids, policy):
+    lengths = [50, 64, 128, 200]
+    cached = perplexity_curve(tiny, ids, lengths, ["dynamic-yarn"], chunk=16, policy=policy)
+    unscaled = perplexity_curve(tiny, ids, lengths, ["none"], chunk=16)
+    assert [row["nll"] for row in cached[:2]] == [row["nll"] for row in unscaled[:2]]  # the trained 64 tokens
+    assert all(row["nll"] != other["nll"] for row, other in zip(cached[2:], unscaled[2:], strict=True))
+    rw.extend(tiny, "dynamic-yarn", policy=policy)
+    with torch.inference_mode():
+        cache, logits = None, []
+        for part in torch.tensor([ids]).split(16, dim=1):
+            outputs = tiny(part, past_key_values=cache)
+            cache = outputs.past_key_values
+            logits.append(outputs.logits[0])
+    rw.restore(tiny)
+    nll = torch.nn.functional.cross_entropy(torch.cat(logits)[:-1], torch.tensor(ids[1:]))
+    assert cached[-1]["nll"] == pytest.approx(float(nll), rel=1e-5)
+    assert {(row["chunk"], row["policy"]) for row in cached} == {(16, policy)}
+
+
+def test_a_pass_through_the_cache_gives_every_length_of_a_dynamic_scaling(tiny, ids):
+    read = []
+    perplexity_curve(tiny, ids, [100, 150, 200], ["dynamic-ntk"], chunk=50, on_tokens=read.append)
+    assert sum(read) == pytest.approx(200)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"chunk": 0}, "chunk"), ({"policy": "steped"}, "nearest: stepped")])
+def test_chunks_and_policies_that_do_not_exist(tiny, ids, options, message):
+    with pytest.raises(rw.InputError, match=message):
+        perplexity_curve(tiny, ids, [100], ["dynamic-ntk"], **options)
+
+
 def test_cells_of_equal_frequencies_share_a_pass(tiny):
     scalings = [rw.parse(spec) for spec in ("none", "linear:factor=2", "dynamic-ntk", "dynamic-yarn")]
     groups = passes(tiny, [32, 64, 128], scalings)
@@ -75,9 +116,8 @@ def test_cells_of_equal_frequencies_share_a_pass(tiny):
 
 def test_done_rows_are_not_read_again(tiny, ids):
     read = []
-    rows = perplexity_curve(
-        tiny, ids, [50, 100], ["none", "ntk:factor=2"], done={("none", 50), ("none", 100)}, on_tokens=read.append
-    )
+    done = {("none", None, None, 50), ("none", None, None, 100)}
+    rows = perplexity_curve(tiny, ids, [50, 100], ["none", "ntk:factor=2"], done=done, on_tokens=read.append)
     assert [(row["scaling"], row["length"]) for row in rows] == [("ntk:factor=2", 50), ("ntk:factor=2", 100)]
     assert sum(read) == pytest.approx(100)
 
@@ -166,6 +206,14 @@ def test_the_built_in_model_explodes_past_its_training_and_yarn_holds(model, tok
     assert at["yarn:factor=2", 4096]["ppl"] < 1.06 * short
     assert at["none", 12288]["ppl_last"] > 2 * at["yarn:factor=2", 12288]["ppl_last"]
     assert at["yarn:factor=2", 12288]["ppl"] < 1.1 * short
+
+
+def test_the_built_in_model_keeps_its_short_text_and_holds_past_its_training_through_the_cache(model, tokens):
+    none, dynamic = (
+        perplexity_curve(model, tokens, [8192, 11264], [scaling], chunk=1024) for scaling in ("none", "dynamic-yarn")
+    )
+    assert dynamic[0]["ppl"] == pytest.approx(none[0]["ppl"], rel=1e-3)
+    assert dynamic[1]["ppl_last"] < none[1]["ppl_last"] / 2
 
 
 def test_a_loss_that_is_not_a_number_is_said_and_not_averaged(tiny, ids):

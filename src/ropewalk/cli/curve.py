@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Measure perplexity against length under one or several scalings."""
     numbers = [parse_length(part, "lengths") for part in lengths.split(",") if part.strip()]
-    chunks = [None, parse_length(chunk, "chunk")] if cached else [None]
+    chunks = [None, parse_length(chunk, "chunk")][: 1 + cached]
     run(model, [parse(spec) for spec in scaling], numbers, text, out, dtype or None, json, chunks, parse_policy(policy))
 
 
@@ -68,7 +68,7 @@ def run(
     scalings, lengths = list(dict.fromkeys(scalings)), sorted(set(lengths))
 
     def ahead(done: Collection[Key]) -> list[list[Cell]]:
-        return [group for chunk in chunks for group in passes(described, lengths, scalings, chunk, policy, done)]
+        return [group for chunk in chunks for group in passes(described, lengths, scalings, done, chunk, policy)]
 
     cells = [cell for group in ahead(()) for cell in group]
     cells.sort(key=lambda cell: (scalings.index(cell.scaling), cell.chunk or 0, cell.length))

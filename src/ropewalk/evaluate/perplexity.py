@@ -90,7 +90,7 @@ def perplexity_curve(
     if chunk is not None:
         check_length("chunk", chunk)
     followed = parse_policy(policy)
-    for group in passes(model, lengths, chosen, chunk, followed, done):
+    for group in passes(model, lengths, chosen, done, chunk, followed):
         last = group[-1]
         with extended(model, last.scaling, length=None if chunk else last.length, policy=followed):
             for row in _read(model, ids_T, group, on_tokens):
@@ -124,9 +124,9 @@ def passes(
     model_or_config: Any,
     lengths: Sequence[int],
     scalings: Sequence[Scaling],
-    chunk: int | None,
-    policy: Policy,
     done: Collection[Key] = (),
+    chunk: int | None = None,
+    policy: Policy = DEFAULT_POLICY,
 ) -> list[list[Cell]]:
     """The passes that give every cell that is not done, each a list of cells by length.
 

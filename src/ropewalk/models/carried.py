@@ -228,11 +228,11 @@ def tokens_seen(cache: Any) -> int:
 def cannot_follow(cache: Any, channels: Sequence[Turned]) -> str | None:
     """Why the keys of such a cache cannot be turned; None when they can."""
     if getattr(cache, "offloading", False):
-        return "an offloaded cache, whose keys are elsewhere"
+        return "they are in an offloaded cache"
     for each in channels:
         kind = type(cache.layers[each.layer]).__name__
         if kind not in _CAN_FOLLOW:
-            return f"a cache of {kind}s, whose keys are not held as the attention wrote them"
+            return f"they are in a {kind}, which does not hold them as the attention wrote them"
     return None
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from ropewalk import config as configs
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
-from ropewalk.models.following import followers
+from ropewalk.models.following import Follower, followers
 from ropewalk.models.rotary import RotaryModule, Swap, rotary_modules
 from ropewalk.models.saving import config_changes, layer_frequencies
 from ropewalk.models.tables import RotaryTable
@@ -93,8 +93,9 @@ def extend(
         if before is not None:
             _put(model, before)
         raise
-    if warning is not None:
-        warnings.warn(warning, stacklevel=2)
+    limits = [change.obscure for change in extension.changes if isinstance(change, Follower)]
+    for said in filter(None, [warning, *limits]):
+        warnings.warn(said, stacklevel=2)
     return model
 
 

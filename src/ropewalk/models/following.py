@@ -48,6 +48,8 @@ class Follower:
         ropes: what the model was trained with, by layer type.
         policy: for which length dynamic scalings are made.
         original: the original length, tokens; None when no table is dynamic.
+        channels: what turns in the decoder's caches, once it was asked.
+        obscure: why that could not be told, where it could not.
     """
 
     body: Any
@@ -55,6 +57,8 @@ class Follower:
     ropes: dict[str, Rope]
     policy: Policy
     original: int | None
+    channels: list[Turned] | None = None
+    obscure: str | None = None
     _handles: list[Any] = field(default_factory=list)
     _call: _Call | None = None
     _asking: bool = False
@@ -75,6 +79,8 @@ class Follower:
                 self.body.register_forward_pre_hook(self._enter, with_kwargs=True),
                 self.body.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
             ]
+            if self.dynamic:
+                self._ask()
 
     @property
     def dynamic(self) -> bool:
@@ -90,15 +96,6 @@ class Follower:
             digest.update(weight.detach().flatten()[:_SAMPLED].cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    @functools.cached_property
-    def channels(self) -> list[Turned]:
-        """What turns in the decoder's caches. Raises whatever asking it raised when that cannot be told."""
-        call, self._call, self._asking = self._call, None, True
-        try:
-            return turned_channels(self.body, self.tables)
-        finally:
-            self._call, self._asking = call, False
-
     def begin(self, cache: Any, request: tuple[int, ...]) -> None:
         """A request that may come to so many tokens, for each row, on this cache."""
         held = carried_by(cache)
@@ -107,6 +104,17 @@ class Follower:
             carry(cache, held)
         if held is not None:
             held.request = request if len(set(request)) > 1 else request[:1]
+
+    def _ask(self) -> None:
+        """Learn what turns in the decoder's caches, if that is not known yet."""
+        if self.channels is None and self.obscure is None:
+            call, self._call, self._asking = self._call, None, True
+            try:
+                self.channels = turned_channels(self.body, self.tables)
+            except Exception as error:  # it is the model's own code that is asked
+                self.obscure = f"what they change in the cache of a {type(self.body).__name__} is not known: {error}"
+            finally:
+                self._call, self._asking = call, False
 
     def _enter(self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._asking or (torch.compiler.is_compiling() and not self.dynamic):
@@ -197,21 +205,17 @@ class Follower:
         return request
 
     def _turn(self, cache: Any, held: Carried, rows: dict[str, Rows]) -> None:
-        outgrown = "the text outgrew the frequencies that its cached keys carry"
+        self._ask()
         seen = tokens_seen(cache)
-        try:
-            channels = self.channels
-        except Exception as error:  # it is the model's own code that is asked
-            raise RuntimeError(f"{outgrown}, and in {type(self.body).__name__} {error}; {_INSTEAD}") from error
-        why = cannot_follow(cache, channels)
+        why = self.obscure or cannot_follow(cache, self.channels or [])
         if why is not None:
-            raise RuntimeError(f"{outgrown}, and they are in {why}; {_INSTEAD}")
+            raise RuntimeError(f"the text outgrew the frequencies that its cached keys carry, and {why}; {_INSTEAD}")
         if held.count != seen:
             raise RuntimeError(
                 f"the cache holds {seen:,} tokens, and the positions of {held.count:,} are known: an earlier call "
                 "failed halfway, or something else wrote into it; begin a new cache"
             )
-        held.turn(cache, rows, self.tables, channels, self.policy.keeps_reference and self.dynamic)
+        held.turn(cache, rows, self.tables, self.channels or [], self.policy.keeps_reference and self.dynamic)
 
 
 def followers(
