@@ -55,7 +55,7 @@ class Reference:
         self.reduced_BTU, self.factor_BT1 = self.reduced_BTU[:, :count], self.factor_BT1[:, :count]
 
     def pick(self, indices_B: Tensor) -> None:
-        self.keys = {at: _picked(keys, indices_B, 0) for at, keys in self.keys.items()}
+        self.keys = {at: keys.index_select(0, indices_B.to(keys.device)) for at, keys in self.keys.items()}
         self.reduced_BTU, self.factor_BT1 = (
             _picked(each, indices_B, 0) for each in (self.reduced_BTU, self.factor_BT1)
         )
@@ -130,14 +130,17 @@ class Carried:
         else:
             carried_BTU, factor = reference.reduced_BTU, reference.factor_BT1
         to_turn_BTU = table.reduced(self.positions_BT, rows) - carried_BTU
-        cos_BTU, sin_BTU = (part.float() for part in cos_sin(to_turn_BTU, _factor(rows, table) / factor))
         tables_BTP: dict[Any, tuple[Tensor, Tensor]] = {}  # nearly always one, for all layers
         for each in turned:
             layer = cache.layers[each.layer]
             live = getattr(layer, each.tensor)
-            if (where := (each.columns_P, live.device)) not in tables_BTP:
+            if (where := (each.columns_P, each.scaled, live.device)) not in tables_BTP:
+                ratio = _factor(rows, table) / factor if each.scaled else 1.0
+                cos_BTU, sin_BTU = cos_sin(to_turn_BTU, ratio)
                 columns_P = torch.tensor(each.columns_P, device=cos_BTU.device)
-                tables_BTP[where] = tuple(part[..., columns_P].to(live.device) for part in (cos_BTU, sin_BTU))  # type: ignore[assignment]
+                tables_BTP[where] = tuple(  # type: ignore[assignment]
+                    part[..., columns_P].to(live.device, torch.float32) for part in (cos_BTU, sin_BTU)
+                )
             cos_BTP, sin_BTP = (part[:, self.count - live.shape[-2] :] for part in tables_BTP[where])
             source = live if reference is None else reference.keys[each.layer, each.tensor]
             setattr(layer, each.tensor, rotate(source, cos_BTP, each.sign * sin_BTP, each.start, each.interleaved))

@@ -62,6 +62,7 @@ class Follower:
     _handles: list[Any] = field(default_factory=list)
     _call: _Call | None = None
     _asking: bool = False
+    _checked: int | None = None  # the identity of what the last cache carried, known to be of this model
 
     def __post_init__(self) -> None:
         self._cache_at = list(inspect.signature(self.body.forward).parameters).index("past_key_values")
@@ -87,21 +88,11 @@ class Follower:
         """Whether any frequencies depend on the length of the text."""
         return any(table.follow is not None for table in self.tables.values())
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """What tells this model from another: its class, its ropes, and numbers out of its weights."""
-        digest = hashlib.sha256(f"{type(self.body).__name__} {self.ropes}".encode())
-        weights = [weight for weight in self.body.parameters() if weight.device.type != "meta"]
-        for weight in weights[:: max(1, len(weights) // _SAMPLED)]:
-            digest.update(weight.detach().flatten()[:_SAMPLED].cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
     def begin(self, cache: Any, request: tuple[int, ...]) -> None:
         """A request that may come to so many tokens, for each row, on this cache."""
         held = carried_by(cache)
         if held is None and not tokens_seen(cache):
-            held = Carried(self.fingerprint, {name: table.rows for name, table in self.tables.items()})
-            carry(cache, held)
+            held = self._new(cache)
         if held is not None:
             held.request = request if len(set(request)) > 1 else request[:1]
 
@@ -117,24 +108,29 @@ class Follower:
                 self._call, self._asking = call, False
 
     def _enter(self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._asking or (torch.compiler.is_compiling() and not self.dynamic):
-            return
-        if torch.compiler.is_compiling():
-            torch._dynamo.graph_break()  # lengths and caches are no part of a graph
+        if not self._asking and (self.dynamic or not torch.compiler.is_compiling()):
+            self._open(args, kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # lengths and caches are no part of a graph
+    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.dynamic and kwargs.get("cache") is not None:  # transformers' continuous batching
             raise RuntimeError(f"a dynamic scaling cannot follow in a {type(kwargs['cache']).__name__}; {_INSTEAD}")
         given = kwargs.get("past_key_values", args[self._cache_at] if len(args) > self._cache_at else None)
         self._call = _Call(given if isinstance(given, Cache) else None)
 
     def _meet(self, position_ids: Tensor) -> None:
-        """The rotary modules are asked for these positions: choose the frequencies, and turn what is cached to them."""
+        """The rotary modules are asked for these positions."""
         call = self._call
-        if self._asking or (call is None and not self.dynamic) or (call is not None and call.positions_BT is not None):
-            return
+        if not self._asking and (self.dynamic if call is None else call.positions_BT is None):
+            self._choose(position_ids, call)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _choose(self, position_ids: Tensor, call: _Call | None) -> None:
+        """Set the frequencies, and turn what is cached to them."""
         held = None
         if call is not None and call.cache is not None and tokens_seen(call.cache):
             held = self._known(call.cache)
-        rows = self._rows(position_ids, call, held)
+        rows = self._rows(position_ids, call)
         if held is not None and rows != held.rows:
             assert call is not None
             self._turn(call.cache, held, rows)
@@ -147,18 +143,22 @@ class Follower:
         if self._asking:
             return
         call, self._call = self._call, None
-        if call is None or call.positions_BT is None or outputs is None:
-            return
+        if call is not None and call.positions_BT is not None and outputs is not None:
+            self._note(call, call.positions_BT, outputs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _note(self, call: _Call, positions_BT: Tensor, outputs: Any) -> None:
+        """The call is over: note on the cache what its keys carry."""
         cache = call.cache if call.cache is not None else _cache_in(outputs)
         if cache is None:
             return
         held = carried_by(cache)
         if held is None or not held.count:
-            held = Carried(self.fingerprint, {name: table.rows for name, table in self.tables.items()})
-            carry(cache, held)
+            held = self._new(cache)
         held.request = call.request
-        if tokens_seen(cache) != held.count:
-            held.append(call.positions_BT)
+        new = tokens_seen(cache) - held.count
+        if new > 0:
+            held.append(positions_BT[..., -new:])  # some architectures ask for all positions so far
 
     def _known(self, cache: Any) -> Carried:
         """What the cache carries. Raises RuntimeError when that is unknown, or of another model."""
@@ -168,14 +168,34 @@ class Follower:
                 f"the cache holds {seen:,} tokens that were not read by an extended model, so that nothing tells which "
                 "frequencies its keys carry; begin a new cache"
             )
-        if held.model != self.fingerprint:
-            raise RuntimeError(
-                f"the cache holds {seen:,} tokens of another model, or of this one with another base or other "
-                "weights; begin a new cache"
-            )
+        if id(held) != self._checked:
+            if held.model != self._fingerprint():
+                raise RuntimeError(
+                    f"the cache holds {seen:,} tokens of another model, or of this one with another base or other "
+                    "weights; begin a new cache"
+                )
+            self._checked = id(held)
         return held
 
-    def _rows(self, position_ids: Tensor, call: _Call | None, held: Carried | None) -> dict[str, Rows]:
+    def _new(self, cache: Any) -> Carried:
+        held = Carried(self._fingerprint(), {name: table.rows for name, table in self.tables.items()})
+        carry(cache, held)
+        self._checked = id(held)
+        return held
+
+    def _fingerprint(self) -> str:
+        """What tells this model from another: its class, its ropes, and numbers out of its weights."""
+        digest = hashlib.sha256(f"{type(self.body).__name__} {self.ropes}".encode())
+        weights = [weight for weight in self.body.parameters() if weight.device.type != "meta"]
+        for weight in weights[:: max(1, len(weights) // _SAMPLED)]:
+            try:
+                numbers = getattr(weight, "_local_tensor", weight).detach().flatten()[:_SAMPLED].cpu().contiguous()
+                digest.update(numbers.view(torch.uint8).numpy().tobytes())
+            except Exception:  # a tensor of a kind of its own (quantized); the others tell enough
+                continue
+        return digest.hexdigest()
+
+    def _rows(self, position_ids: Tensor, call: _Call | None) -> dict[str, Rows]:
         """For each table, the frequencies of each row of the batch; one where they are equal."""
         if not self.dynamic:
             return {name: table.rows for name, table in self.tables.items()}
@@ -183,26 +203,28 @@ class Follower:
         farthest_BT = position_ids if position_ids.ndim == 2 else position_ids.amax(0)
         lengths = tuple(position + 1 for position in farthest_BT.amax(-1).tolist())
         if isinstance(self.policy, Request):
-            lengths = self._requested(lengths, call, held)
+            lengths = self._requested(lengths, call)
         chosen = {}
         for name, table in self.tables.items():
             rows = tuple(table.frequencies_at(length) for length in lengths)
             chosen[name] = rows[:1] if len(set(rows)) == 1 else rows
         return chosen
 
-    def _requested(self, reached: tuple[int, ...], call: _Call | None, held: Carried | None) -> tuple[int, ...]:
+    def _requested(self, reached: tuple[int, ...], call: _Call | None) -> tuple[int, ...]:
+        """The tokens that each row may come to: what its request said, or those of the call that begins it."""
         known = carried_by(call.cache) if call is not None and call.cache is not None else None
         request = reached if known is None or known.request is None else known.request
         if call is not None:
             call.request = request
-        ends = request * len(reached) if len(request) == 1 else request
+        # One number where the rows share their positions.
+        ends = request if len(request) == len(reached) else (max(request),) * len(reached)
         for row, (length, end) in enumerate(zip(reached, ends, strict=True)):
             if length > max(end, self.original or 0):
                 raise RuntimeError(
                     f"row {row} has come to {length:,} tokens, more than the {end:,} that its request was made for; "
                     'say the length beforehand with extend(model, scaling, length=tokens), or use policy="stepped"'
                 )
-        return request
+        return ends
 
     def _turn(self, cache: Any, held: Carried, rows: dict[str, Rows]) -> None:
         self._ask()
@@ -254,15 +276,14 @@ def _decoder(model: nn.Module, rotary: RotaryModule) -> Any:
     raise InputError("model", type(model).__name__, f"a model with a decoder around its {rotary.path}")
 
 
-def _begin(
-    model: Any, follower: Follower, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-) -> Any:
+def _begin(model: Any, follower: Follower, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
     """In place of the method with which `generate` prepares its cache: there it knows how long a text may become."""
-    done = type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args, **kwargs)
+    done = type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args)
     cache, mask_BT = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
-    if cache is not None and isinstance(mask_BT, Tensor) and mask_BT.ndim == 2:
-        more = generation_config.max_length - mask_BT.shape[1]
-        follower.begin(cache, tuple(length + more for length in mask_BT.sum(-1).tolist()))
+    if cache is not None:
+        end = args[-1] + 1  # the last argument leaves out the last token, which is never read
+        padding = (mask_BT.shape[1] - mask_BT.sum(-1)).tolist() if mask_BT is not None else [0]
+        follower.begin(cache, tuple(end - unread for unread in padding))
     return done
 
 

@@ -56,7 +56,7 @@ class RotaryTable(nn.Module):
         self.arrangement = arrangement
         self.follow = follow
         self.before: Callable[[Tensor], None] | None = None  # told the positions before they are looked up
-        self.answer_U: Tensor | None = None
+        self.answer: tuple[Tensor, float] | None = None
         self.rows: Rows = (frequencies,)
         high_RU, low_RU = self._turns(self.rows)
         # Integers: a later model.to(bfloat16) leaves them as they are, and moves them with the model.
@@ -78,11 +78,11 @@ class RotaryTable(nn.Module):
         """The table at `position_ids` ([B, T], or [A, B, T] where there are axes), for hidden states like `x`."""
         if self.before is not None:
             self.before(position_ids)
-        if self.answer_U is None:
+        if self.answer is None:
             cos_BTU, sin_BTU = cos_sin(self._reduced(position_ids, self.high_RU, self.low_RU), factors(self.rows))
         else:
-            angle_BTU = self.answer_U.expand(*position_ids.shape[-2:], -1)
-            cos_BTU, sin_BTU = angle_BTU.cos(), angle_BTU.sin()
+            angle_BTU = self.answer[0].expand(*position_ids.shape[-2:], -1)
+            cos_BTU, sin_BTU = angle_BTU.cos() * self.answer[1], angle_BTU.sin() * self.answer[1]
         dtype = x.dtype if self.arrangement.follows_dtype else torch.float32
         cos_BTC, sin_BTC = (part_BTU.to(dtype)[..., self.column_C].to(x.device) for part_BTU in (cos_BTU, sin_BTU))
         return torch.complex(cos_BTC, sin_BTC) if self.arrangement.complex else (cos_BTC, sin_BTC)
@@ -93,13 +93,13 @@ class RotaryTable(nn.Module):
         return self._reduced(position_ids, high_RU, low_RU)
 
     @contextmanager
-    def answering(self, angle_U: Tensor) -> Iterator[None]:
-        """Inside, every position has these angles, in radians, and the attention factor is 1."""
-        self.answer_U = angle_U.to(self.high_RU.device)
+    def answering(self, angle_U: Tensor, factor: float) -> Iterator[None]:
+        """Inside, every position has these angles, in radians, and this attention factor."""
+        self.answer = angle_U.to(self.high_RU.device), factor
         try:
             yield
         finally:
-            self.answer_U = None
+            self.answer = None
 
     def _reduced(self, position_ids: Tensor, high_RU: Tensor, low_RU: Tensor) -> Tensor:
         positions_BTU = self._along_axes(position_ids.to(high_RU.device, torch.int64))

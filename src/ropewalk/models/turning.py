@@ -1,9 +1,9 @@
 """Which channels of a cache turn with the frequencies, learned by asking the model.
 
-The model reads one token twice, into a cache each: once with all angles at zero, once with an angle of its own for
-every column of its tables. A token that sees itself alone has the same hidden states either way, so what differs
-between the caches is what its rotary embedding turned. How the pairs lie there counts only when it reproduces the
-second cache from the first.
+The model reads one token three times, into a cache each: with all angles at zero, with an angle of its own for every
+column of its tables, and with an attention factor. A token that sees itself alone has the same hidden states under any
+angles, so what differs between the first two caches is what its rotary embedding turned. How the pairs lie there counts
+only when it reproduces the second cache from the first. The third tells which of them carry the attention factor.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from transformers import DynamicCache
 from ropewalk import config as configs
 from ropewalk.models.tables import RotaryTable
 from ropewalk.ops.rotate import rotate
+
+_FACTOR = 1.0625
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Turned:
         start, interleaved: where its pairs lie, as `rotate` takes it.
         columns_P: the column of the table for each pair.
         sign: -1 where it turns backwards (nanochat).
+        scaled: whether it carries the attention factor, which a norm after the turn takes away (Llama 4).
     """
 
     layer: int
@@ -42,7 +45,8 @@ class Turned:
     start: int
     interleaved: bool
     columns_P: tuple[int, ...]
-    sign: int
+    sign: int = 1
+    scaled: bool = True
 
 
 def turned_channels(body: Any, tables: Mapping[str, RotaryTable]) -> list[Turned]:
@@ -55,8 +59,9 @@ def turned_channels(body: Any, tables: Mapping[str, RotaryTable]) -> list[Turned
         name: torch.rand(len(table.arrangement.columns_U), generator=dice, dtype=torch.float64) * 2 + 0.5
         for name, table in tables.items()
     }
-    still = _ask(body, tables, {name: torch.zeros_like(angle_U) for name, angle_U in angles.items()})
-    moved = _ask(body, tables, angles)
+    zeros = {name: torch.zeros_like(angle_U) for name, angle_U in angles.items()}
+    still, moved = _ask(body, tables, zeros), _ask(body, tables, angles)
+    longer = _ask(body, tables, zeros, _FACTOR)
     found = []
     for layer, (before, after) in enumerate(zip(still.layers, moved.layers, strict=True)):
         for tensor, unturned in vars(before).items():
@@ -66,12 +71,13 @@ def turned_channels(body: Any, tables: Mapping[str, RotaryTable]) -> list[Turned
                     how = next(_explained(unturned, told, layer, tensor, tables, angles), None)
                     if how is None:
                         raise RuntimeError(f"{tensor} of layer {layer} depend on the frequencies in another way")
-                    found.append(how)
+                    scaled = _carries_factor(unturned, getattr(longer.layers[layer], tensor), how)
+                    found.append(replace(how, scaled=scaled))
     return found
 
 
-def _ask(body: Any, tables: Mapping[str, RotaryTable], angles: Mapping[str, Tensor]) -> Any:
-    """The cache of one token under these angles."""
+def _ask(body: Any, tables: Mapping[str, RotaryTable], angles: Mapping[str, Tensor], factor: float = 1.0) -> Any:
+    """The cache of one token under these angles and this attention factor."""
     config = configs.text_config(body.config)
     cache = DynamicCache(config=config)
     training = body.training
@@ -80,7 +86,7 @@ def _ask(body: Any, tables: Mapping[str, RotaryTable], angles: Mapping[str, Tens
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             for name, table in tables.items():
-                stack.enter_context(table.answering(angles[name]))
+                stack.enter_context(table.answering(angles[name], factor))
             token_BT = torch.tensor([[config.vocab_size // 2]], device=body.get_input_embeddings().weight.device)
             body(input_ids=token_BT, past_key_values=cache, use_cache=True)
     finally:
@@ -112,6 +118,14 @@ def _explained(
             for interleaved, sign in itertools.product((False, True), (1, -1)):
                 if len(columns_P) == pairs and _close(rotate(unturned, cos, sign * sin, start, interleaved), told):
                     yield Turned(layer, tensor, name, start, interleaved, columns_P, sign)
+
+
+def _carries_factor(one: Tensor, longer: Tensor, how: Turned) -> bool:
+    """Whether the turned channels grew by the attention factor; where attention has sinks, only nearly so."""
+    turned = slice(how.start, how.start + 2 * len(how.columns_P))
+    before, after = one[..., turned].double().flatten(), longer[..., turned].double().flatten()
+    grown = float(before @ after / (before @ before))
+    return abs(grown - _FACTOR) < abs(grown - 1)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

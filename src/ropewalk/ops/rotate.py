@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK = 2**20  # numbers that are in float32 at a time
+_BLOCK = 2**18  # numbers that are in float32 at a time
 
 
 def rotate(x_BHTD: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, start: int, interleaved: bool) -> Tensor:
@@ -35,6 +35,6 @@ def rotate(x_BHTD: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, start: int, interle
         block = slice(begin, begin + step)
         a, b = x_BHTD[..., block, one].float(), x_BHTD[..., block, other].float()
         cos, sin = cos_BTP[..., block, :], sin_BTP[..., block, :]
-        turned[..., block, one] = a * cos - b * sin
-        turned[..., block, other] = b * cos + a * sin
+        turned[..., block, one] = torch.addcmul(a * cos, b, sin, value=-1)
+        turned[..., block, other] = torch.addcmul(b * cos, a, sin)
     return turned
