@@ -32,17 +32,17 @@ L = 8192
 POINTS = 1024  # a point of the curve every so many tokens
 WAYS = {
     "none": ("none", "stepped"),
-    "native window, read anew": ("window", "stepped"),
-    "native window, old keys dropped": ("dropped", "stepped"),
     "static YaRN 2": ("yarn:factor=2", "stepped"),
     "static YaRN 4": ("yarn:factor=4", "stepped"),
+    "dynamic YaRN, stepped": ("dynamic-yarn", "stepped"),
+    "dynamic YaRN, continuous, margin 1": ("dynamic-yarn", "continuous:margin=1"),
+    "dynamic YaRN, continuous": ("dynamic-yarn", "continuous"),
+    "dynamic NTK, continuous": ("dynamic-ntk", "continuous"),
+    "native window, read anew": ("window", "stepped"),
+    "native window, old keys dropped": ("dropped", "stepped"),
     "dynamic NTK, stale keys": ("dynamic-ntk", "continuous:every=1,margin=1"),
     "dynamic YaRN, stale keys": ("dynamic-yarn", "continuous:every=1,margin=1"),
     "stepped YaRN, stale keys": ("dynamic-yarn", "stepped"),
-    "dynamic NTK, continuous": ("dynamic-ntk", "continuous"),
-    "dynamic YaRN, continuous": ("dynamic-yarn", "continuous"),
-    "dynamic YaRN, continuous, margin 1": ("dynamic-yarn", "continuous:margin=1"),
-    "dynamic YaRN, stepped": ("dynamic-yarn", "stepped"),
 }
 
 
@@ -185,6 +185,7 @@ def main() -> None:
         }
         rows.append(row)
         keep(name, {"text": Path(args.text).stem, "length": args.length, "points": POINTS, "rows": rows})
+    rows.sort(key=lambda row: list(WAYS).index(row["way"]))
     draw(rows, args.length, Path(args.text).stem)
     for row in rows:
         print(f"{row['way']:34s} 0-8k {row['0-8k']:7.3f}   8k-12k {row['8k-12k']:8.3f}   8k-end {row['8k-end']:8.3f}")

@@ -1,7 +1,7 @@
 """Does the model still find what stands far back, and how far above length / L must the frequencies be made for it?
 
     python benchmarks/passkey.py policies [--length 12000] [--depths 8]
-    python benchmarks/passkey.py margins [--lengths 10000 12000 14000 16000] [--margins 1.0 1.1 1.25 1.5]
+    python benchmarks/passkey.py margins [--lengths 12000 16000 10000] [--margins 1.0 1.1 1.25 1.5]
 
 On smollm2: a five-digit number hidden at evenly spread depths of a text of exactly the given length, answer included.
 `policies` lets every way of scaling answer through `generate`. `margins` reads text and answer in one pass with a YaRN
@@ -126,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["policies", "margins"])
     parser.add_argument("--length", type=int, default=12_000)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[10_000, 12_000, 14_000, 16_000])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[12_000, 16_000, 10_000])
     parser.add_argument("--margins", type=float, nargs="+", default=[1.0, 1.1, 1.25, 1.5])
     parser.add_argument("--depths", type=int, default=8)
     args = parser.parse_args()
