@@ -1,6 +1,6 @@
 """A text that grows past the trained length in the KV cache: what do today's ways of scaling do to it, and ours?
 
-    python benchmarks/cached_curve.py [--text pydoc] [--length 16384] [--chunk 512]
+    python benchmarks/cached_curve.py [--text pydoc] [--length 16384] [--chunk 512] [--dtype bfloat16] [--ways NAME ...]
 
 smollm2 reads a text through the cache, chunk by chunk, as a chat does. Compared: no scaling; the native model with a
 window of its trained length, which is read anew for every chunk (many times the work) or whose old keys are dropped
@@ -124,7 +124,7 @@ def draw(rows: list[dict[str, Any]], length: int, text: str) -> None:
 
     curves = {row["way"]: row["curve"] for row in rows}
     ends = [POINTS * (i + 1) for i in range(length // POINTS)]
-    figure = Figure(figsize=(13, 5.2), dpi=130)
+    figure = Figure(figsize=(13, 5.8), dpi=130)
     whole, near = figure.subplots(1, 2, width_ratios=(1, 1.1))
     for way, (colour, line, label) in DRAWN.items():
         whole.plot(ends, curves[way], line, color=colour, linewidth=1.8)
@@ -139,17 +139,19 @@ def draw(rows: list[dict[str, Any]], length: int, text: str) -> None:
     whole.yaxis.set_minor_formatter(NullFormatter())
     near.set_ylim(-2, 20)
     near.set_title("perplexity over all tokens read, against the native window", loc="left")
-    near.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %"))
-    near.legend(frameon=False, fontsize=9, loc="upper left")
+    near.set_yticks(range(0, 21, 5), ["0", "+5 %", "+10 %", "+15 %", "+20 %"])
     for axes in (whole, near):
         axes.set_xlabel("tokens read")
-        axes.set_xticks(range(0, length + 1, 4096), [f"{tick // 1024}k" for tick in range(0, length + 1, 4096)])
+        axes.set_xticks(
+            range(0, length + 1, 4096), ["0", *(f"{tick // 1024}k" for tick in range(4096, length + 1, 4096))]
+        )
         axes.axvline(L, color="#888888", linestyle="--", linewidth=1)
         axes.grid(alpha=0.25)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     whole.text(L, 0.98, " trained on 8,192", transform=whole.get_xaxis_transform(), color="#666666", va="top")
-    figure.tight_layout()
+    figure.legend(*near.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, loc="lower center")
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(Path(__file__).parent.parent / "docs" / f"dynamic_{text}.png")
 
 
@@ -162,12 +164,15 @@ def main() -> None:
     parser.add_argument("--text", default="pydoc")
     parser.add_argument("--length", type=int, default=2 * L)
     parser.add_argument("--chunk", type=int, default=512)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     args = parser.parse_args()
     name = f"cached_curve_{Path(args.text).stem}_{args.length}"
+    name += "" if args.dtype == "bfloat16" else f"_{args.dtype}"
     rows = [row for row in kept(name).get("rows", []) if row["chunk"] == args.chunk]
-    missing = [way for way in WAYS if way not in {row["way"] for row in rows}]
+    missing = [way for way in args.ways if way not in {row["way"] for row in rows}]
     if missing:
-        model, tokenizer = rw.load("smollm2")
+        model, tokenizer = rw.load("smollm2", dtype=args.dtype)
         ids_T = torch.tensor(tokenizer(read_text(args.text).content, verbose=False)["input_ids"][: args.length])
     for way in missing:
         started = time.perf_counter()
@@ -186,7 +191,8 @@ def main() -> None:
         rows.append(row)
         keep(name, {"text": Path(args.text).stem, "length": args.length, "points": POINTS, "rows": rows})
     rows.sort(key=lambda row: list(WAYS).index(row["way"]))
-    draw(rows, args.length, Path(args.text).stem)
+    if len(rows) == len(WAYS):
+        draw(rows, args.length, Path(args.text).stem)
     for row in rows:
         print(f"{row['way']:34s} 0-8k {row['0-8k']:7.3f}   8k-12k {row['8k-12k']:8.3f}   8k-end {row['8k-end']:8.3f}")
 
