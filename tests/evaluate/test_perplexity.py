@@ -92,6 +92,13 @@ def test_a_pass_through_the_cache_gives_every_length_of_a_dynamic_scaling(tiny, 
     assert sum(read) == pytest.approx(200)
 
 
+def test_a_request_through_the_cache_is_fixed_for_each_length(tiny, ids):
+    (row,) = perplexity_curve(tiny, ids, [128], ["dynamic-yarn"], chunk=32, policy="request:margin=1.5")
+    (static,) = perplexity_curve(tiny, ids, [128], [rw.YaRN(factor=3)])
+    assert row["nll"] == pytest.approx(static["nll"], rel=1e-6)
+    assert row["policy"] == "request:margin=1.5"
+
+
 @pytest.mark.parametrize(("options", "message"), [({"chunk": 0}, "chunk"), ({"policy": "steped"}, "nearest: stepped")])
 def test_chunks_and_policies_that_do_not_exist(tiny, ids, options, message):
     with pytest.raises(rw.InputError, match=message):

@@ -26,7 +26,7 @@ from transformers import DynamicCache
 from ropewalk import config as configs
 from ropewalk.errors import InputError, check_length
 from ropewalk.models.extend import ScalingLike, extended, extension_of
-from ropewalk.policy import DEFAULT_POLICY, Policy, parse_policy
+from ropewalk.policy import DEFAULT_POLICY, Policy, Request, parse_policy
 from ropewalk.scaling import Scaling, parse
 
 Key = tuple[str, int | None, str | None, int]  # of a row: scaling, chunk, policy, length
@@ -92,7 +92,7 @@ def perplexity_curve(
     followed = parse_policy(policy)
     for group in passes(model, lengths, chosen, done, chunk, followed):
         last = group[-1]
-        with extended(model, last.scaling, length=None if chunk else last.length, policy=followed):
+        with extended(model, last.scaling, length=last.made_for, policy=followed):
             for row in _read(model, ids_T, group, on_tokens):
                 rows.append(row)
                 if on_row is not None:
@@ -103,12 +103,13 @@ def perplexity_curve(
 
 @dataclass(frozen=True)
 class Cell:
-    """One row to be."""
+    """One row to be; `made_for`: tokens that the frequencies are fixed for, None where they follow the text."""
 
     scaling: Scaling
     chunk: int | None
     policy: str | None
     length: int
+    made_for: int | None
 
     @property
     def key(self) -> Key:
@@ -131,16 +132,22 @@ def passes(
     """The passes that give every cell that is not done, each a list of cells by length.
 
     Cells with equal frequencies share a pass, across scalings too: a dynamic one within the original length is read
-    along with no scaling. Through the cache, in chunks, each scaling has one.
+    along with no scaling. A dynamic one that follows the text through the cache, in chunks, has one of its own.
     """
     described = configs.read(model_or_config)
     rope = described.ropes[described.main].rope
     groups: dict[Hashable, list[Cell]] = {}
     for scaling in scalings:
         for length in lengths:
-            cell = Cell(scaling, chunk, str(policy) if chunk and scaling.dynamic else None, length)
+            followed = chunk is not None and scaling.dynamic
+            made_for: int | None = length
+            if followed:
+                fixed = isinstance(policy, Request)
+                made_for = policy.scaled_for(length, scaling.trained_on(rope)) if fixed else None
+            cell = Cell(scaling, chunk, str(policy) if followed else None, length, made_for)
             if cell.key not in done:
-                groups.setdefault(scaling if chunk else scaling.frequencies(rope, length), []).append(cell)
+                shared = scaling if made_for is None else scaling.frequencies(rope, made_for)
+                groups.setdefault(shared, []).append(cell)
     return [sorted(group, key=lambda cell: cell.length) for group in groups.values()]
 
 
