@@ -80,7 +80,7 @@ def _ask(body: Any, tables: Mapping[str, RotaryTable], angles: Mapping[str, Tens
     """The cache of one token under these angles and this attention factor."""
     config = configs.text_config(body.config)
     cache = DynamicCache(config=config)
-    training = body.training
+    modes = {module: module.training for module in body.modules()}
     body.eval()
     try:
         with ExitStack() as stack:
@@ -90,7 +90,8 @@ def _ask(body: Any, tables: Mapping[str, RotaryTable], angles: Mapping[str, Tens
             token_BT = torch.tensor([[config.vocab_size // 2]], device=body.get_input_embeddings().weight.device)
             body(input_ids=token_BT, past_key_values=cache, use_cache=True)
     finally:
-        body.train(training)
+        for module, training in modes.items():
+            module.training = training
     return cache
 
 
@@ -105,9 +106,10 @@ def _explained(
     """Every way in which turning `unturned` gives `told`."""
     if unturned.ndim < 3 or unturned.shape[-2] != 1:
         return
-    differs_D = (unturned != told).flatten(0, -2).any(0)
-    start = int(differs_D.to(torch.int8).argmax())
-    for name, table in tables.items():
+    off_D = (unturned.float() - told.float()).abs().flatten(0, -2).amax(0)
+    noise = _rounding(unturned) * float(unturned.float().abs().max())  # of a device whose sums come in any order
+    starts = dict.fromkeys(int((off_D > least).to(torch.int8).argmax()) for least in (0.0, noise))
+    for start, (name, table) in itertools.product(starts, tables.items()):
         pairs = len({pair for pair, _ in table.arrangement.columns_U})
         if start + 2 * pairs > unturned.shape[-1]:
             continue
@@ -133,4 +135,8 @@ def _close(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.numel() == 0:
         return one.shape == other.shape
     off, largest = float((one.float() - other.float()).abs().max()), float(one.float().abs().max())
-    return off <= 4 * torch.finfo(one.dtype).eps * largest
+    return off <= _rounding(one) * largest
+
+
+def _rounding(cached: Tensor) -> float:
+    return 4 * torch.finfo(cached.dtype).eps
