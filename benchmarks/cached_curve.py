@@ -35,9 +35,9 @@ WAYS = {
     "static YaRN 2": ("yarn:factor=2", "stepped"),
     "static YaRN 4": ("yarn:factor=4", "stepped"),
     "dynamic YaRN, stepped": ("dynamic-yarn", "stepped"),
-    "dynamic YaRN, continuous, margin 1": ("dynamic-yarn", "continuous:margin=1"),
     "dynamic YaRN, continuous": ("dynamic-yarn", "continuous"),
-    "dynamic NTK, continuous": ("dynamic-ntk", "continuous"),
+    "dynamic YaRN, continuous, margin 1.1": ("dynamic-yarn", "continuous:margin=1.1"),
+    "dynamic NTK, continuous, margin 1.1": ("dynamic-ntk", "continuous:margin=1.1"),
     "native window, read anew": ("window", "stepped"),
     "native window, old keys dropped": ("dropped", "stepped"),
     "dynamic NTK, stale keys": ("dynamic-ntk", "continuous:every=1,margin=1"),
@@ -112,7 +112,7 @@ DRAWN = {  # name, colour, line, label
     "dynamic YaRN, stale keys": ("C3", ":", "dynamic YaRN, stale keys"),
     "native window, read anew": ("#888888", "--", "native, its last 8,192 tokens read anew"),
     "dynamic YaRN, stepped": ("C2", "-", "dynamic YaRN, keys follow: stepped"),
-    "dynamic YaRN, continuous, margin 1": ("C8", "-", "dynamic YaRN, keys follow: continuous:margin=1"),
+    "dynamic YaRN, continuous": ("C8", "-", "dynamic YaRN, keys follow: continuous"),
 }
 NATIVE = "native window, read anew"
 
@@ -194,7 +194,7 @@ def main() -> None:
     if len(rows) == len(WAYS):
         draw(rows, args.length, Path(args.text).stem)
     for row in rows:
-        print(f"{row['way']:34s} 0-8k {row['0-8k']:7.3f}   8k-12k {row['8k-12k']:8.3f}   8k-end {row['8k-end']:8.3f}")
+        print(f"{row['way']:36s} 0-8k {row['0-8k']:7.3f}   8k-12k {row['8k-12k']:8.3f}   8k-end {row['8k-end']:8.3f}")
 
 
 if __name__ == "__main__":

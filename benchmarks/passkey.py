@@ -34,7 +34,7 @@ WAYS = {
     "static YaRN 2": ("yarn:factor=2", "stepped"),
     "static YaRN 4": ("yarn:factor=4", "stepped"),
     "stepped": ("dynamic-yarn", "stepped"),
-    "continuous": ("dynamic-yarn", "continuous"),
+    "continuous, margin 1.1": ("dynamic-yarn", "continuous:margin=1.1"),
     "request": ("dynamic-yarn", "request"),
 }
 

@@ -77,7 +77,7 @@ class Continuous(Policy):
     keeps_reference = True
 
     every: int = 32
-    margin: float = 1.1
+    margin: float = 1.0
 
     def __post_init__(self) -> None:
         check_length("continuous: every", self.every)
