@@ -1,13 +1,13 @@
 """Does the model still find what stands far back, and how far above length / L must the frequencies be made for it?
 
     python benchmarks/passkey.py policies [--length 12000] [--depths 8]
-    python benchmarks/passkey.py margins [--lengths 12000 16000 10000] [--margins 1.0 1.1 1.25 1.5]
+    python benchmarks/passkey.py margins [--wording "pass key"] [--lengths 9500 12000 16000] [--margins 1.0 1.25]
 
 On smollm2: a five-digit number hidden at evenly spread depths of a text of exactly the given length, answer included.
 `policies` lets every way of scaling answer through `generate`. `margins` reads text and answer in one pass with a YaRN
 factor of margin x length / 8,192: found says whether each token of the answer was the likeliest, nll how unlikely it
 was (nats a token), which tells more than 8 times yes or no; beside it the perplexity of the built-in text at that
-length. The wording was chosen among five by its nll at 4,000 tokens without scaling. Run again, it goes on.
+length. The wording "number" had the lowest nll of five at 4,000 tokens without scaling. Run again, it goes on.
 """
 
 from __future__ import annotations
@@ -26,9 +26,19 @@ from ropewalk.models.carried import carried_by
 
 L = 8192
 FILLER = "The grass grows. The river runs. The lamp is lit. We walk on. And then we turn back. "
-HEAD = "One line of this text holds a number to remember. The rest does not matter.\n\n"
-NEEDLE = "\nRemember this number: {key}. The number to remember is {key}.\n"
-TAIL = "\nWhich number was to remember? The number to remember is"
+WORDINGS = {  # what stands before the filler, within it, and after it
+    "number": (
+        "One line of this text holds a number to remember. The rest does not matter.\n\n",
+        "\nRemember this number: {key}. The number to remember is {key}.\n",
+        "\nWhich number was to remember? The number to remember is",
+    ),
+    "pass key": (
+        "There is one important fact in a long text that is otherwise of no interest. Find it and keep it in mind. "
+        "I will ask you about it at the end.\n\n",
+        "\nThe pass key is {key}. Remember it. {key} is the pass key.\n",
+        "\nWhat is the pass key? The pass key is",
+    ),
+}
 WAYS = {
     "none": ("none", "stepped"),
     "static YaRN 2": ("yarn:factor=2", "stepped"),
@@ -39,12 +49,15 @@ WAYS = {
 }
 
 
-def prompts(tokenizer: Any, length: int, depths: int) -> Iterator[tuple[list[int], list[int], int]]:
+def prompts(
+    tokenizer: Any, length: int, depths: int, wording: str = "number"
+) -> Iterator[tuple[list[int], list[int], int]]:
     """Prompt, answer (together `length` tokens) and key for each depth, the key between two sentences."""
     dice = random.Random(0)
+    before, within, after = WORDINGS[wording]
     for i in range(depths):
         key = dice.randrange(10_000, 100_000)
-        texts = (HEAD, FILLER, NEEDLE.format(key=key), TAIL, f" {key}")
+        texts = (before, FILLER, within.format(key=key), after, f" {key}")
         head, filler, needle, tail, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
         room = length - len(head) - len(needle) - len(tail) - len(answer)
         lines = (filler * (room // len(filler) + 1))[:room]
@@ -102,10 +115,12 @@ def by_margin(model: Any, tokenizer: Any, args: argparse.Namespace) -> None:
     tokens = tokenizer(read_text("pydoc").content, verbose=False)["input_ids"]
     for length in args.lengths:
         for margin in args.margins:
-            if (length, margin) not in {(row["length"], row["margin"]) for row in rows}:
+            if (args.wording, length, margin) not in {(row["wording"], row["length"], row["margin"]) for row in rows}:
                 rw.extend(model, rw.YaRN(factor=max(1.0, margin * length / L)))
-                answers = [forced(model, ids, answer) for ids, answer, _ in prompts(tokenizer, length, args.depths)]
+                texts = prompts(tokenizer, length, args.depths, args.wording)
+                answers = [forced(model, ids, answer) for ids, answer, _ in texts]
                 row = {
+                    "wording": args.wording,
                     "length": length,
                     "margin": margin,
                     "found": [hit for hit, _ in answers],
@@ -114,11 +129,11 @@ def by_margin(model: Any, tokenizer: Any, args: argparse.Namespace) -> None:
                 }
                 rows.append(row)
                 keep("passkey_margins", {"rows": rows})
-    for row in sorted(rows, key=lambda row: (row["length"], row["margin"])):
+    for row in sorted(rows, key=lambda row: (row["wording"], row["length"], row["margin"])):
         mean = sum(row["nll"]) / len(row["nll"])
         print(
-            f"{row['length']:6,} tokens, margin {row['margin']:4.2f}: {shown(row['found'])} nll {mean:5.3f} "
-            f"(worst {max(row['nll']):4.2f})   ppl {row['ppl']:6.3f}"
+            f"{row['wording']:8s} {row['length']:6,} tokens, margin {row['margin']:4.2f}: {shown(row['found'])} "
+            f"nll {mean:5.3f} (worst {max(row['nll']):4.2f})   ppl {row['ppl']:6.3f}"
         )
 
 
@@ -126,8 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["policies", "margins"])
     parser.add_argument("--length", type=int, default=12_000)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[12_000, 16_000, 10_000])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[9_500, 12_000, 16_000])
     parser.add_argument("--margins", type=float, nargs="+", default=[1.0, 1.1, 1.25, 1.5])
+    parser.add_argument("--wording", choices=WORDINGS, default="number")
     parser.add_argument("--depths", type=int, default=8)
     args = parser.parse_args()
     model, tokenizer = rw.load("smollm2")
