@@ -16,7 +16,7 @@ from ropewalk.scaling.llama3 import Llama3
 from ropewalk.scaling.yarn import YaRN
 
 # A factor that only just covers the target loses needles: at 12,000 tokens SmolLM2 (L 8,192) finds 5 of 8 passkeys at
-# target/L itself, 6 at 1.1 times that, and 7 from 1.25 on (benchmarks/passkey.py; at 9,500 and 16,000 in docs/dynamic.md).
+# target/L itself, 6 at 1.1 times that, and 7 from 1.25 on (benchmarks/passkey.py; more lengths in docs/dynamic.md).
 MARGIN = 1.25
 _STEP = 0.25  # factors are rounded up to a quarter, so that configurations stay readable
 

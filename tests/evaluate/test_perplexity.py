@@ -73,7 +73,8 @@ def test_a_dynamic_scaling_through_the_cache_follows_the_text_as_it_grows(tiny, 
     unscaled = perplexity_curve(tiny, ids, lengths, ["none"], chunk=16)
     assert [row["nll"] for row in cached[:2]] == [row["nll"] for row in unscaled[:2]]  # the trained 64 tokens
     assert all(row["nll"] != other["nll"] for row, other in zip(cached[2:], unscaled[2:], strict=True))
-    rw.extend(tiny, "dynamic-yarn", policy=policy)
+    with pytest.warns(UserWarning, match="transformers cannot express"):
+        rw.extend(tiny, "dynamic-yarn", policy=policy)
     with torch.inference_mode():
         cache, logits = None, []
         for part in torch.tensor([ids]).split(16, dim=1):
@@ -220,7 +221,7 @@ def test_the_built_in_model_keeps_its_short_text_and_holds_past_its_training_thr
         perplexity_curve(model, tokens, [8192, 11264], [scaling], chunk=1024) for scaling in ("none", "dynamic-yarn")
     )
     assert dynamic[0]["ppl"] == pytest.approx(none[0]["ppl"], rel=1e-3)
-    assert dynamic[1]["ppl_last"] < none[1]["ppl_last"] / 2
+    assert dynamic[1]["ppl_last"] < none[1]["ppl_last"] / 1.5
 
 
 def test_a_loss_that_is_not_a_number_is_said_and_not_averaged(tiny, ids):
