@@ -16,16 +16,20 @@ from ropewalk import spec as specs
 from ropewalk.errors import InputError, check_length, check_number
 
 
-@dataclass(frozen=True)
 class Policy(ABC):
     """How the frequencies of a dynamic scaling follow the text.
 
+    A policy is a frozen dataclass with a `margin`, how much longer than the text the scaling is made for.
     Class variables: `keeps_reference` says whether keys turn so often that they are turned from a copy of the keys as
     they were cached, which costs half of the KV cache again.
     """
 
     name: ClassVar[str]
     keeps_reference: ClassVar[bool] = False
+    margin: float
+
+    def __post_init__(self) -> None:
+        check_number(f"{self.name}: margin", self.margin, least=1)
 
     def scaled_for(self, reached: int, original: int) -> int:
         """Tokens to make the scaling for, when the text has reached `reached` and the original length is given."""
@@ -53,7 +57,7 @@ class Stepped(Policy):
     margin: float = 1.0
 
     def __post_init__(self) -> None:
-        check_number("stepped: margin", self.margin, least=1)
+        super().__post_init__()
         if isinstance(self.factors, (str, bytes)) or not hasattr(self.factors, "__iter__"):
             raise InputError("stepped: factors", self.factors, "a list of factors, as in stepped:factors=[2,4,8]")
         object.__setattr__(self, "factors", tuple(self.factors))
@@ -80,8 +84,8 @@ class Continuous(Policy):
     margin: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_length("continuous: every", self.every)
-        check_number("continuous: margin", self.margin, least=1)
 
     def past(self, reached: int, original: int) -> int:
         return math.ceil(self.margin * math.ceil(reached / self.every) * self.every)
@@ -98,16 +102,11 @@ class Request(Policy):
 
     margin: float = 1.25
 
-    def __post_init__(self) -> None:
-        check_number("request: margin", self.margin, least=1)
-
     def past(self, reached: int, original: int) -> int:
         return math.ceil(self.margin * reached)
 
 
 POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (Stepped, Continuous, Request)}
-
-
 DEFAULT_POLICY: Policy = Stepped()
 
 
