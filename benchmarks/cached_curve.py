@@ -14,7 +14,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def read(model: Any, ids_T: torch.Tensor, way: str, chunk: int) -> list[float]:
     if scaling in ("window", "dropped"):
         return (anew_nll if scaling == "window" else dropped_nll)(model, ids_T, chunk)
     rw.extend(model, scaling, policy=policy)
-    with stale() if "stale" in way else torch.no_grad():
+    with stale() if "stale" in way else nullcontext():
         return [loss for part in token_nll(model, ids_T, chunk=chunk) for loss in part.tolist()]
 
 
