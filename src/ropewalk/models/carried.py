@@ -8,7 +8,6 @@ Shapes: as in tables.py, and H heads, D channels of a head.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropewalk.models.mixed import Mixin, mixed
 from ropewalk.models.tables import RotaryTable, Rows, cos_sin, factors
 from ropewalk.models.turning import Turned
 from ropewalk.ops.rotate import rotate
@@ -167,7 +167,7 @@ class Carried:
         self.references[name] = Reference(keys, reduced_BTU, factor_BT1)
 
 
-class _InStep:
+class _InStep(Mixin):
     """Mixed into the class of a cache: what is carried follows what is done to it."""
 
     def crop(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -194,19 +194,6 @@ class _InStep:
         super().reset()  # type: ignore[misc]
         vars(self).pop(_SLOT, None)
 
-    def __reduce__(self: Any) -> Any:  # pickle finds classes by their name, and this one has the name of its base
-        return _blank, (type(self).__bases__[1],), self.__dict__
-
-
-@functools.cache
-def _in_step(original: Any) -> Any:
-    return type(original.__name__, (_InStep, original), {"__module__": original.__module__})
-
-
-def _blank(original: type) -> Any:
-    cls: Any = _in_step(original)
-    return cls.__new__(cls)
-
 
 def carried_by(cache: Any) -> Carried | None:
     """What the cache's keys carry, as far as an extended model has seen them."""
@@ -218,7 +205,7 @@ def carry(cache: Any, carried: Carried) -> None:
     setattr(cache, _SLOT, carried)
     kind: Any = type(cache)
     if not issubclass(kind, _InStep):
-        cache.__class__ = _in_step(kind)
+        cache.__class__ = mixed(_InStep, kind)
 
 
 def tokens_seen(cache: Any) -> int:

@@ -11,7 +11,6 @@ Shapes: as in tables.py.
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import math
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
+from ropewalk.models.mixed import Mixin, mixed
 from ropewalk.models.tables import Arrangement, RotaryTable
 
 _ONE_TYPE = "all"
@@ -31,7 +31,7 @@ _CLOSE = 1e-4  # of frequencies, relative
 _NEAR = 8  # positions at which a module's own float32 angles are as good as exact
 
 
-class _Exact:
+class _Exact(Mixin):
     """Mixed into the class of a rotary module: its forward, from the tables."""
 
     ropewalk: nn.ModuleDict
@@ -39,19 +39,6 @@ class _Exact:
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
         with torch.no_grad():
             return self.ropewalk[layer_type or _ONE_TYPE](x, position_ids)
-
-    def __reduce__(self) -> Any:  # pickle finds classes by their name, and this one has the name of its base
-        return _blank, (type(self).__bases__[1],), self.__dict__
-
-
-@functools.cache
-def _exact(original: Any) -> Any:
-    return type(original.__name__, (_Exact, original), {"__module__": original.__module__})
-
-
-def _blank(original: type) -> Any:
-    cls = _exact(original)
-    return cls.__new__(cls)
 
 
 @dataclass
@@ -150,7 +137,7 @@ class RotaryModule:
     def install(self, tables: dict[str, RotaryTable]) -> list[Swap]:
         """The changes after which the module serves these tables."""
         original: Any = type(self.module)
-        exact = _exact(original)
+        exact = mixed(_Exact, original)
         changes = [Swap(self.module, "ropewalk", nn.ModuleDict(tables)), Swap(self.module, "__class__", exact)]
         if "_old_forward" in vars(self.module):  # a hook of accelerate (device_map) calls this, and not the class's
             changes.append(Swap(self.module, "_old_forward", MethodType(exact.forward, self.module)))
