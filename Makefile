@@ -28,7 +28,8 @@ lint: .venv/lint
 	touch $@
 
 .venv/test: .venv/demo
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[eval,ray,test]'
+	$(PIP) --no-deps llama-index-core  # the sentence splitter data of nltk, which it carries
 	touch $@
 
 .venv/lint: .venv/test

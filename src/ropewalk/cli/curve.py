@@ -13,7 +13,7 @@ from ropewalk.scaling import Scaling, parse
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.curve_store import CurveStore
-    from ropewalk.evaluate.perplexity import Cell, Key, Row
+    from ropewalk.evaluate.perplexity import Key, Point, Row
     from ropewalk.evaluate.texts import Text
 
 
@@ -67,21 +67,21 @@ def run(
     store = CurveStore(out, {"model": name, "text": text.name, "dtype": kind, "text_sha256": text.digest})
     scalings, lengths = list(dict.fromkeys(scalings)), sorted(set(lengths))
 
-    def ahead(done: Collection[Key]) -> list[list[Cell]]:
+    def ahead(done: Collection[Key]) -> list[list[Point]]:
         return [group for chunk in chunks for group in passes(described, lengths, scalings, done, chunk, policy)]
 
-    cells = [cell for group in ahead(()) for cell in group]
-    cells.sort(key=lambda cell: (scalings.index(cell.scaling), cell.chunk or 0, cell.length))
-    asked = [cell.key for cell in cells]
+    points = [point for group in ahead(()) for point in group]
+    points.sort(key=lambda point: (scalings.index(point.scaling), point.chunk or 0, point.length))
+    asked = [point.key for point in points]
 
     def draw() -> None:
-        rows = [store.rows[cell] for cell in asked if cell in store.rows]
+        rows = [store.rows[point] for point in asked if point in store.rows]
         draw_curve(rows, store.figure_path, model=name, text=text.name, original_length=original_length)
 
     total = sum(group[-1].length for group in ahead(store.rows))
     if total:
         _measure(name, kind, text, lengths, scalings, chunks, policy, store, draw, total)
-    rows = [store.rows[cell] for cell in asked]
+    rows = [store.rows[point] for point in asked]
     draw()
     if json:
         print_json(store.document(rows))

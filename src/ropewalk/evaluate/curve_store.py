@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError
+from ropewalk.evaluate.files import writable_folder, write_whole
 from ropewalk.evaluate.perplexity import Key, Row, key
 
 
@@ -26,15 +26,9 @@ class CurveStore:
         `header`: what the rows belong to (model, text and its digest, dtype, ...), ready for JSON.
         Raises InputError when the folder cannot be written, is damaged, or holds another header's rows.
         """
-        self.folder = Path(folder).expanduser()
+        self.folder = writable_folder(folder)
         self.header = header
         self.rows: dict[Key, Row] = {}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._write("curve.lock", "")
-            (self.folder / "curve.lock").unlink()
-        except OSError as error:
-            raise InputError("out", f"{folder} ({error.strerror})", "a folder that can be written") from None
         if self.json_path.exists():
             self._read()
 
@@ -50,12 +44,12 @@ class CurveStore:
         """Keep a row."""
         self.rows[key(row)] = row
         everything = list(self.rows.values())
-        self._write("curve.json", json.dumps(self.document(everything), indent=1) + "\n")
+        write_whole(self.json_path, json.dumps(self.document(everything), indent=1) + "\n")
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, fieldnames=list(Row.__annotations__))
         writer.writeheader()
         writer.writerows(everything)
-        self._write("curve.csv", table.getvalue())
+        write_whole(self.folder / "curve.csv", table.getvalue())
 
     def document(self, rows: Iterable[Row]) -> dict[str, Any]:
         """The JSON document of these rows; what a row does not have (a chunk, a policy) is left out."""
@@ -75,14 +69,6 @@ class CurveStore:
                 found = f"{self.json_path} of another run ({name} {held.get(name)!r}, now {value!r})"
                 raise InputError("out", found, "a new folder, or the one of the same model and text")
         self.rows = {key(row): row for row in rows}
-
-    def _write(self, name: str, content: str) -> None:
-        beside = self.folder / f".{name}.{os.getpid()}"
-        with open(beside, "w", encoding="utf-8", newline="") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self.folder / name)
 
 
 def _row(written: dict[str, Any]) -> Row:

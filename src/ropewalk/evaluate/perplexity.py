@@ -102,7 +102,7 @@ def perplexity_curve(
 
 
 @dataclass(frozen=True)
-class Cell:
+class Point:
     """One row to be; `made_for`: tokens that the frequencies are fixed for, None where they follow the text."""
 
     scaling: Scaling
@@ -128,15 +128,15 @@ def passes(
     done: Collection[Key] = (),
     chunk: int | None = None,
     policy: Policy = DEFAULT_POLICY,
-) -> list[list[Cell]]:
-    """The passes that give every cell that is not done, each a list of cells by length.
+) -> list[list[Point]]:
+    """The passes that give every point that is not done, each a list of points by length.
 
-    Cells with equal frequencies share a pass, across scalings too: a dynamic one within the original length is read
+    Points with equal frequencies share a pass, across scalings too: a dynamic one within the original length is read
     along with no scaling. A dynamic one that follows the text through the cache, in chunks, has one of its own.
     """
     described = configs.read(model_or_config)
     rope = described.ropes[described.main].rope
-    groups: dict[Hashable, list[Cell]] = {}
+    groups: dict[Hashable, list[Point]] = {}
     for scaling in scalings:
         for length in lengths:
             followed = chunk is not None and scaling.dynamic
@@ -144,11 +144,11 @@ def passes(
             if followed:
                 fixed = isinstance(policy, Request)
                 made_for = policy.scaled_for(length, scaling.trained_on(rope)) if fixed else None
-            cell = Cell(scaling, chunk, str(policy) if followed else None, length, made_for)
-            if cell.key not in done:
+            point = Point(scaling, chunk, str(policy) if followed else None, length, made_for)
+            if point.key not in done:
                 shared = scaling if made_for is None else scaling.frequencies(rope, made_for)
-                groups.setdefault(shared, []).append(cell)
-    return [sorted(group, key=lambda cell: cell.length) for group in groups.values()]
+                groups.setdefault(shared, []).append(point)
+    return [sorted(group, key=lambda point: point.length) for group in groups.values()]
 
 
 def _ids(tokens: Sequence[int] | Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def _scalings(model: Any, scalings: Sequence[ScalingLike] | None) -> list[Scalin
     return [held[described.main]]
 
 
-def _read(model: Any, ids_T: Tensor, group: list[Cell], on_tokens: Callable[[float], None] | None) -> Iterator[Row]:
+def _read(model: Any, ids_T: Tensor, group: list[Point], on_tokens: Callable[[float], None] | None) -> Iterator[Row]:
     """Read the text once, at the frequencies the model has; a row as soon as its length is reached."""
     waiting, nll, seconds = list(group), np.zeros(0), 0.0
     parts = token_nll(model, ids_T[: group[-1].length], on_tokens, group[-1].chunk)
@@ -188,19 +188,19 @@ def _read(model: Any, ids_T: Tensor, group: list[Cell], on_tokens: Callable[[flo
         nll = np.concatenate([nll, next(parts)])
         seconds += time.perf_counter() - started  # of reading alone, not of what is done with the rows
         while waiting and len(nll) >= waiting[0].length - 1:
-            cell = waiting.pop(0)
-            yield _row(cell, nll[: cell.length - 1], seconds)
+            point = waiting.pop(0)
+            yield _row(point, nll[: point.length - 1], seconds)
 
 
-def _row(cell: Cell, nll: NDArray[np.float64], seconds: float) -> Row:
+def _row(point: Point, nll: NDArray[np.float64], seconds: float) -> Row:
     if not np.isfinite(nll).all():
         at = int(np.flatnonzero(~np.isfinite(nll))[0]) + 1
-        raise RuntimeError(f"{cell.scaling}: the model's loss at token {at:,} is not a number; try another dtype")
+        raise RuntimeError(f"{point.scaling}: the model's loss at token {at:,} is not a number; try another dtype")
     return Row(
-        scaling=str(cell.scaling),
-        chunk=cell.chunk,
-        policy=cell.policy,
-        length=cell.length,
+        scaling=str(point.scaling),
+        chunk=point.chunk,
+        policy=point.policy,
+        length=point.length,
         ppl=_perplexity(nll),
         ppl_last=_perplexity(nll[-LAST:]),
         nll=float(nll.mean()),

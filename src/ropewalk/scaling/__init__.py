@@ -5,28 +5,17 @@ Every module of this folder is imported, and every concrete `Scaling` in it is r
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from ropewalk import spec as specs
 from ropewalk.errors import InputError
+from ropewalk.registry import registered
 from ropewalk.scaling.base import Scaling
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
-
-
-def _concrete(cls: Any) -> list[type[Scaling]]:
-    below = [found for subclass in cls.__subclasses__() for found in _concrete(subclass)]
-    return below if inspect.isabstract(cls) else [cls, *below]
-
-
-REGISTRY: dict[str, type[Scaling]] = {cls.name: cls for cls in sorted(_concrete(Scaling), key=lambda c: c.name)}
+REGISTRY: dict[str, type[Scaling]] = registered(__name__, __path__, Scaling)  # type: ignore[type-abstract]
 __all__ = ["REGISTRY", "Scaling", "find", "from_rope_dict", "parse"]
 
 _BY_NAME = {name: cls for cls in REGISTRY.values() for name in (cls.name, *cls.aliases)}

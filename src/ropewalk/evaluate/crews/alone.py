@@ -1,0 +1,19 @@
+"""The crew of one: this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ropewalk.evaluate.crews import Crew, Done, Job, News
+from ropewalk.evaluate.worker import Worker
+
+
+def alone(worker: Worker) -> Crew:
+    """One cell after the other, here."""
+
+    def work(jobs: Sequence[Job], done: Done) -> Iterator[News]:
+        for key, cell in jobs:
+            for news in worker.run(cell, done(key)):
+                yield key, news
+
+    return work

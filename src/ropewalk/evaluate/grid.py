@@ -1,0 +1,82 @@
+"""The grid of an evaluation: tasks x lengths x scalings, each cell with a key of all that determines it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ropewalk.errors import InputError, check_length
+from ropewalk.evaluate.tasks import Task, parse_task
+from ropewalk.policy import Policy
+from ropewalk.scaling import Scaling, parse
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task at one length under one scaling: `samples` questions, made from `seed`."""
+
+    scaling: Scaling
+    policy: Policy
+    task: Task
+    length: int
+    samples: int
+    seed: int
+
+    @property
+    def column(self) -> str:
+        """The scaling, and where it is dynamic the policy it follows."""
+        return f"{self.scaling} ({self.policy})" if self.scaling.dynamic else str(self.scaling)
+
+    def describe(self, fingerprint: dict[str, str]) -> dict[str, Any]:
+        """All that determines the cell but the model, ready for JSON; `fingerprint` is that of its task."""
+        return {
+            "task": str(self.task),
+            "task_name": self.task.name,
+            "task_version": self.task.version,
+            "task_options": self.task.options(),
+            "fingerprint": fingerprint,
+            "main": self.task.main,
+            "better": self.task.better,
+            "scaling": str(self.scaling),
+            "scaling_options": asdict(self.scaling),  # type: ignore[call-overload]
+            "policy": str(self.policy) if self.scaling.dynamic else None,
+            "column": self.column,
+            "length": self.length,
+            "samples": self.samples,
+            "seed": self.seed,
+        }
+
+
+def cell_key(model: dict[str, Any], described: dict[str, Any]) -> str:
+    """What tells a cell from all others: a digest of the model's description and its own."""
+    return hashlib.sha256(json.dumps([model, described], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def make_grid(
+    scalings: Sequence[Any],
+    tasks: Sequence[str | Task],
+    lengths: Sequence[int],
+    *,
+    samples: int,
+    seed: int,
+    policy: Policy,
+) -> list[Cell]:
+    """All cells, in the order they are to be run: the scalings of one task and length, which share prompts, together.
+
+    Raises InputError for an empty side of the grid or a number that means nothing.
+    """
+    for field, given in (("scaling", scalings), ("task", tasks), ("lengths", lengths)):
+        if not given:
+            raise InputError(field, "none", "at least one")
+    check_length("samples", samples)
+    read = dict.fromkeys(parse(scaling) for scaling in scalings)
+    known = dict.fromkeys(member for task in tasks for member in parse_task(task).expand())
+    return [
+        Cell(scaling, policy, task, check_length("lengths", length), samples, seed)
+        for task in known
+        for length in sorted(set(lengths))
+        for scaling in read
+    ]

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from ropewalk.evaluate.tasks.hidden import Hidden, Wording
+from ropewalk.evaluate.texts import BUILT_IN, Text, read_text
+
+
+@dataclass(frozen=True)
+class Needle(Hidden):
+    """A statement hidden in a text of the user's (the idea: G. Kamradt, needle in a haystack, 2023; own words)."""
+
+    name = "needle"
+    positional = "text"
+
+    text: str = BUILT_IN
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"text": _text(self.text).digest}
+
+    def wording(self) -> Wording:
+        return Wording(
+            before="",
+            statement="\nThe lucky number of {name} is {value}.\n",
+            question="\n\nWhat is the lucky number of {name}? The lucky number of {name} is",
+            many="\n\nWhat are the lucky numbers of {name}? The lucky numbers of {name} are",
+        )
+
+    def haystack(self, characters: int) -> str:
+        return _text(self.text).content[:characters]
+
+
+@cache
+def _text(name: str) -> Text:
+    return read_text(name)
