@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
+
 import pytest
+
+os.environ["TQDM_DISABLE"] = "1"  # as the command line sets it where nobody watches; libraries read it when imported
 
 import ropewalk as rw
 from ropewalk.evaluate.texts import read_text
@@ -41,3 +45,17 @@ def tiny():
         max_position_embeddings=64,
     )
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny, tmp_path_factory):
+    """The tiny model with a tokenizer of words, saved as a user has one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path_factory.mktemp("tiny")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
+    tiny.save_pretrained(folder)
+    return folder

@@ -18,6 +18,7 @@ from ropewalk.scaling import Scaling, parse
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time every registered method is here
     from ropewalk.evaluate.perplexity import perplexity_curve
+    from ropewalk.evaluate.run import run_evaluation
     from ropewalk.models.extend import extend, restore
     from ropewalk.models.load import load
     from ropewalk.policy import Continuous, Request, Stepped
@@ -40,6 +41,7 @@ _LAZY = {
     "restore": "ropewalk.models.extend",
     "load": "ropewalk.models.load",
     "perplexity_curve": "ropewalk.evaluate.perplexity",
+    "run_evaluation": "ropewalk.evaluate.run",
 }
 _METHODS = {cls.__name__: cls for cls in _scaling.REGISTRY.values()}
 _POLICIES = {cls.__name__: cls for cls in _policy.POLICIES.values()}

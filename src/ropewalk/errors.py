@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,6 +20,10 @@ class InputError(ValueError):
             shown = shown[:117] + "..."
         super().__init__(" ".join(f"{field}: found {shown}; allowed: {allowed}".split()))
         self.field = field
+
+    def __reduce__(self) -> Any:
+        """As it stands: made anew from its line, it would be made twice. Errors travel between processes."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 def check_number(field: str, value: object, *, least: float, above: bool = False) -> float:

@@ -6,21 +6,6 @@ from ropewalk.cli import _run
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tiny, tmp_path_factory):
-    """A tiny random model with a tokenizer of words, saved as a user has one."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {f"w{i}": i for i in range(97)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    folder = tmp_path_factory.mktemp("tiny")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
-    tiny.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def words(tmp_path_factory):
     """A text of 300 of its words."""
     path = tmp_path_factory.mktemp("text") / "words.txt"

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from ropewalk.config import locate
+from ropewalk.errors import InputError
 
 GOOD = {"--scaling": "none", "--lengths": "32", "--dtype": "float32"}
 
@@ -144,3 +145,12 @@ def test_calls(run, tiny_folder):
     assert_one_line(run("plan", tiny_folder, "--target", "0"), "target", "'0'")
     assert_one_line(run("plan", tiny_folder, "--target", "far"), "target", "'far'")
     assert_one_line(run("frequencies", tiny_folder, "--scaling", "dynamic-ntk"), "length", "dynamic-ntk needs")
+
+
+def test_an_input_error_travels_between_processes():
+    import copy
+    import pickle
+
+    error = InputError("lengths", "9k", "at most 8k")
+    for again in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert (type(again), str(again), again.field) == (InputError, str(error), "lengths")

@@ -162,3 +162,15 @@ def test_the_core_and_the_light_commands_bring_no_torch(tiny_folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_tasks_and_metrics_are_listed(run):
+    status, out, _ = run("tasks", "--json")
+    assert status == 0
+    listed = json.loads(out)
+    tasks = {task["name"]: task for task in listed["tasks"]}
+    assert {"passkey", "needle", "perplexity", "ruler", "longbench", "generate", "lm-eval"} <= set(tasks)
+    assert tasks["needle"]["positional"] == "text"
+    assert tasks["generate"]["options"] == {"file": None, "metric": "f1", "max_new_tokens": 64}
+    assert {"bleu", "rouge-l", "f1"} <= {metric["name"] for metric in listed["metrics"]}
+    assert run("tasks")[1].count("\n") > len(tasks)

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from ropewalk.report.curve import _apart, curve_sentence, curve_table, draw_curve
+from ropewalk.report.curve import curve_sentence, curve_table, draw_curve
 
 
 def rows():
@@ -31,12 +31,6 @@ def test_the_sentence_says_what_the_numbers_say():
     for part in ("8,192", "10.00 at 8k", "30.00 at 16k", "60.0 on the last", "yarn:factor=2 gives 9.50 (19.0)"):
         assert part in sentence
     assert curve_sentence(rows()[2:], 8192) == "At 16,384 tokens yarn:factor=2 is best, with a perplexity of 9.50."
-
-
-def test_labels_are_moved_apart_and_no_further_than_needed():
-    assert _apart([0.0, 20.0, 21.0, 90.0], gap=10) == [0.0, 15.5, 25.5, 90.0]
-    spread = _apart([5.0, 5.0, 5.0], gap=10)
-    assert spread == [-5.0, 5.0, 15.0]
 
 
 def test_a_figure_is_drawn_as_png(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ import typer
 from ropewalk.errors import InputError
 
 INTERRUPTED = 130
+_VALUE_LEFT_OUT = {"--ray": "auto"}  # options that may stand without their value, and what they then mean
 _UsageError: Any = typer.BadParameter.__base__  # of click, which newer versions of typer carry inside
 
 
@@ -38,8 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str] | None) -> int:
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the progress bars of libraries, which fill a log with noise
     try:
-        done = _app()(arguments, standalone_mode=False)
+        done = _app()(_completed(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
     except InputError as error:
         return _say(f"error: {error}", 2)
     except _UsageError as error:
@@ -49,6 +53,15 @@ def _run(arguments: list[str] | None) -> int:
     except (OSError, RuntimeError, MemoryError) as error:
         return _say(f"failed: {type(error).__name__}: {error}", 1)
     return done if isinstance(done, int) else 0
+
+
+def _completed(arguments: list[str]) -> list[str]:
+    whole = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        whole.append(argument)
+        if argument in _VALUE_LEFT_OUT and following.startswith("-"):
+            whole.append(_VALUE_LEFT_OUT[argument])
+    return whole
 
 
 def _say(message: str, status: int) -> int:

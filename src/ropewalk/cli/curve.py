@@ -104,7 +104,6 @@ def _measure(
     total: int,
 ) -> None:
     """Read the text and keep every row as it comes, with a progress bar over `total` tokens."""
-    import transformers
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ropewalk.evaluate.perplexity import perplexity_curve
@@ -112,8 +111,6 @@ def _measure(
     from ropewalk.report.curve import label
 
     people.print(f"loading {name} ...")
-    if not people.is_terminal:
-        transformers.utils.logging.disable_progress_bar()
     model, tokenizer = load(name, dtype=dtype)
     tokens = tokenizer(text.content, verbose=False)["input_ids"]
 

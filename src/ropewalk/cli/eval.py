@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ropewalk.cli.output import Json, Model, print_json, results
-from ropewalk.policy import POLICIES, parse_policy
-from ropewalk.report.lengths import parse_length
+from ropewalk.cli.output import Json, Model, people, print_json, results
+from ropewalk.errors import InputError
+from ropewalk.policy import POLICIES
+from ropewalk.report.lengths import length_name, parse_length
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.crews import Crew
+    from ropewalk.evaluate.grid import Cell
     from ropewalk.evaluate.run import Evaluation
+    from ropewalk.evaluate.tasks import Outcome
+    from ropewalk.evaluate.worker import Summary
 
 
 def command(
@@ -23,39 +27,98 @@ def command(
     out: Annotated[str, typer.Option(help="Folder for the results.", show_default=False)],
     samples: Annotated[int, typer.Option(help="Questions in each cell.")] = 10,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    policy: Annotated[
-        str, typer.Option(help=f"Of dynamic scalings: {', '.join(POLICIES)}; options as above.")
-    ] = "stepped",
+    policy: Annotated[str, typer.Option(help=f"Of dynamic scalings: {', '.join(POLICIES)}.")] = "stepped",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32; chosen by the device if not given.")] = "",
+    jobs: Annotated[int, typer.Option(help="Workers, each with the model; 0: as many as the cluster holds.")] = 0,
+    ray: Annotated[str, typer.Option(help="Work on a Ray cluster: [ADDRESS], or the one at hand.")] = "",
+    gpus_per_worker: Annotated[float, typer.Option(help="With --ray: GPUs for each worker.")] = 0,
     json: Json = False,
 ) -> None:
     """Ask a model questions over long texts, under one or several scalings."""
     from ropewalk.evaluate.run import Evaluation
     from ropewalk.report.evaluation import document, summary_table
 
-    numbers = [parse_length(part, "lengths") for part in lengths.split(",") if part.strip()]
+    if jobs < 0:
+        raise InputError("jobs", jobs, "a number of workers")
     evaluation = Evaluation(
         model,
         scaling,
         task,
-        numbers,
+        [parse_length(part, "lengths") for part in lengths.split(",") if part.strip()],
         out,
         samples=samples,
         seed=seed,
-        policy=parse_policy(policy),
+        policy=policy,
         dtype=dtype or None,
         command=shlex.join(["ropewalk", *sys.argv[1:]]),
     )
     with evaluation.store:
-        _run(evaluation, None)
+        _run(evaluation, _crew(evaluation, model, jobs, ray, gpus_per_worker))
         cells = evaluation.results()
-    if json:
-        print_json(document(evaluation.store.model, cells))
-        return
+        if json:
+            print_json(document(evaluation.store, cells))
+            return
     results.print(summary_table(cells))
-    results.print(f"Results: {evaluation.store.path}, samples.jsonl and cells.csv; ropewalk report {out} draws them")
+    results.print(f"Results: {evaluation.store.path}, samples.jsonl, cells.csv", highlight=False)
+    results.print(f"Pictures and a page: ropewalk report {shlex.quote(out)}", highlight=False)
+
+
+def _crew(evaluation: Evaluation, model: str, jobs: int, ray: str, gpus_per_worker: float) -> Crew | None:
+    if ray:
+        from ropewalk.evaluate.crews.ray import on_ray
+
+        return on_ray(model, evaluation.dtype, ray, jobs, gpus_per_worker)
+    if jobs > 1:
+        from ropewalk.evaluate.crews.processes import processes
+
+        return processes(model, evaluation.dtype, jobs)
+    return None
 
 
 def _run(evaluation: Evaluation, crew: Crew | None) -> None:
-    """Do what is missing."""
-    evaluation.run(crew)
+    """Do what is missing, with a progress bar over the tokens of its prompts."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ropewalk.evaluate.worker import Summary
+
+    left = evaluation.left()
+    waiting = {key: cell.samples - len(evaluation.store.outcomes(key)) for key, cell in left}
+    total = sum(max(waiting[key], 0) * cell.length for key, cell in left)
+    finished = len(evaluation.cells) - len(left)
+    columns = (
+        TextColumn("{task.fields[cells]}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}%"),
+        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[current]}"),
+    )
+
+    def count() -> str:
+        return f"{finished} of {len(evaluation.cells)} cells"
+
+    with Progress(*columns, console=people, disable=not people.is_terminal) as progress:
+        bar = progress.add_task("", total=total, cells=count(), speed=0.0, current="loading the model")
+
+        def tell(cell: Cell, news: Outcome | Summary) -> None:
+            nonlocal finished
+            if isinstance(news, Summary):
+                finished += 1
+                if not people.is_terminal:
+                    shown = ", ".join(f"{name} {value:.3f}" for name, value in news.scores.items())
+                    people.print(f"{count()}: {_named(cell)}: {shown}", highlight=False)
+            else:
+                progress.update(bar, advance=cell.length)
+            speed = progress.tasks[bar].speed or 0.0
+            progress.update(bar, cells=count(), speed=speed, current=_named(cell))
+
+        try:
+            evaluation.run(crew, tell)
+        except KeyboardInterrupt:
+            progress.stop()
+            people.print(f"what is done is safe in {evaluation.store.folder}; the same command goes on from there")
+            raise
+
+
+def _named(cell: Cell) -> str:
+    return f"{cell.task} {length_name(cell.length)} {cell.column}"

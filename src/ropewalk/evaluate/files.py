@@ -9,13 +9,17 @@ from ropewalk.errors import InputError
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Write a text file beside the old one and let it take its place, so that no reader and no crash sees half of it."""
+    """Write a text file beside the old one and let it take its place: no reader and no crash sees half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "w", encoding="utf-8", newline="") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8", newline="") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # on a full disk, half a file keeps it full
+        raise
 
 
 def writable_folder(folder: str | Path) -> Path:

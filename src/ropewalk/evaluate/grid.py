@@ -41,7 +41,7 @@ class Cell:
             "main": self.task.main,
             "better": self.task.better,
             "scaling": str(self.scaling),
-            "scaling_options": asdict(self.scaling),  # type: ignore[call-overload]
+            "scaling_options": asdict(self.scaling),
             "policy": str(self.policy) if self.scaling.dynamic else None,
             "column": self.column,
             "length": self.length,
@@ -64,7 +64,7 @@ def make_grid(
     seed: int,
     policy: Policy,
 ) -> list[Cell]:
-    """All cells, in the order they are to be run: the scalings of one task and length, which share prompts, together.
+    """All cells, in the order they are shown; the scalings of a task and length, which share prompts, together.
 
     Raises InputError for an empty side of the grid or a number that means nothing.
     """

@@ -55,7 +55,7 @@ class Reader:
             chain = [sample]
         yield from self._chained(chain, alone)
         for batch in _batches(alone, _BATCH_TOKENS.get(self.model.device.type, _BATCH_TOKENS_ELSEWHERE)):
-            yield from zip(batch, self._continued(batch, None), strict=True)
+            yield from zip(batch, self._batched(batch), strict=True)
 
     def _worth(self, before: Sample, sample: Sample) -> bool:
         shared = _common(before.prompt, sample.prompt)
@@ -91,6 +91,17 @@ class Reader:
                 cache = DynamicCache(config=configs.text_config(self.model.config))
             read = sample.prompt
             yield sample, self._continued([sample], cache)[0]
+
+    def _batched(self, batch: Sequence[Sample]) -> list[str]:
+        """Answer a batch, in halves where the memory does not hold it."""
+        try:
+            return self._continued(batch, None)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(batch) // 2
+        return self._batched(batch[:half]) + self._batched(batch[half:])
 
     def _continued(self, batch: Sequence[Sample], cache: DynamicCache | None) -> list[str]:
         longest = max(len(sample.prompt) for sample in batch)

@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from ropewalk.evaluate.grid import Cell, cell_key, make_grid
 from ropewalk.evaluate.store import CellResult, Store
 from ropewalk.evaluate.tasks import Outcome, Task
 from ropewalk.evaluate.worker import Summary, Worker
+from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import ScalingLike
 from ropewalk.models.load import choose_dtype
-from ropewalk.models.weights import weights_digest
 from ropewalk.policy import DEFAULT_POLICY, Policy, parse_policy
 
 _PACKAGES = ("ropewalk", "torch", "transformers", "lm_eval", "sacrebleu", "rouge_score")
@@ -27,8 +28,7 @@ class Evaluation:
     """A grid and the folder of its results.
 
     Attributes:
-        cells: of the grid, by key, in the order they are run.
-        original_length: tokens the model was trained on.
+        cells: of the grid, by key, in the order they are shown.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Evaluation:
         name = model if isinstance(model, str) else model[0].config.name_or_path or type(model[0]).__name__
         described = {
             "model": name,
-            "weights": weights_digest(model if isinstance(model, str) else model[0]),
+            "digest": model_digest(model) if isinstance(model, str) else model_digest(*model),
             "dtype": self.dtype,
         }
         fingerprints = {task: task.fingerprint() for task in dict.fromkeys(cell.task for cell in grid)}
@@ -74,14 +74,19 @@ class Evaluation:
         self.model = model
         self.cells: dict[str, Cell] = {cell_key(described, text): cell for cell, text in about}
         self.store = Store(out, described)
-        self.store.begin(
-            command or " ".join(sys.argv), _versions(), {cell_key(described, text): text for _, text in about}
-        )
+        try:
+            self.store.begin(
+                command or " ".join(sys.argv), _versions(), {cell_key(described, text): text for _, text in about}
+            )
+        except BaseException:
+            self.store.close()
+            raise
 
     def left(self) -> list[Job]:
-        """The cells that are not finished."""
+        """The cells that are not finished, the longest first: what cannot be done fails at once, not at the end."""
         finished = self.store.finished()
-        return [(key, cell) for key, cell in self.cells.items() if key not in finished]
+        jobs = [(key, cell) for key, cell in self.cells.items() if key not in finished]
+        return sorted(jobs, key=lambda job: -job[1].length)
 
     def run(self, crew: Crew | None = None, tell: Callable[[Cell, Outcome | Summary], None] | None = None) -> None:
         """Do what is missing.
@@ -91,22 +96,26 @@ class Evaluation:
         jobs = self.left()
         work = crew or alone(Worker(self.model, self.dtype))
         try:
-            for key, news in work(jobs, self.store.outcomes) if jobs else ():
-                if isinstance(news, Summary):
-                    self.store.finish(key, news.scores)
-                else:
-                    self.store.add(key, news)
-                if tell is not None:
-                    tell(self.cells[key], news)
-        finally:
-            self.store.export()
+            with closing(work(jobs, self.store.outcomes)) as told:
+                for key, news in told if jobs else ():
+                    if isinstance(news, Summary):
+                        self.store.finish(key, news.scores)
+                    else:
+                        self.store.add(key, news)
+                    if tell is not None:
+                        tell(self.cells[key], news)
+        except BaseException:
+            with suppress(OSError, RuntimeError):  # what stopped the run is what counts
+                self.store.export()
+            raise
+        self.store.export()
 
     def results(self) -> list[CellResult]:
         """What is known of the cells of this grid."""
         return [cell for cell in self.store.cells() if cell.key in self.cells]
 
 
-def evaluate(
+def run_evaluation(
     model: str | tuple[Any, Any],
     *,
     scalings: Sequence[ScalingLike],

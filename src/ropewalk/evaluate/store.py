@@ -80,12 +80,11 @@ class Store:
         self._lock = lock
 
     def _open(self, model: Mapping[str, Any] | None) -> None:
-        new = not self.path.exists() or self.path.stat().st_size == 0
         uri = f"{self.path.resolve().as_uri()}?mode={'rw' if self.path.exists() else 'rwc'}"
         try:
             self._database = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
-            if new and model is not None:
-                self._create(model)
+            if model is not None and not self._database.execute("select 1 from sqlite_master").fetchone():
+                self._create(model)  # new, or its making was cut off
             self._check(model)
         except sqlite3.Error as error:
             raise InputError("out", f"{self.path}, which cannot be read ({error})", "a whole database") from None
@@ -152,16 +151,16 @@ class Store:
 
     def outcomes(self, key: str) -> dict[int, Outcome]:
         """The finished samples of a cell, by their number."""
-        rows = self._database.execute("select * from samples where cell = ? order by number", [key])
+        rows = self._read("select * from samples where cell = ? order by number", key)
         return {row[1]: _outcome(row) for row in rows}
 
     def finished(self) -> set[str]:
         """The keys of the cells whose samples are all in."""
-        return {row[0] for row in self._database.execute("select key from cells where summary is not null")}
+        return {row[0] for row in self._read("select key from cells where summary is not null")}
 
     def cells(self) -> list[CellResult]:
         """All cells in the order of the last run, with what is known of them."""
-        rows = self._database.execute("select key, described, summary from cells order by place, rowid").fetchall()
+        rows = self._read("select key, described, summary from cells order by place, rowid")
         return [
             CellResult(
                 key, json.loads(about), None if summary is None else json.loads(summary), [*self.outcomes(key).values()]
@@ -171,7 +170,7 @@ class Store:
 
     def runs(self) -> list[dict[str, Any]]:
         """When and how the folder was written to: started, command, versions; the last run last."""
-        rows = self._database.execute("select started, command, versions from runs order by rowid")
+        rows = self._read("select started, command, versions from runs order by rowid")
         return [{"started": s, "command": c, "versions": json.loads(v)} for s, c, v in rows]
 
     def export(self) -> None:
@@ -197,12 +196,20 @@ class Store:
             self._database.execute("begin immediate")
             yield
             self._database.execute("commit")
-        except sqlite3.Error as error:
+        except BaseException as error:
             if self._database.in_transaction:
                 self._database.execute("rollback")
+            if not isinstance(error, sqlite3.Error):
+                raise
             raise RuntimeError(
                 f"{self.path} cannot be written ({error}); what it holds is safe, and the same command goes on there"
             ) from None
+
+    def _read(self, query: str, *values: str) -> list[Any]:
+        try:
+            return self._database.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise RuntimeError(f"{self.path} cannot be read ({error})") from None
 
 
 _MARKS = ("application_id", "user_version")

@@ -6,7 +6,7 @@ key of its cell. Whatever the crew, one process writes: the one that reads this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 from ropewalk.evaluate.grid import Cell
 from ropewalk.evaluate.tasks import Outcome
@@ -15,6 +15,6 @@ from ropewalk.evaluate.worker import Summary
 Job = tuple[str, Cell]
 News = tuple[str, Outcome | Summary]
 Done = Callable[[str], Mapping[int, Outcome]]
-Crew = Callable[[Sequence[Job], Done], Iterator[News]]
+Crew = Callable[[Sequence[Job], Done], Generator[News, None, None]]  # closed early, it leaves no worker behind
 
 TRIES = 3  # for a cell whose worker was lost: more often, and the cell itself is at fault

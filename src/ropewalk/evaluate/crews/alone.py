@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from ropewalk.evaluate.crews import Crew, Done, Job, News
 from ropewalk.evaluate.worker import Worker
@@ -11,7 +11,7 @@ from ropewalk.evaluate.worker import Worker
 def alone(worker: Worker) -> Crew:
     """One cell after the other, here."""
 
-    def work(jobs: Sequence[Job], done: Done) -> Iterator[News]:
+    def work(jobs: Sequence[Job], done: Done) -> Generator[News, None, None]:
         for key, cell in jobs:
             for news in worker.run(cell, done(key)):
                 yield key, news

@@ -43,7 +43,7 @@ class Outcome(TypedDict):
     tokens: int
     answer: str
     references: list[str]
-    scores: dict[str, float]
+    scores: dict[str, Any]  # numbers; of some tasks of lm-evaluation-harness, what their summary is made of
     about: dict[str, Any]
     seconds: float
 
@@ -52,15 +52,19 @@ class Task(ABC):
     """A kind of question, with its options: a frozen dataclass, one file a task.
 
     Class variables: `name`; `version`, raised whenever the same options give other samples or scores, so that results
-    kept earlier are not taken for new ones; `main`, the score that tables show, and `better`, which way is better;
-    `positional`, the option that stands for itself in a spec (`lm_eval:arc_easy`).
+    kept earlier are not taken for new ones; `better`, which way the scores are; `positional`, the option that stands
+    for itself in a spec (`lm_eval:arc_easy`).
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    main: ClassVar[str]
     better: ClassVar[str] = "higher"
     positional: ClassVar[str] = ""
+
+    @property
+    @abstractmethod
+    def main(self) -> str:
+        """The score that tables show."""
 
     def expand(self) -> Sequence[Task]:
         """The tasks to run for this one: itself, or the members of a suite."""
@@ -95,7 +99,7 @@ class Task(ABC):
 
     def options(self) -> dict[str, Any]:
         """All options, as they go into the key of a cell."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        return asdict(self)  # type: ignore[call-overload]
 
     def __str__(self) -> str:
         return specs.write_spec(self)

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import Any
 
 from ropewalk.errors import InputError, check_length
@@ -16,30 +17,30 @@ from ropewalk.evaluate.tasks.base import Sample, Task
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s)|[。！？]+|(?=\n\s*\n)")
 _LINE_END = re.compile(r"(?=\n)")
 _SPARSE = 500  # characters a sentence, on average, past which lines serve instead: a log, a table
+_LAST = ("", ".", " a", " -", ",", "\n", " a a", "\n-")  # ends of a text, where no cut alone has the right length
 _NAMES = (
-    ("Clara", "Oskar", "Ines", "Tomas", "Vera", "Anton", "Lucia", "Henrik", "Marta", "Felix", "Rosa", "Emil")
-    + ("Greta", "Bruno", "Alma", "Viktor", "Nora", "Stefan", "Elena", "Jakob", "Irma", "Leon", "Petra", "Simon")
-    + ("Olga", "Karl", "Sofia", "Pavel", "Dora", "Martin", "Lena", "Georg")
-)  # fmt: skip
+    *("Clara", "Oskar", "Ines", "Tomas", "Vera", "Anton", "Lucia", "Henrik", "Marta", "Felix", "Rosa", "Emil"),
+    *("Greta", "Bruno", "Alma", "Viktor", "Nora", "Stefan", "Elena", "Jakob", "Irma", "Leon", "Petra", "Simon"),
+    *("Olga", "Karl", "Sofia", "Pavel", "Dora", "Martin", "Lena", "Georg"),
+)
 
 
 @dataclass(frozen=True)
 class Wording:
-    """The words of a prompt; `{name}` and `{value}` are filled in. `many` is asked for several values."""
+    """The words of a prompt; `{name}` and `{value}` are filled in."""
 
     before: str
     statement: str
     question: str
-    many: str
 
 
 @dataclass(frozen=True)
 class Hidden(Task):
     """Statements, each a name and a number, hidden in a long text; then the number of one name is asked for.
 
-    `keys` names are hidden, each with `values` numbers. `questions` of the names are asked for, one in a prompt, over the
-    same text. The one that is asked for stands at the depth of the sample, and depths are spread evenly over the samples,
-    from the beginning of the text (0) to its end (1); the others stand anywhere.
+    `keys` names are hidden, each with `values` numbers. `questions` of the names are asked for, one in a prompt, over
+    the same text. The one that is asked for stands at the depth of the sample, and depths are spread evenly over the
+    samples, from the beginning of the text (0) to its end (1); the others stand anywhere.
     """
 
     main = "found"
@@ -81,10 +82,9 @@ class Hidden(Task):
                 own = at < self.questions and value == numbers[at * self.values]
                 depth = min(of_text / (count - 1), 1.0) if own and count > 1 else dice.random() if not own else 0.5
                 hidden.append((depth, wording.statement.format(name=name, value=value)))
-        question = (wording.many if self.values > 1 else wording.question).format(name=names[asked])
         return Sample(
             index=index,
-            prompt=hay.fit(length, wording.before, hidden, question),
+            prompt=hay.fit(length, wording.before, hidden, wording.question.format(name=names[asked])),
             references=tuple(map(str, numbers[asked * self.values : (asked + 1) * self.values])),
             max_new_tokens=8 * self.values + 4,
             about={"depth": round(hidden[asked * self.values][0], 4)},
@@ -112,7 +112,7 @@ class _Haystack:
         if len(found) * _SPARSE < len(self._text):
             found = [match.end() for match in _LINE_END.finditer(self._text)]
         ends = sorted({0, *found, len(self._text)})
-        sentences = [self._text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        sentences = [self._text[start:end] for start, end in pairwise(ends)]
         counted = self._tokenizer(sentences, add_special_tokens=False, verbose=False)["input_ids"] if sentences else []
         self._ends, self._tokens = [0], [0]
         for end, ids in zip(ends[1:], counted, strict=True):
@@ -134,32 +134,28 @@ class _Haystack:
         places = sorted((self._place(depth * room), statement) for depth, statement in hidden)
         at = min(bisect_left(self._tokens, room), len(self._tokens) - 1)
         cut = round(self._ends[at] * room / max(self._tokens[at], 1))
-        tried: set[int] = set()
-
-        def made(cut: int) -> list[int]:
-            tried.add(cut)
+        def made(cut: int, more: str = "") -> list[int]:
             parts, start = [before], 0
             for place, statement in places:
                 end = min(place, cut)
                 parts += [self._text[start:end], statement]
                 start = end
-            return self._ids("".join([*parts, self._text[start:cut], after]))
+            return self._ids("".join([*parts, self._text[start:cut], more, after]))
 
-        for _ in range(20):
-            cut = max(0, min(cut, len(self._text)))
-            if cut in tried:
-                break
+        low, high = -1, len(self._text) + 1  # too few tokens, too many
+        while high - low > 1:
+            if not low < cut < high:
+                cut = (low + high) // 2
             ids = made(cut)
-            missing = length - len(ids)
-            if missing == 0:
+            if len(ids) == length:
                 return ids
-            if missing > 0 and cut == len(self._text):
+            low, high = (cut, high) if len(ids) < length else (low, cut)
+            if low == len(self._text):
                 raise InputError("lengths", length, f"at most {len(ids):,} tokens, which the text is long enough for")
-            step = round(missing * max(cut, 1) / max(room, 1))
-            cut += step or (1 if missing > 0 else -1)
-        for near in (cut + sign * delta for delta in range(1, 200) for sign in (1, -1)):
-            if 0 <= near <= len(self._text) and near not in tried:
-                ids = made(near)
+            cut += round((length - len(ids)) * cut / room)
+        for near, more in product((low + sign * delta for delta in range(50) for sign in (1, -1)), _LAST):
+            if 0 <= near <= len(self._text):
+                ids = made(near, more)
                 if len(ids) == length:
                     return ids
         raise InputError("lengths", length, "a length that this tokenizer can make of the text; try one token more")

@@ -20,11 +20,12 @@ class Needle(Hidden):
         return {"text": _text(self.text).digest}
 
     def wording(self) -> Wording:
+        one, verb = ("the lucky number", "is") if self.values == 1 else ("a lucky number", "are")
+        asked = one if self.values == 1 else "the lucky numbers"
         return Wording(
             before="",
-            statement="\nThe lucky number of {name} is {value}.\n",
-            question="\n\nWhat is the lucky number of {name}? The lucky number of {name} is",
-            many="\n\nWhat are the lucky numbers of {name}? The lucky numbers of {name} are",
+            statement=f"\nRemember: {one} of {{name}} is {{value}}. {one.capitalize()} of {{name}} is {{value}}.\n",
+            question=f"\n\nRemember: {asked} of {{name}} {verb}",
         )
 
     def haystack(self, characters: int) -> str:

@@ -19,13 +19,12 @@ class Passkey(Hidden):
                 before="One line of this text holds a number to remember. The rest does not matter.\n\n",
                 statement="\nRemember this number: {value}. The number to remember is {value}.\n",
                 question="\nWhich number was to remember? The number to remember is",
-                many="",
             )
+        one, verb = ("number", "is") if self.values == 1 else ("numbers", "are")
         return Wording(
             before="Some lines of this text hold numbers to remember. The rest does not matter.\n\n",
-            statement="\nRemember the number of {name}: {value}. The number of {name} is {value}.\n",
-            question="\nWhich number was to remember for {name}? The number of {name} is",
-            many="\nWhich numbers were to remember for {name}? The numbers of {name} are",
+            statement="\nRemember for {name}: {value}. The number to remember for {name} is {value}.\n",
+            question=f"\nWhat was to remember for {{name}}? The {one} to remember for {{name}} {verb}",
         )
 
     def haystack(self, characters: int) -> str:

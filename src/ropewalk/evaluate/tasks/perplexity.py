@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Perplexity(Task):
     """Perplexity over windows of a text, spread evenly from its beginning to its end.
 
-    A dynamic scaling reads each window at once, at the frequencies of its length; `ropewalk curve --cached` reads through
-    the cache. The perplexity of a cell is that of the mean loss of its windows.
+    A dynamic scaling reads each window at once, at the frequencies of its length; `ropewalk curve --cached` reads
+    through the cache. The perplexity of a cell is that of the mean loss of its windows.
     """
 
     name = "perplexity"
@@ -46,7 +46,7 @@ class Perplexity(Task):
 
         for sample in samples:
             (row,) = perplexity_curve(reader.model, sample.prompt, [len(sample.prompt)])
-            yield sample, json.dumps({name: row[name] for name in ("nll", "ppl_last")})  # type: ignore[literal-required]
+            yield sample, json.dumps({name: row[name] for name in ("nll", "ppl_last")})
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
         read = json.loads(answer)

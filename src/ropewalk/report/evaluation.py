@@ -1,0 +1,210 @@
+"""An evaluation as rows: for the terminal, for JSON, and for everything that is drawn of it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rich.box import HORIZONTALS
+from rich.table import Table
+from rich.text import Text
+
+from ropewalk.evaluate.store import CellResult, Store
+from ropewalk.evaluate.tasks.base import Outcome, mean
+from ropewalk.report.labels import number
+from ropewalk.report.lengths import length_name
+
+_TASK = 12  # characters, at least, for the name of a task
+SUITES = ("ruler", "longbench")  # whose tasks are read together, as a mean
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a scaling has in a row: the value, None until all samples are in; how many are in, of how many."""
+
+    value: float | None
+    done: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A task at a length under every scaling.
+
+    `score`: what the values are; `better`: higher or lower; `share`: whether they run from 0 to 1, which is shown in
+    percent; `entries`: by column; `members`: the tasks that it is the mean of, none for a task itself.
+    """
+
+    task: str
+    length: int
+    score: str
+    better: str
+    share: bool
+    entries: Mapping[str, Entry]
+    members: tuple[str, ...] = ()
+
+    def best(self) -> float | None:
+        """The best of the values that are in."""
+        values = [e.value for e in self.entries.values() if e.value is not None and math.isfinite(e.value)]
+        return (max if self.better == "higher" else min)(values) if values else None
+
+    def shown(self, column: str) -> str:
+        """The value as people read it, or how many samples are in."""
+        entry = self.entries.get(column)
+        if entry is None:
+            return ""
+        return f"{entry.done}/{entry.samples}" if entry.value is None else value_text(entry.value, self.share)
+
+    def is_best(self, column: str) -> bool:
+        """Whether the value reads as the best of several does."""
+        best, entry = self.best(), self.entries.get(column)
+        known = best is not None and entry is not None and entry.value is not None
+        several = sum(each.value is not None for each in self.entries.values()) > 1
+        return known and several and self.shown(column) == value_text(best or 0.0, self.share)
+
+    @property
+    def unit(self) -> str:
+        """The score with its unit."""
+        return f"{self.score}, %" if self.share else self.score
+
+
+def value_text(value: float, share: bool) -> str:
+    """A share of 1 in percent, anything else as it is; the unit stands in the heading."""
+    return f"{100 * value:.1f}" if share else number(value)
+
+
+def score_of(outcome: Outcome, name: str) -> float | None:
+    """A score of one sample, None where it is no number: some tasks of the harness sum up lists."""
+    value: object = outcome["scores"].get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def columns(cells: Iterable[CellResult]) -> list[str]:
+    """The scalings, in the order of the run."""
+    return list(dict.fromkeys(cell.described["column"] for cell in cells))
+
+
+def by_task(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
+    """The cells of each task, by its name.
+
+    One folder may hold a task asked in several ways, of another seed, number of samples or state of a file; their
+    names then say so, for their values are not to be compared.
+    """
+    asked: dict[str, dict[str, list[CellResult]]] = {}
+    for cell in cells:
+        asked.setdefault(cell.described["task"], {}).setdefault(_way(cell), []).append(cell)
+    return {
+        task + (f" ({way})" if len(ways) > 1 else ""): members
+        for task, ways in asked.items()
+        for way, members in ways.items()
+    }
+
+
+def _way(cell: CellResult) -> str:
+    about = cell.described
+    prints = "".join(f", {name} {digest[:15]}" for name, digest in sorted(about["fingerprint"].items()))
+    return f"{about['samples']} samples, seed {about['seed']}{prints}, version {about['task_version']}"
+
+
+def rows(cells: Sequence[CellResult]) -> list[Row]:
+    """Every task at every length; after the tasks of a suite their mean at each length."""
+    found: list[Row] = []
+    for name, tasks in by_kind(cells).items():
+        own = [row for task, members in tasks.items() for row in task_rows(task, members)]
+        found += own
+        if name in SUITES and len(tasks) > 1:
+            found += mean_rows(name, own)
+    return found
+
+
+def by_kind(cells: Sequence[CellResult]) -> dict[str, dict[str, list[CellResult]]]:
+    """The cells of each task, under the name of the kind of task (needle, ruler) and then its own."""
+    kinds: dict[str, dict[str, list[CellResult]]] = {}
+    for task, members in by_task(cells).items():
+        kinds.setdefault(members[0].described["task_name"], {})[task] = members
+    return kinds
+
+
+def task_rows(task: str, cells: Sequence[CellResult], score: str | None = None) -> list[Row]:
+    """One task at each of its lengths: its main score, or another."""
+    about = cells[0].described
+    shown = score or about["main"]
+    at: dict[int, dict[str, Entry]] = {}
+    for cell in sorted(cells, key=lambda cell: int(cell.described["length"])):
+        value = None if cell.summary is None else cell.summary.get(shown)
+        entry = Entry(value, len(cell.outcomes), cell.described["samples"])
+        at.setdefault(cell.described["length"], {})[cell.described["column"]] = entry
+    share = is_share(cells, shown)
+    return [Row(task, length, shown, about["better"], share, entries) for length, entries in at.items()]
+
+
+def is_share(cells: Sequence[CellResult], score: str) -> bool:
+    """Whether a score of a task runs from 0 to 1, as far as its values tell; one that should be low does not."""
+    values = [cell.summary[score] for cell in cells if cell.summary and score in cell.summary]
+    return cells[0].described["better"] == "higher" and all(0 <= value <= 1 for value in values)
+
+
+def mean_rows(name: str, members: Sequence[Row]) -> list[Row]:
+    """The mean of tasks at each length, for the scalings under which all of them are done."""
+    at = {length: [row for row in members if row.length == length] for length in sorted({r.length for r in members})}
+    scores = Counter(row.score for row in members)
+    score = members[0].score if len(scores) == 1 else "scores"
+    share = all(row.share for row in members)
+    found = []
+    for length, own in at.items():
+        named = f"{name}, mean of {len(own)}" if len(own) > 1 else name
+        tasks = tuple(row.task for row in own)
+        found.append(Row(named, length, score, own[0].better, share, _means(own), tasks))
+    return found
+
+
+def _means(own: Sequence[Row]) -> dict[str, Entry]:
+    means = {}
+    for column in dict.fromkeys(column for row in own for column in row.entries):
+        entries = [row.entries[column] for row in own if column in row.entries]
+        values = [entry.value for entry in entries if entry.value is not None]
+        value = mean(values) if len(values) == len(own) else None
+        means[column] = Entry(value, sum(entry.done for entry in entries), sum(entry.samples for entry in entries))
+    return means
+
+
+def summary_table(cells: Sequence[CellResult]) -> Table:
+    """Tasks and lengths down, scalings across, the best of each row in bold with a star."""
+    table = Table(title="* best of the row; 3/10: three of ten samples are in", box=HORIZONTALS, padding=(0, 1, 0, 0))
+    shown, found = columns(cells), rows(cells)
+    table.add_column("task", overflow="fold", min_width=_TASK)
+    table.add_column("length", justify="right", min_width=len("length"))
+    for column in shown:  # values stay whole, whatever becomes of the names
+        widest = max(len(row.shown(column)) for row in found) + 1
+        table.add_column(Text(column), justify="right", overflow="fold", min_width=widest)
+    for task, same in groupby(found, key=lambda row: (row.task, row.unit)):
+        table.add_section()
+        for at, row in enumerate(same):
+            name = Text(f"{task[0]} ({task[1]})" if at == 0 else "")
+            table.add_row(name, length_name(row.length), *(_marked(row, column) for column in shown))
+    return table
+
+
+def _marked(row: Row, column: str) -> Text:
+    return Text(f"{row.shown(column)}*", "bold") if row.is_best(column) else Text(f"{row.shown(column)} ")
+
+
+def document(store: Store, cells: Sequence[CellResult]) -> dict[str, Any]:
+    """Ready for JSON. `done` counts the samples that are in, of `samples`; `summary` is null until all are."""
+    about = ("task", "length", "scaling", "policy", "seed", "samples")
+    return {
+        "model": store.model,
+        "runs": store.runs(),
+        "cells": [
+            {
+                **{name: cell.described[name] for name in about},
+                "summary": cell.summary,
+                "done": len(cell.outcomes),
+            }
+            for cell in cells
+        ],
+    }
