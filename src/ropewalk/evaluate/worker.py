@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.evaluate.grid import Cell
-from ropewalk.evaluate.tasks import Outcome, Sample, Task
+from ropewalk.evaluate.sample import Outcome, Sample
+from ropewalk.evaluate.tasks import Task
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.reader import Reader

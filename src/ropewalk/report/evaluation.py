@@ -13,8 +13,9 @@ from rich.box import HORIZONTALS
 from rich.table import Table
 from rich.text import Text
 
+from ropewalk.evaluate.sample import Outcome
 from ropewalk.evaluate.store import CellResult, Store
-from ropewalk.evaluate.tasks.base import Outcome, mean
+from ropewalk.evaluate.tasks.base import mean
 from ropewalk.report.labels import number
 from ropewalk.report.lengths import length_name
 

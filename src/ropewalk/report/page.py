@@ -13,8 +13,8 @@ from typing import Any
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate.files import writable_folder, write_whole
+from ropewalk.evaluate.sample import Outcome
 from ropewalk.evaluate.store import CellResult, Store
-from ropewalk.evaluate.tasks.base import Outcome
 from ropewalk.report.evaluation import SUITES, Row, by_kind, columns, is_share, rows, score_of, task_rows, value_text
 from ropewalk.report.figures import DPI
 from ropewalk.report.labels import shortened

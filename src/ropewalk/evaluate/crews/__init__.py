@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 
 from ropewalk.evaluate.grid import Cell
-from ropewalk.evaluate.tasks import Outcome
+from ropewalk.evaluate.sample import Outcome
 from ropewalk.evaluate.worker import Summary
 
 Job = tuple[str, Cell]

@@ -15,7 +15,7 @@ from ropewalk.errors import InputError
 from ropewalk.evaluate.crews import Crew, Done, Job, News
 from ropewalk.evaluate.crews.several import LostError, Word, answers, conduct
 from ropewalk.evaluate.grid import Cell
-from ropewalk.evaluate.tasks import Outcome
+from ropewalk.evaluate.sample import Outcome
 from ropewalk.evaluate.worker import Worker
 
 _SPAWN = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork

@@ -16,7 +16,7 @@ from ropewalk.errors import InputError, check_number
 from ropewalk.evaluate.crews import Crew, Done, Job, News
 from ropewalk.evaluate.crews.several import LostError, Word, answers, conduct
 from ropewalk.evaluate.grid import Cell
-from ropewalk.evaluate.tasks import Outcome
+from ropewalk.evaluate.sample import Outcome
 from ropewalk.evaluate.worker import Worker
 
 _PATIENCE = 5, 30  # seconds for a port to open, and for a cluster to answer

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from ropewalk.errors import InputError
 from ropewalk.evaluate.crews import TRIES, Done, Job, News
 from ropewalk.evaluate.grid import Cell
-from ropewalk.evaluate.tasks import Outcome
+from ropewalk.evaluate.sample import Outcome
 from ropewalk.evaluate.worker import Summary, Worker
 
 

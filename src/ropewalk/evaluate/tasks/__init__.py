@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ropewalk import spec as specs
-from ropewalk.evaluate.tasks.base import Outcome, Sample, Task
+from ropewalk.evaluate.tasks.base import Task
 from ropewalk.registry import registered
 
 TASKS: dict[str, type[Task]] = registered(__name__, __path__, Task)  # type: ignore[type-abstract]
-__all__ = ["TASKS", "Outcome", "Sample", "Task", "parse_task"]
+__all__ = ["TASKS", "Task", "parse_task"]
 
 
 def parse_task(spec: str | Task) -> Task:

@@ -3,49 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropewalk import spec as specs
+from ropewalk.evaluate.sample import Outcome, Sample
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.reader import Reader
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One question to the model.
-
-    Attributes:
-        index: its place among the samples of its cell.
-        prompt: token ids.
-        references: the answers that are right.
-        max_new_tokens, stop: an answer ends after so many tokens, or before one of these strings.
-        about: what a report groups samples by (the depth of a needle, the bin of a length); ready for JSON.
-        held: what the task needs to score it beyond that; it is not kept.
-    """
-
-    index: int
-    prompt: list[int]
-    references: tuple[str, ...]
-    max_new_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    about: Mapping[str, Any] = field(default_factory=dict)
-    held: Any = None
-
-
-class Outcome(TypedDict):
-    """A finished sample: what was asked (`prompt`: SHA-256 of its token ids; `tokens`: their number), and what came."""
-
-    index: int
-    prompt: str
-    tokens: int
-    answer: str
-    references: list[str]
-    scores: dict[str, Any]  # numbers; of some tasks of lm-evaluation-harness, what their summary is made of
-    about: dict[str, Any]
-    seconds: float
 
 
 class Task(ABC):

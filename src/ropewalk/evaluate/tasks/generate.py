@@ -10,7 +10,8 @@ from typing import Any
 from ropewalk.errors import InputError, check_length
 from ropewalk.evaluate.cut import cut_middle
 from ropewalk.evaluate.metrics import Metric, find_metric
-from ropewalk.evaluate.tasks.base import Outcome, Sample, Task
+from ropewalk.evaluate.sample import Outcome, Sample
+from ropewalk.evaluate.tasks.base import Task
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate import harness
-from ropewalk.evaluate.tasks.base import Outcome, Sample, Task, mean
+from ropewalk.evaluate.sample import Outcome, Sample
+from ropewalk.evaluate.tasks.base import Task, mean
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.reader import Reader

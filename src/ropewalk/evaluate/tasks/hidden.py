@@ -12,7 +12,8 @@ from itertools import pairwise, product
 from typing import Any
 
 from ropewalk.errors import InputError, check_length
-from ropewalk.evaluate.tasks.base import Sample, Task
+from ropewalk.evaluate.sample import Sample
+from ropewalk.evaluate.tasks.base import Task
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s)|[。！？]+|(?=\n\s*\n)")
 _LINE_END = re.compile(r"(?=\n)")
@@ -134,6 +135,7 @@ class _Haystack:
         places = sorted((self._place(depth * room), statement) for depth, statement in hidden)
         at = min(bisect_left(self._tokens, room), len(self._tokens) - 1)
         cut = round(self._ends[at] * room / max(self._tokens[at], 1))
+
         def made(cut: int, more: str = "") -> list[int]:
             parts, start = [before], 0
             for place, statement in places:

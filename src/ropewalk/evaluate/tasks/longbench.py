@@ -9,7 +9,8 @@ from typing import Any
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate import harness
-from ropewalk.evaluate.tasks.base import Outcome, mean
+from ropewalk.evaluate.sample import Outcome
+from ropewalk.evaluate.tasks.base import mean
 from ropewalk.evaluate.tasks.harnessed import Harnessed
 
 _HUB = "Xnhyacinth/LongBench"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.tasks.base import Outcome, Sample, Task, mean
+from ropewalk.evaluate.sample import Outcome, Sample
+from ropewalk.evaluate.tasks.base import Task, mean
 from ropewalk.evaluate.texts import BUILT_IN, read_text
 
 if TYPE_CHECKING:

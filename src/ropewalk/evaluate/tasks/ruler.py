@@ -13,7 +13,7 @@ from typing import Any
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate import harness
-from ropewalk.evaluate.tasks.base import Sample
+from ropewalk.evaluate.sample import Sample
 from ropewalk.evaluate.tasks.harnessed import Harnessed
 from ropewalk.evaluate.texts import read_text
 
