@@ -37,9 +37,9 @@ def check_number(field: str, value: object, *, least: float, above: bool = False
     return float(number)
 
 
-def check_length(field: str, value: object) -> int:
-    """`value` as a whole number of tokens, 1 to 2^53. Raises InputError otherwise."""
+def check_length(field: str, value: object, of: str = "tokens") -> int:
+    """`value` as a whole number of tokens, or of something else, 1 to 2^53. Raises InputError otherwise."""
     whole = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else 0
     if not 1 <= whole <= 2**53:
-        raise InputError(field, value, "a whole number of tokens, from 1 to 2^53")
+        raise InputError(field, value, f"a whole number of {of}, from 1 to 2^53")
     return whole

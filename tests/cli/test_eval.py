@@ -97,7 +97,7 @@ def test_interrupted_it_goes_on(asked, run, tmp_path):
         (("--task", "generate:OWN,metric=f7"), "metric: found 'f7'; allowed: exact-match, "),
         (("--task", "generate:nowhere.jsonl"), r"generate: file: found 'nowhere.jsonl \(No such file"),
         (("--task", "perplexity:no.txt"), "text: found 'no.txt'"),
-        (("--lengths", "40,20000"), "lengths: found 20000; allowed: at most the 300 tokens of the text"),
+        (("--lengths", "40,20000"), "lengths: found 20000; allowed: from 2 to the 300 tokens of the text"),
         (("--lengths", ""), "lengths: found 'none'; allowed: at least one"),
         (("--samples", "0"), "samples: found 0; allowed: a whole number"),
         (("--jobs", "-1"), "jobs: found -1"),
@@ -128,7 +128,7 @@ def test_a_folder_of_another_model(run, asked, tiny_folder, tmp_path, tiny):
     asked[1] = tmp_path / "other"
     status, _, err = run(*asked)
     assert status == 2
-    assert "of another run (model" in err
+    assert "of another run (digest" in err
 
 
 def test_ray_may_stand_alone():

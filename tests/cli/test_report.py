@@ -8,8 +8,8 @@ from ropewalk.evaluate.store import Store
 
 CELL = {
     "task": "passkey", "task_name": "passkey", "task_version": 1, "task_options": {}, "fingerprint": {},
-    "main": "found", "better": "higher", "scaling": "none", "scaling_options": {}, "policy": None, "column": "none",
-    "length": 4096, "samples": 1, "seed": 0,
+    "main": "found", "better": "higher", "share": True, "scaling": "none", "scaling_options": {}, "policy": None,
+    "column": "none", "length": 4096, "samples": 1, "seed": 0,
 }  # fmt: skip
 SAMPLE = {
     "index": 0, "prompt": "ab", "tokens": 4096, "answer": "12345", "references": ["12345"], "scores": {"found": 1.0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -165,6 +166,62 @@ def test_an_answer_ends_before_a_stop_string(smollm2):
     sample = Sample(0, tokenizer("The alphabet: A, B, C, D, E,")["input_ids"], (), 12, stop=(" H", "Q"))
     ((_, answer),) = Reader(model, tokenizer).generate([sample])
     assert answer == " F, G,"
+
+
+def test_a_stop_string_counts_in_the_answer_alone(smollm2):
+    """A prompt that ends in a new line, and an answer that begins with one, make no empty line of the answer's own."""
+    model, tokenizer = smollm2
+    prompt = tokenizer("Introduction\n")["input_ids"]
+    plain, stopped = (
+        next(Reader(model, tokenizer).generate([Sample(0, prompt, (), 8, stop=stop)]))[1] for stop in ((), ("\n\n",))
+    )
+    assert stopped == plain.split("\n\n")[0] != ""
+
+
+HABITS = {
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": list(range(0, 97, 2)),
+    "forced_eos_token_id": 3,
+    "use_cache": False,
+    "num_return_sequences": 2,
+    "return_dict_in_generate": True,
+    "cache_implementation": "static",
+    "repetition_penalty": 5.0,
+    "max_time": 1e-9,
+}
+
+
+@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize("kind", ["shared", "alone"])
+def test_a_model_s_habits_do_not_count(model, kind, habit, monkeypatch):
+    texts = prompts(kind)
+    expected = [alone(model, prompt) for prompt in texts]
+    with_habit = copy.deepcopy(model.generation_config)
+    setattr(with_habit, habit, HABITS[habit])
+    monkeypatch.setattr(model, "generation_config", with_habit)
+    assert answered(model, texts) == expected
+    assert model.generation_config is with_habit
+
+
+def test_a_model_in_training_answers_without_dropout(model):
+    reader = Reader(model.train(), Words())
+    with reader.scaled(parse("none"), parse_policy("stepped")):
+        assert not model.training
+    assert model.training
+    model.eval()
+
+
+@pytest.mark.parametrize("policy", ["stepped", "request"])
+def test_answers_that_pass_the_trained_length_leave_no_trace_in_the_next(model, tokens_read, policy):
+    """Prompts within 64 tokens whose answers go past it: their keys were turned, so that nobody goes on from them."""
+    dice = random.Random(3)
+    start = [dice.randrange(96) for _ in range(52)]
+    texts = [start + [dice.randrange(96) for _ in range(n)] for n in (8, 9, 10, 11)]
+    with Reader(model, Words()).scaled(parse("dynamic-yarn"), parse_policy(policy)):
+        expected = [alone(model, prompt) for prompt in texts]
+        tokens_read.clear()
+        assert answered(model, texts) == expected
+    assert max(tokens_read) >= 60, "read whole"
 
 
 def test_no_samples(model):

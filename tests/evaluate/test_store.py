@@ -144,11 +144,25 @@ def test_a_folder_without_results_is_refused_to_a_reader(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("field", list(MODEL))
+@pytest.mark.parametrize("field", sorted({*MODEL} - {"model"}))
 def test_the_folder_of_another_model_is_refused_by_the_field_that_differs(tmp_path, field):
     filled(tmp_path)
     with pytest.raises(rw.InputError, match=f"another run .{field}"):
         Store(tmp_path, {**MODEL, field: "other"})
+
+
+def test_a_model_may_go_by_another_name(tmp_path):
+    filled(tmp_path)
+    Store(tmp_path, {**MODEL, "model": "./other"}).close()
+
+
+def test_a_cell_that_never_began_goes_with_the_next_run(tmp_path):
+    with Store(tmp_path, MODEL) as store:
+        store.begin("a typo", {}, {"never": {"task": "nedle"}, "begun": {"task": "needle"}})
+        store.add("begun", {**dict.fromkeys(("prompt", "answer"), "x"), "index": 0, "tokens": 1, "references": [],
+                            "scores": {}, "about": {}, "seconds": 0.1} | {})  # fmt: skip
+        store.begin("again", {}, {"other": {"task": "passkey"}})
+        assert {cell.key for cell in store.cells()} == {"begun", "other"}
 
 
 def test_a_second_writer_is_refused_while_readers_read(tmp_path):

@@ -55,6 +55,22 @@ def test_values_stay_whole_in_a_narrow_terminal(cells):
     assert {"100.0*", "10.40", "80.00", "26.2*"} <= set(values)
 
 
+def test_tasks_that_were_asked_in_other_ways_have_no_mean_in_common(tmp_path):
+    cells = [
+        (described("ruler:task=vt", "none", 4096, 1, main="score"), [1]),
+        (described("ruler:task=cwe", "none", 4096, 1, main="score"), [0]),
+        (described("ruler:task=fwe", "none", 4096, 2, main="score"), [0, 0]),
+    ]
+    with store(tmp_path, cells) as folder:
+        means = [row for row in rows(folder.cells()) if row.members]
+    assert [(row.members, row.shown("none")) for row in means] == [(("ruler:task=vt", "ruler:task=cwe"), "50.0")]
+
+
+def test_values_that_are_all_the_same_have_no_best(tmp_path):
+    with store(tmp_path, [(described("needle", each, 4096, 1), [1]) for each in ("none", "yarn:factor=2")]) as folder:
+        assert "*" not in printed(folder.cells()).splitlines()[-3]
+
+
 def test_a_suite_has_no_mean_before_all_of_its_tasks_are_done(tmp_path):
     halves = [(described(f"ruler:{name}", "none", 4096, 2, main="score"), given)
               for name, given in (("vt", [1, 1]), ("cwe", [1]))]  # fmt: skip

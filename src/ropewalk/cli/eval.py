@@ -29,7 +29,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     policy: Annotated[str, typer.Option(help=f"Of dynamic scalings: {', '.join(POLICIES)}.")] = "stepped",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32; chosen by the device if not given.")] = "",
-    jobs: Annotated[int, typer.Option(help="Workers, each with the model; 0: as many as the cluster holds.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Workers, each with the model; 0: one, or with --ray as many as fit.")] = 0,
     ray: Annotated[str, typer.Option(help="Work on a Ray cluster: [ADDRESS], or the one at hand.")] = "",
     gpus_per_worker: Annotated[float, typer.Option(help="With --ray: GPUs for each worker.")] = 0,
     json: Json = False,

@@ -13,6 +13,11 @@ from ropewalk.evaluate.tasks import Task, parse_task
 from ropewalk.policy import Policy
 from ropewalk.scaling import Scaling, parse
 
+_DETERMINES = (
+    *("task_name", "task_version", "task_options", "fingerprint", "scaling", "scaling_options", "policy"),
+    *("length", "samples", "seed"),
+)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -31,7 +36,7 @@ class Cell:
         return f"{self.scaling} ({self.policy})" if self.scaling.dynamic else str(self.scaling)
 
     def describe(self, fingerprint: dict[str, str]) -> dict[str, Any]:
-        """All that determines the cell but the model, ready for JSON; `fingerprint` is that of its task."""
+        """What the cell is, ready for JSON; `fingerprint` is that of its task."""
         return {
             "task": str(self.task),
             "task_name": self.task.name,
@@ -40,6 +45,7 @@ class Cell:
             "fingerprint": fingerprint,
             "main": self.task.main,
             "better": self.task.better,
+            "share": self.task.share,
             "scaling": str(self.scaling),
             "scaling_options": asdict(self.scaling),
             "policy": str(self.policy) if self.scaling.dynamic else None,
@@ -51,8 +57,9 @@ class Cell:
 
 
 def cell_key(model: dict[str, Any], described: dict[str, Any]) -> str:
-    """What tells a cell from all others: a digest of the model's description and its own."""
-    return hashlib.sha256(json.dumps([model, described], sort_keys=True).encode()).hexdigest()[:32]
+    """What tells a cell from all others: a digest of all that determines it."""
+    determined = [model["digest"], model["dtype"], *(described[name] for name in _DETERMINES)]
+    return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def make_grid(
@@ -71,7 +78,7 @@ def make_grid(
     for field, given in (("scaling", scalings), ("task", tasks), ("lengths", lengths)):
         if not given:
             raise InputError(field, "none", "at least one")
-    check_length("samples", samples)
+    check_length("samples", samples, "questions")
     read = dict.fromkeys(parse(scaling) for scaling in scalings)
     known = dict.fromkeys(member for task in tasks for member in parse_task(task).expand())
     return [

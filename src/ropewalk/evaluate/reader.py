@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import DynamicLayer
 
 from ropewalk import config as configs
@@ -34,9 +34,14 @@ class Reader:
 
     @contextmanager
     def scaled(self, scaling: Scaling, policy: Policy) -> Iterator[None]:
-        """Inside, the model reads under this scaling; afterwards it is as it was."""
-        with extended(self.model, scaling, policy=policy):
-            yield
+        """Inside, the model reads under this scaling, without dropout; afterwards it is as it was."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with extended(self.model, scaling, policy=policy):
+                yield
+        finally:
+            self.model.train(training)
 
     def generate(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
         """The likeliest continuation of each prompt, by greedy decoding, as soon as it is known.
@@ -59,19 +64,25 @@ class Reader:
 
     def _worth(self, before: Sample, sample: Sample) -> bool:
         shared = _common(before.prompt, sample.prompt)
-        return shared >= _WORTH * len(sample.prompt) and self._reads_alike(len(before.prompt), len(sample.prompt))
+        return shared >= _WORTH * len(sample.prompt) and self._reads_alike(before, sample)
 
-    def _reads_alike(self, *lengths: int) -> bool:
-        """Whether prompts of these lengths are read with the same frequencies."""
+    def _reads_alike(self, *samples: Sample) -> bool:
+        """Whether these prompts are read with the same frequencies, and keys come back from the answers unchanged.
+
+        A key that was turned for an answer and back again is off by a rounding, unless it is turned from a copy.
+        """
         extension = extension_of(self.model)
         if extension is None or extension.length is not None:
             return True
-        ropes = configs.read(self.model).ropes
+        policy, ropes = extension.policy, configs.read(self.model).ropes
+        lengths = {len(sample.prompt) for sample in samples}
+        if not policy.keeps_reference:
+            lengths |= {len(sample.prompt) + sample.max_new_tokens for sample in samples}
         for kind, scaling in extension.scalings.items():
             if scaling.dynamic:
                 original = scaling.trained_on(ropes[kind].rope)
-                made_for = {extension.policy.scaled_for(length, original) for length in lengths}
-                if len(made_for) > 1 or (isinstance(extension.policy, Request) and made_for != {original}):
+                made_for = {policy.scaled_for(length, original) for length in lengths}
+                if len(made_for) > 1 or (isinstance(policy, Request) and made_for != {original}):
                     return False
         return True
 
@@ -110,26 +121,35 @@ class Reader:
         pad = _first(self.tokenizer.pad_token_id, _first(*(eos if isinstance(eos, list) else [eos])), 0)
         rows = [[pad] * (longest - len(sample.prompt)) + sample.prompt for sample in batch]
         mask = [[0] * (longest - len(sample.prompt)) + [1] * len(sample.prompt) for sample in batch]
-        stop = list(batch[0].stop)
-        greedy = GenerationConfig(
-            max_new_tokens=batch[0].max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            eos_token_id=eos,
-            pad_token_id=pad,
-            stop_strings=stop or None,
-        )
-        with torch.inference_mode(), quiet_transformers(logging.ERROR):
-            out_BT = self.model.generate(
-                torch.tensor(rows, device=self.model.device),
-                attention_mask=torch.tensor(mask, device=self.model.device),
-                generation_config=greedy,
-                tokenizer=self.tokenizer,
-                **({} if cache is None else {"past_key_values": cache}),
-            )
+        stop = batch[0].stop
+        # What it leaves out, transformers takes from the model's own: for the while, that one is as bare.
+        greedy = GenerationConfig(eos_token_id=eos, pad_token_id=pad, do_sample=False, use_cache=True)
+        self.model.generation_config = greedy
+        try:
+            with torch.inference_mode(), quiet_transformers(logging.ERROR):
+                out_BT = self.model.generate(
+                    torch.tensor(rows, device=self.model.device),
+                    attention_mask=torch.tensor(mask, device=self.model.device),
+                    max_new_tokens=batch[0].max_new_tokens,
+                    stopping_criteria=[_Said(self.tokenizer, stop, longest)] if stop else None,
+                    **({} if cache is None else {"past_key_values": cache}),
+                )
+        finally:
+            self.model.generation_config = own
         texts = self.tokenizer.batch_decode(out_BT[:, longest:], skip_special_tokens=True)
         return [_before(text, stop) for text in texts]
+
+
+class _Said(StoppingCriteria):
+    """A row is done when one of the strings stands in its answer; transformers' own looks at the prompt's end too."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
+        self._tokenizer, self._stop, self._start = tokenizer, stop, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        texts = self._tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
+        said = [any(each in text for each in self._stop) for text in texts]
+        return torch.tensor(said, device=input_ids.device)
 
 
 def _batches(samples: Sequence[Sample], budget: int) -> Iterator[list[Sample]]:

@@ -110,7 +110,7 @@ class Store:
             self._database.execute("select value from about where name = 'model'").fetchone()[0]
         )
         for name, value in (model or {}).items():
-            if self.model.get(name) != value:
+            if name != "model" and self.model.get(name) != value:  # a model may be called by several names
                 found = f"{self.folder} of another run ({name} {self.model.get(name)!r}, now {value!r})"
                 raise InputError("out", found, "a new folder, or the one of the same model")
 
@@ -132,6 +132,9 @@ class Store:
         with self._transaction():
             now = time.strftime("%Y-%m-%d %H:%M:%S")
             self._database.execute("insert into runs values (?, ?, ?)", [now, command, _dump(versions)])
+            self._database.execute(
+                "delete from cells where summary is null and key not in (select cell from samples)"
+            )  # what an earlier run asked for and never began
             for place, (key, described) in enumerate(cells.items()):
                 self._database.execute(
                     "insert into cells values (?, ?, ?, null) on conflict (key) do update set place = excluded.place",

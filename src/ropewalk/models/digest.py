@@ -13,7 +13,10 @@ from ropewalk.config import locate
 from ropewalk.errors import InputError
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
-_BESIDE = ("*.json", "*.model")  # configuration and tokenizer
+_BESIDE = (  # configuration and tokenizer
+    *("config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "added_tokens.json"),
+    *("special_tokens_map.json", "*.model", "*.tiktoken"),
+)
 _BLOCK = 2**24  # bytes
 
 
@@ -28,7 +31,9 @@ def model_digest(model: Any, tokenizer: Any = None) -> str:
     """
     if not isinstance(model, str | Path):
         tensors = (_raw(tensor) for _, tensor in sorted(model.state_dict().items()))
-        return _sha256([*map(str.encode, (model.config.to_json_string(), repr(tokenizer)))], tensors)
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        said = [model.config.to_json_string(), repr(model.generation_config), repr(tokenizer)]
+        return _sha256(map(str.encode, [*said, fast.to_str() if fast else ""]), tensors)
     path = locate(str(model))
     if path is None:
         return f"commit:{_commit(str(model))}"
@@ -38,7 +43,7 @@ def model_digest(model: Any, tokenizer: Any = None) -> str:
     weights = next((found for pattern in _WEIGHTS if (found := sorted(folder.glob(pattern)))), None)
     if weights is None:
         raise InputError("model", str(model), f"a folder with weights ({', '.join(_WEIGHTS)})")
-    beside = [file for pattern in _BESIDE for file in sorted(folder.glob(pattern))]
+    beside = dict.fromkeys(file for pattern in _BESIDE for file in sorted(folder.glob(pattern)) if file.is_file())
     return _sha256(*map(_blocks, [*weights, *beside]))
 
 

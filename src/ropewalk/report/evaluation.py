@@ -20,7 +20,7 @@ from ropewalk.report.labels import number
 from ropewalk.report.lengths import length_name
 
 _TASK = 12  # characters, at least, for the name of a task
-SUITES = ("ruler", "longbench")  # whose tasks are read together, as a mean
+_SUITES = "ruler", "longbench"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Row:
         """Whether the value reads as the best of several does."""
         best, entry = self.best(), self.entries.get(column)
         known = best is not None and entry is not None and entry.value is not None
-        several = sum(each.value is not None for each in self.entries.values()) > 1
+        several = len({self.shown(each) for each, own in self.entries.items() if own.value is not None}) > 1
         return known and several and self.shown(column) == value_text(best or 0.0, self.share)
 
     @property
@@ -117,17 +117,34 @@ def rows(cells: Sequence[CellResult]) -> list[Row]:
     for name, tasks in by_kind(cells).items():
         own = [row for task, members in tasks.items() for row in task_rows(task, members)]
         found += own
-        if name in SUITES and len(tasks) > 1:
+        if is_suite(name) and len(tasks) > 1:
             found += mean_rows(name, own)
     return found
 
 
 def by_kind(cells: Sequence[CellResult]) -> dict[str, dict[str, list[CellResult]]]:
-    """The cells of each task, under the name of the kind of task (needle, ruler) and then its own."""
-    kinds: dict[str, dict[str, list[CellResult]]] = {}
+    """The cells of each task, under the name of the kind of task (needle, ruler) and then its own.
+
+    Tasks of a suite are together when they were asked in the same way: the mean of others would mean nothing.
+    """
+    kinds: dict[tuple[str, str], dict[str, list[CellResult]]] = {}
     for task, members in by_task(cells).items():
-        kinds.setdefault(members[0].described["task_name"], {})[task] = members
-    return kinds
+        kinds.setdefault(_kind(members[0].described), {})[task] = members
+    several = Counter(name for name, _ in kinds)
+    return {name if several[name] == 1 else f"{name} ({way})": tasks for (name, way), tasks in kinds.items()}
+
+
+def _kind(about: Mapping[str, Any]) -> tuple[str, str]:
+    """The kind of task, and how a suite was asked."""
+    name = about["task_name"]
+    options = "".join(f", {each} {value}" for each, value in about["task_options"].items() if each != "task" and value)
+    way = f"{about['samples']} samples, seed {about['seed']}{options}, version {about['task_version']}"
+    return name, way if is_suite(name) else ""
+
+
+def is_suite(kind: str) -> bool:
+    """Whether the tasks of a kind are read together, as a mean."""
+    return kind.split(" ", maxsplit=1)[0] in _SUITES
 
 
 def task_rows(task: str, cells: Sequence[CellResult], score: str | None = None) -> list[Row]:
@@ -144,9 +161,9 @@ def task_rows(task: str, cells: Sequence[CellResult], score: str | None = None) 
 
 
 def is_share(cells: Sequence[CellResult], score: str) -> bool:
-    """Whether a score of a task runs from 0 to 1, as far as its values tell; one that should be low does not."""
+    """Whether a score of a task runs from 0 to 1, which is shown as percent; no value is outside then."""
     values = [cell.summary[score] for cell in cells if cell.summary and score in cell.summary]
-    return cells[0].described["better"] == "higher" and all(0 <= value <= 1 for value in values)
+    return bool(cells[0].described["share"]) and all(0 <= value <= 1 for value in values)
 
 
 def mean_rows(name: str, members: Sequence[Row]) -> list[Row]:
@@ -203,6 +220,7 @@ def document(store: Store, cells: Sequence[CellResult]) -> dict[str, Any]:
         "cells": [
             {
                 **{name: cell.described[name] for name in about},
+                **({} if cell.summary is None else {"samples": len(cell.outcomes)}),  # a data set may hold fewer
                 "summary": cell.summary,
                 "done": len(cell.outcomes),
             }

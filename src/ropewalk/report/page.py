@@ -15,7 +15,7 @@ from ropewalk.errors import InputError
 from ropewalk.evaluate.files import writable_folder, write_whole
 from ropewalk.evaluate.sample import Outcome
 from ropewalk.evaluate.store import CellResult, Store
-from ropewalk.report.evaluation import SUITES, Row, by_kind, columns, is_share, rows, score_of, task_rows, value_text
+from ropewalk.report.evaluation import Row, by_kind, columns, is_share, is_suite, rows, score_of, task_rows, value_text
 from ropewalk.report.figures import DPI
 from ropewalk.report.labels import shortened
 from ropewalk.report.lengths import length_name
@@ -148,7 +148,7 @@ def _summary(cells: Sequence[CellResult]) -> list[Row]:
 def _details(kind: str, tasks: Mapping[str, Sequence[CellResult]]) -> list[TableOf]:
     """What the summary leaves out: the other scores of a task; the members of a suite, their groups and bins."""
     found = [(f"{task}: other scores", _others(task, cells)) for task, cells in tasks.items()]
-    if kind in SUITES and len(tasks) > 1:
+    if is_suite(kind) and len(tasks) > 1:
         found.append((f"{kind} by task", [row for task, cells in tasks.items() for row in task_rows(task, cells)]))
         found.append((f"{kind} by group", group_rows(tasks)))
     found.append((f"{kind} by bin of length", bin_rows(tasks)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropewalk.evaluate.store import CellResult
-from ropewalk.report.evaluation import SUITES, Row, by_kind, columns, mean_rows, task_rows
+from ropewalk.report.evaluation import Row, by_kind, columns, is_suite, mean_rows, task_rows
 from ropewalk.report.heatmap import depth_grid, depth_rows, draw_grids, row_grid
 from ropewalk.report.labels import shortened
 from ropewalk.report.lines import draw_lines, one_each
@@ -41,7 +42,7 @@ class Gallery:
         """Heat maps of what has a depth, the tasks of suites, and every score against length."""
         for kind, tasks in by_kind(cells).items():
             own = {task: task_rows(task, members) for task, members in tasks.items()}
-            if kind in SUITES and len(tasks) > 1:
+            if is_suite(kind) and len(tasks) > 1:
                 yield from self._suite(kind, [row for rows in own.values() for row in rows], group_rows(tasks))
                 continue
             for task, members in tasks.items():
@@ -129,4 +130,7 @@ class Gallery:
         yield Picture(path, f"{name}: {rows[0].unit}, against length; at {rows[-1].length:,} tokens {', '.join(ends)}.")
 
     def _path(self, name: str) -> Path:
-        return self._folder / (re.sub(r"[^\w.]+", "-", name).strip("-.")[:100] + ".png")
+        plain = re.sub(r"[^\w.]+", "-", name).strip("-.")[:80]
+        if name != plain.replace("-", " "):  # more than one name may read so
+            plain += f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return self._folder / f"{plain}.png"

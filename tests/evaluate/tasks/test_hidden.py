@@ -144,7 +144,16 @@ def test_lengths_that_cannot_be(smollm2, tmp_path):
 
 @pytest.mark.parametrize(
     ("answer", "found"),
-    [("12345", 0.5), (" 12345 and 67890.", 1), ("", 0), ("912345", 0), ("12345 12345", 0.5), ("是67890。12345", 1)],
+    [
+        ("12345", 0.5),
+        (" 12345 and 67890.", 1),
+        ("", 0),
+        ("912345", 0),
+        ("12345 12345", 0.5),
+        ("是67890。12345", 1),
+        ("12,345", 0.5),
+        ("12345,67890", 1),
+    ],
 )
 def test_a_number_is_found_whole(smollm2, answer, found):
     task = parse_task("needle:values=2")
@@ -159,6 +168,7 @@ def test_a_number_is_found_whole(smollm2, answer, found):
         ("needle:keys=0", "needle: keys: found 0"),
         ("needle:keys=33", "needle: keys: found 33; allowed: at most 32"),
         ("needle:questions=2", "needle: questions: found 2; allowed: at most the 1 keys"),
+        ("needle:keys=1.5", "needle: keys: found 1.5; allowed: a whole number of keys"),
         ("passkey:depth=3", "passkey: option: found 'depth'; allowed: keys, values, questions"),
     ],
 )

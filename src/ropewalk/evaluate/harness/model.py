@@ -8,9 +8,16 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
+from ropewalk.errors import InputError
 from ropewalk.models.extend import ScalingLike, extend, extension_of
 from ropewalk.models.load import load
 from ropewalk.policy import DEFAULT_POLICY, Policy
+
+# Options of the harness's model that mean something for a model which is loaded already.
+_OPTIONS = {
+    *("max_length", "max_batch_size", "add_bos_token", "prefix_token_id", "truncation", "logits_cache"),
+    *("softmax_dtype", "mixed_precision_dtype", "think_end_token", "enable_thinking", "chat_template_args"),
+}
 
 
 @register_model("ropewalk")
@@ -41,6 +48,8 @@ class RopewalkLM(HFLM):
             dtype, device, trust_remote_code: as `ropewalk.load` takes them; a GPU that is not there is passed over.
             batch_size, options: the harness's own, as `max_length`, past which it cuts the beginning off.
         """
+        if unknown := sorted(set(options) - _OPTIONS):
+            raise InputError("model_args", ", ".join(unknown), ", ".join(sorted(_OPTIONS)))
         if isinstance(pretrained, str):
             missing = str(device).startswith("cuda") and not torch.cuda.is_available()
             pretrained, tokenizer = load(

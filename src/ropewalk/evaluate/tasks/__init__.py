@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from ropewalk import spec as specs
 from ropewalk.evaluate.tasks.base import Task
 from ropewalk.registry import registered
@@ -21,4 +23,9 @@ def parse_task(spec: str | Task) -> Task:
     cls = specs.find("task", name, TASKS, TASKS)
     if cls.positional and rest and "=" not in rest.split(",")[0]:
         rest = f"{cls.positional}={rest}"
-    return specs.build(cls, specs.read_spec(f"{name}{colon}{rest}")[1])
+    options = specs.read_spec(f"{name}{colon}{rest}")[1]
+    for f in fields(cls):  # type: ignore[arg-type]
+        said = options.get(f.name, "")
+        if not isinstance(said, str) and (f.type == "str" or (f.type == "str | None" and said is not None)):
+            options[f.name] = str(said).lower()  # a file may be called 2024, or none
+    return specs.build(cls, options)

@@ -18,13 +18,14 @@ class Task(ABC):
     """A kind of question, with its options: a frozen dataclass, one file a task.
 
     Class variables: `name`; `version`, raised whenever the same options give other samples or scores, so that results
-    kept earlier are not taken for new ones; `better`, which way the scores are; `positional`, the option that stands
-    for itself in a spec (`lm_eval:arc_easy`).
+    kept earlier are not taken for new ones; `better`, which way the scores are; `share`, whether they run from 0 to
+    1 and are shown as percent; `positional`, the option that stands for itself in a spec (`lm_eval:arc_easy`).
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     better: ClassVar[str] = "higher"
+    share: ClassVar[bool] = True
     positional: ClassVar[str] = ""
 
     @property

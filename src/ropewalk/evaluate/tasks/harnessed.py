@@ -67,7 +67,8 @@ class Harnessed(Task):
     def _sample(self, index: int, held: _Held, tokenizer: Any) -> Sample:
         new, stop = _ending(self, held) if held.generates() else (0, ())
         asked = max(("".join(_texts(request)) for request in held.requests), key=len)
-        ids = list(tokenizer(asked, verbose=False)["input_ids"])
+        begun = bool(tokenizer.bos_token) and asked.startswith(tokenizer.bos_token)  # a template may bring it along
+        ids = list(tokenizer(asked, verbose=False, **({"add_special_tokens": False} if begun else {}))["input_ids"])
         room = held.length - new
         if room < 1:
             raise InputError("lengths", held.length, f"more than the {new} tokens of an answer to {self}")

@@ -17,6 +17,7 @@ from ropewalk.evaluate.tasks.base import Task
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s)|[。！？]+|(?=\n\s*\n)")
 _LINE_END = re.compile(r"(?=\n)")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _SPARSE = 500  # characters a sentence, on average, past which lines serve instead: a log, a table
 _LAST = ("", ".", " a", " -", ",", "\n", " a a", "\n-")  # ends of a text, where no cut alone has the right length
 _NAMES = (
@@ -52,7 +53,7 @@ class Hidden(Task):
 
     def __post_init__(self) -> None:
         for option in ("keys", "values", "questions"):
-            check_length(f"{self.name}: {option}", getattr(self, option))
+            check_length(f"{self.name}: {option}", getattr(self, option), option)
         if self.keys > len(_NAMES):
             raise InputError(f"{self.name}: keys", self.keys, f"at most {len(_NAMES)}")
         if self.questions > self.keys:
@@ -83,16 +84,17 @@ class Hidden(Task):
                 own = at < self.questions and value == numbers[at * self.values]
                 depth = min(of_text / (count - 1), 1.0) if own and count > 1 else dice.random() if not own else 0.5
                 hidden.append((depth, wording.statement.format(name=name, value=value)))
+        questions = [wording.question.format(name=name) for name in names[: self.questions]]
         return Sample(
             index=index,
-            prompt=hay.fit(length, wording.before, hidden, wording.question.format(name=names[asked])),
+            prompt=hay.fit(length, wording.before, hidden, questions, asked),
             references=tuple(map(str, numbers[asked * self.values : (asked + 1) * self.values])),
             max_new_tokens=8 * self.values + 4,
             about={"depth": round(hidden[asked * self.values][0], 4)},
         )
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
-        said = re.findall(r"\d+", answer)
+        said = {*re.findall(r"\d+", answer), *re.findall(r"\d+", _THOUSANDS.sub("", answer))}
         return {self.main: sum(number in said for number in sample.references) / len(sample.references)}
 
 
@@ -124,12 +126,17 @@ class _Haystack:
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, verbose=False)["input_ids"])
 
-    def fit(self, length: int, before: str, hidden: Sequence[tuple[float, str]], after: str) -> list[int]:
+    def fit(
+        self, length: int, before: str, hidden: Sequence[tuple[float, str]], questions: Sequence[str], asked: int
+    ) -> list[int]:
         """The prompt, of exactly `length` tokens, with each hidden statement at the end of the sentence at its depth.
 
+        `questions` over one text find the statements at the same places; `asked` is the one that this prompt ends with.
         Raises InputError when the text is too short for it, or the length too short for the words around it.
         """
-        room = length - len(self._ids("".join([before, *(statement for _, statement in hidden), after])))
+        after = questions[asked]
+        around = [before, *(statement for _, statement in hidden)]
+        room = length - max(len(self._ids("".join([*around, question]))) for question in questions)
         if room < 1:
             raise InputError("lengths", length, f"at least {length - room + 1} tokens, for the question alone")
         places = sorted((self._place(depth * room), statement) for depth, statement in hidden)

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate import harness
 from ropewalk.evaluate.tasks.harnessed import Harnessed
+
+_SHARES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "em"}  # metrics from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,15 @@ class LmEval(Harnessed):
     def better(self) -> str:  # type: ignore[override]
         return "higher" if self._metric()[1] else "lower"
 
+    @property
+    def share(self) -> bool:  # type: ignore[override]
+        return self._metric()[0] in _SHARES
+
     def fingerprint(self) -> dict[str, str]:
         entry = self._entry(self.task)
         said = {"lm_eval": harness.version(), "task": str((entry.cfg.get("metadata") or {}).get("version"))}
-        files = _local_files((entry.cfg.get("dataset_kwargs") or {}).get("data_files"))
+        where = entry.cfg.get("dataset_kwargs") or {}
+        files = _local_files([where.get("data_files"), where.get("data_dir"), entry.cfg.get("dataset_path")])
         if self.include is not None:
             files = [*sorted(file for file in self._folder().rglob("*") if file.is_file()), *files]
         return {**said, "files": harness.digest(files)} if files else said
@@ -59,12 +67,20 @@ class LmEval(Harnessed):
             f"{self.task}, whose data set {entry.cfg.get('dataset_path')} cannot be read",
             "one in the cache of Hugging Face, or to be fetched; or include=DIR with your own YAML for local files",
         ):
-            task = harness.load(entry, {}, seed)
+            try:
+                task = harness.load(entry, {}, seed)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise _unbuilt(self.task, error) from None
         for unfit in ("UNSAFE_CODE", "MULTIMODAL"):
             if getattr(task, unfit, False):
                 found = f"{self.task}, which the harness marks {unfit}"
                 raise InputError("task", found, "a task of text alone that runs no code which a model wrote")
-        return task, harness.requests(task, count, seed, self.fewshot)
+        from jinja2 import TemplateError
+
+        try:
+            return task, harness.requests(task, count, seed, self.fewshot)
+        except (KeyError, TypeError, ValueError, AttributeError, TemplateError) as error:
+            raise _unbuilt(self.task, error) from None
 
     def _entry(self, name: str) -> Any:
         """What the index says of a name: of the user's folder, or else of the harness."""
@@ -94,8 +110,16 @@ class LmEval(Harnessed):
         return name, bool(is_higher_better(name) if better is None else better)
 
 
+def _unbuilt(task: str, error: Exception) -> InputError:
+    told = f"{type(error).__name__}: {error}"
+    return InputError("task", task, f"a task whose YAML and data fit together ({told})")
+
+
 def _local_files(said: Any) -> list[Path]:
-    """The files of this machine among the data files that a task names: a path, or a list or dict of them."""
+    """The files of this machine that a task names as data: a path, a folder, a pattern, or a list or dict of them."""
     if isinstance(said, dict | list):
         return [file for each in (said.values() if isinstance(said, dict) else said) for file in _local_files(each)]
-    return [Path(said)] if isinstance(said, str) and Path(said).is_file() else []
+    if not isinstance(said, str) or not said:
+        return []
+    found = [Path(said), *Path(said).rglob("*")] if Path(said).is_dir() else [Path(each) for each in sorted(glob(said))]
+    return sorted(file for file in found if file.is_file())

@@ -26,6 +26,7 @@ class Perplexity(Task):
     name = "perplexity"
     main = "ppl"
     better = "lower"
+    share = False
     positional = "text"
 
     text: str = BUILT_IN
@@ -34,12 +35,16 @@ class Perplexity(Task):
         return {"text": read_text(self.text).digest}
 
     def samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
-        ids = tokenizer(read_text(self.text).content, verbose=False)["input_ids"]
-        if length > len(ids):
-            raise InputError("lengths", length, f"at most the {len(ids):,} tokens of the text {self.text}")
-        starts = [round(index * (len(ids) - length) / max(count - 1, 1)) for index in range(count)]
+        first = tokenizer("", verbose=False)["input_ids"]  # what begins every text, for some models
+        ids = tokenizer(read_text(self.text).content, add_special_tokens=False, verbose=False)["input_ids"]
+        room = length - len(first)
+        if not 1 < room <= len(ids):
+            most = len(ids) + len(first)
+            raise InputError("lengths", length, f"from 2 to the {most:,} tokens of the text {self.text}")
+        starts = dict.fromkeys(round(index * (len(ids) - room) / max(count - 1, 1)) for index in range(count))
         return [
-            Sample(index, ids[start : start + length], (), about={"start": start}) for index, start in enumerate(starts)
+            Sample(index, [*first, *ids[start : start + room]], (), about={"start": start})
+            for index, start in enumerate(starts)
         ]
 
     def answers(self, reader: Reader, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
