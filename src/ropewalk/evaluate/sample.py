@@ -30,7 +30,10 @@ class Sample:
 
 
 class Outcome(TypedDict):
-    """A finished sample: what was asked (`prompt`: SHA-256 of its token ids; `tokens`: their number), and what came."""
+    """A finished sample: what was asked (`prompt`: SHA-256 of its token ids; `tokens`: their number), and what came.
+
+    `seconds` since the one before it; the first of a batch has the time of all of it.
+    """
 
     index: int
     prompt: str

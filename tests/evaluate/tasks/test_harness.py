@@ -510,7 +510,7 @@ def test_groups_and_tags_are_their_members(own):
     [
         ("lm_eval:arc_eesy", r"lm_eval: task: found 'arc_eesy'; .*nearest: .*arc_easy"),
         ("lm_eval", r"lm-eval: task: found None"),
-        ("lm_eval:task=5", r"lm_eval: task: found 5"),
+        ("lm_eval:task=5", r"lm_eval: task: found '5'"),
         ("lm_eval:arc_easy,include=nowhere", r"lm_eval: include: found 'nowhere'"),
         ("lm_eval:arc_easy,fewshot=-1", r"lm_eval: fewshot: found -1"),
         ("ruler:niah_single_9", r"ruler: task: .*niah_single_1, .*nearest: niah_single_"),
