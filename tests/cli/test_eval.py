@@ -72,7 +72,9 @@ def test_workers_give_the_same(run, asked, tmp_path):
 
 
 def test_interrupted_it_goes_on(asked, run, tmp_path):
-    command = [sys.executable, "-c", "from ropewalk.cli import main; main()", *map(str, asked)]
+    # A job in the background of a script is started deaf to Ctrl-C.
+    hears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", f"{hears}from ropewalk.cli import main; main()", *map(str, asked)]
     command[command.index("--samples") + 1] = "40"
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         for line in process.stderr:
