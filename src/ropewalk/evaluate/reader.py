@@ -117,7 +117,7 @@ class Reader:
     def _continued(self, batch: Sequence[Sample], cache: DynamicCache | None) -> list[str]:
         longest = max(len(sample.prompt) for sample in batch)
         own = self.model.generation_config
-        eos = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
+        eos = _first(own.eos_token_id, self.tokenizer.eos_token_id)
         pad = _first(self.tokenizer.pad_token_id, _first(*(eos if isinstance(eos, list) else [eos])), 0)
         rows = [[pad] * (longest - len(sample.prompt)) + sample.prompt for sample in batch]
         mask = [[0] * (longest - len(sample.prompt)) + [1] * len(sample.prompt) for sample in batch]

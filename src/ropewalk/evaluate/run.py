@@ -71,14 +71,13 @@ class Evaluation:
             "dtype": self.dtype,
         }
         fingerprints = {task: task.fingerprint() for task in dict.fromkeys(cell.task for cell in grid)}
-        about = [(cell, cell.describe(fingerprints[cell.task])) for cell in grid]
+        about = [cell.describe(fingerprints[cell.task]) for cell in grid]
+        keys = [cell_key(described, each) for each in about]
         self.model = model
-        self.cells: dict[str, Cell] = {cell_key(described, text): cell for cell, text in about}
+        self.cells: dict[str, Cell] = dict(zip(keys, grid, strict=True))
         self.store = Store(out, described)
         try:
-            self.store.begin(
-                command or " ".join(sys.argv), _versions(), {cell_key(described, text): text for _, text in about}
-            )
+            self.store.begin(command or " ".join(sys.argv), _versions(), dict(zip(keys, about, strict=True)))
         except BaseException:
             self.store.close()
             raise
