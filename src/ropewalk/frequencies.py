@@ -71,6 +71,16 @@ class Frequencies:
     def _key(self) -> tuple[bytes, float, float]:
         return self.inv_freq.tobytes(), self.attention_factor, self.softmax_factor
 
+    def cosine(self, other: Frequencies, positions: ArrayLike) -> NDArray[np.float64]:
+        """Cosine between a vector of even energy turned by these and by the other frequencies, at each position.
+
+        The mean over the pairs of cos(position x (theta_i - theta'_i)): 1 where both turn alike, whatever their
+        attention factors. Positions as `cos_sin` takes them, [...] whole numbers; returns [...] float64.
+        """
+        (cos, sin), (its_cos, its_sin) = self.cos_sin(positions, "float64"), other.cos_sin(positions, "float64")
+        lengths = self.attention_factor * other.attention_factor
+        return np.asarray((cos * its_cos + sin * its_sin).mean(axis=-1) / lengths)
+
     def turns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Turns per token as fixed point: (high, low), each [dim/2] int64; see the module's text."""
         high, low = [], []

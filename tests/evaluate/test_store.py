@@ -16,7 +16,7 @@ import pytest
 import toy
 
 import ropewalk as rw
-from ropewalk.evaluate import files
+from ropewalk import files
 from ropewalk.evaluate.crews.alone import alone
 from ropewalk.evaluate.store import Store
 from ropewalk.evaluate.worker import Summary, Worker

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.config.gguf import from_gguf
-from ropewalk.config.model import ALL_LAYERS, AttentionShape, LayerRope, ModelConfig, is_local
-from ropewalk.config.transformers import declared_length, from_dict, rope_parameters
+from ropewalk.config.model import ALL_LAYERS, AttentionShape, LayerRope, ModelConfig, is_local, layer_frequencies
+from ropewalk.config.transformers import OF_A_SCALING, TEXT_PARTS, declared_length, from_dict, rope_parameters
 from ropewalk.errors import InputError
 
 __all__ = [
     "ALL_LAYERS",
+    "OF_A_SCALING",
+    "TEXT_PARTS",
     "AttentionShape",
     "LayerRope",
     "ModelConfig",
@@ -25,6 +27,7 @@ __all__ = [
     "from_dict",
     "from_gguf",
     "is_local",
+    "layer_frequencies",
     "locate",
     "read",
     "rope_parameters",

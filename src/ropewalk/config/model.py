@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ropewalk.errors import InputError
+from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.proportional import Proportional
 
 ALL_LAYERS = "all"
 
@@ -85,6 +91,19 @@ class ModelConfig:
     def main(self) -> str:
         """The layer type that sees the whole text, which is the one that a scaling is for."""
         return next((kind for kind in self.ropes if not is_local(kind)), next(iter(self.ropes)))
+
+
+@functools.lru_cache(maxsize=1024)  # asked at every step of a text
+def layer_frequencies(scaling: Scaling, own: LayerRope, length: int | None) -> Frequencies:
+    """The frequencies of `scaling` for such layers, by default at the original length.
+
+    Pairs that the layers were trained to keep still stay so.
+    """
+    frequencies = scaling.frequencies(own.rope, length or scaling.original_length or own.rope.original_length)
+    if not isinstance(own.scaling, Proportional) or isinstance(scaling, Proportional):
+        return frequencies
+    turns = own.scaling.frequencies(own.rope).inv_freq > 0
+    return dataclasses.replace(frequencies, inv_freq=np.where(turns, frequencies.inv_freq, 0.0))
 
 
 def is_local(layer_type: str) -> bool:

@@ -32,8 +32,8 @@ _PARTIAL_OF = {
 }
 _PATTERN_OF = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
-_TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
-_OF_A_SCALING = {
+TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
+OF_A_SCALING = {
     "rope_type", "type", "factor", "alpha", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
     "truncate", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "rope_theta",
 }  # fmt: skip
@@ -44,7 +44,7 @@ def from_dict(config: Mapping[str, Any]) -> ModelConfig:
 
     Raises InputError when it has no rope fields or contradicts itself.
     """
-    for part in _TEXT_PARTS:
+    for part in TEXT_PARTS:
         if isinstance(config.get(part), Mapping):
             return from_dict(config[part])
     model_type = str(config.get("model_type", ""))
@@ -78,7 +78,7 @@ def rope_parameters(
         partial = None  # there it is the scaling's p, not the rope's
     if said is None or (said["rope_type"] == "proportional" and partial not in (None, 1, 1.0)):
         return None
-    own = {key: value for key, value in written.items() if key not in _OF_A_SCALING}
+    own = {key: value for key, value in written.items() if key not in OF_A_SCALING}
     if partial is not None:
         own["partial_rotary_factor"] = partial
     return {"rope_theta": rope.base, **own, **said}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.files import writable_folder, write_whole
 from ropewalk.evaluate.perplexity import Key, Row, key
+from ropewalk.files import writable_folder, write_whole
 
 
 class CurveStore:

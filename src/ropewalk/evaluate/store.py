@@ -16,8 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.files import writable_folder, write_whole
 from ropewalk.evaluate.sample import Outcome
+from ropewalk.files import writable_folder, write_whole
 
 _FILE = "results.sqlite"
 _APPLICATION = 0x726F7065  # "rope": tells our files from other programs'

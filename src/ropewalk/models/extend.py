@@ -16,7 +16,7 @@ from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.models.following import Follower, followers
 from ropewalk.models.rotary import RotaryModule, Swap, rotary_modules
-from ropewalk.models.saving import config_changes, layer_frequencies
+from ropewalk.models.saving import config_changes
 from ropewalk.models.tables import RotaryTable
 from ropewalk.plan import plan
 from ropewalk.policy import DEFAULT_POLICY, Policy, parse_policy
@@ -206,7 +206,7 @@ class _Follow:
 
     def __call__(self, reached: int) -> Frequencies:
         original = self.scaling.trained_on(self.own.rope)
-        return layer_frequencies(self.scaling, self.own, self.policy.scaled_for(reached, original))
+        return configs.layer_frequencies(self.scaling, self.own, self.policy.scaled_for(reached, original))
 
 
 def _tables(
@@ -227,7 +227,7 @@ def _tables(
             raise InputError(f"model: {rotary.path}", "a table of its own", f"what its config describes: {described}")
         scaling = scalings[named]
         follow = _Follow(scaling, own, policy) if scaling.dynamic and length is None else None
-        tables[kind] = RotaryTable(layer_frequencies(scaling, own, length), arrangement, rotary.device, follow)
+        tables[kind] = RotaryTable(configs.layer_frequencies(scaling, own, length), arrangement, rotary.device, follow)
     return tables
 
 
@@ -243,7 +243,7 @@ def _softmax_changes(
     Such attention lives in a transformers module that defines `yarn_apply_mscale`, and had it applied already.
     """
     own, scaling = described.ropes[described.main], scalings[described.main]
-    factor = layer_frequencies(scaling, own, length).softmax_factor
+    factor = configs.layer_frequencies(scaling, own, length).softmax_factor
     changes = []
     latent: Any
     for latent in model.modules():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -12,28 +10,13 @@ from typing import Any
 import numpy as np
 
 from ropewalk import config as configs
-from ropewalk.frequencies import Frequencies
 from ropewalk.models.quiet import quiet_transformers
 from ropewalk.models.rotary import RotaryModule
 from ropewalk.models.tables import RotaryTable
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.longrope import LongRoPE
-from ropewalk.scaling.proportional import Proportional
 
 _STILL = 1e12  # the divisor of a pair that stands still: the largest that LongRoPE takes
-
-
-@functools.lru_cache(maxsize=1024)  # asked at every step of a text
-def layer_frequencies(scaling: Scaling, own: configs.LayerRope, length: int | None) -> Frequencies:
-    """The frequencies of `scaling` for such layers, by default at the original length.
-
-    Pairs that the layers were trained to keep still stay so.
-    """
-    frequencies = scaling.frequencies(own.rope, length or scaling.original_length or own.rope.original_length)
-    if not isinstance(own.scaling, Proportional) or isinstance(scaling, Proportional):
-        return frequencies
-    turns = own.scaling.frequencies(own.rope).inv_freq > 0
-    return dataclasses.replace(frequencies, inv_freq=np.where(turns, frequencies.inv_freq, 0.0))
 
 
 def config_changes(
@@ -62,7 +45,7 @@ def _same(scaling: Scaling, own: configs.LayerRope, length: int | None) -> bool:
     """Whether it gives such layers what they have."""
     if scaling.dynamic or own.scaling.dynamic:
         return scaling == own.scaling and length is None
-    return layer_frequencies(scaling, own, length) == layer_frequencies(own.scaling, own, None)
+    return configs.layer_frequencies(scaling, own, length) == configs.layer_frequencies(own.scaling, own, None)
 
 
 def _as_longrope(
@@ -72,7 +55,7 @@ def _as_longrope(
     said: dict[str, Scaling] = {}
     for kind, scaling in changed.items():
         own = described.ropes[kind]
-        frequencies = layer_frequencies(scaling, own, length)
+        frequencies = configs.layer_frequencies(scaling, own, length)
         if (scaling.dynamic and length is None) or frequencies.softmax_factor != 1:
             return None
         with np.errstate(divide="ignore"):

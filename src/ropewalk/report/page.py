@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.files import writable_folder, write_whole
 from ropewalk.evaluate.sample import Outcome
 from ropewalk.evaluate.store import CellResult, Store
+from ropewalk.files import writable_folder, write_whole
 from ropewalk.report.evaluation import Row, by_kind, columns, is_share, is_suite, rows, score_of, task_rows, value_text
 from ropewalk.report.figures import DPI
 from ropewalk.report.labels import shortened

@@ -1,0 +1,114 @@
+"""Find the writing that an engine reads as what was meant; where there is none, the nearest that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ropewalk import config as configs
+from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.engines.base import Config, Engine, Way
+from ropewalk.errors import InputError
+from ropewalk.frequencies import Frequencies
+from ropewalk.scaling import Scaling
+from ropewalk.scaling.by_parts import NTKByParts
+from ropewalk.scaling.linear import Linear
+from ropewalk.scaling.ntk import NTK
+from ropewalk.scaling.yarn import YaRN
+
+_ROUNDING = 2e-7  # engines hold their tables, and GGUF its tensors, in float32
+
+
+def express(engine: Engine, config: Config, described: ModelConfig, scaling: Scaling, length: int) -> Way:
+    """The first way to write `scaling` that the engine reads as it is meant.
+
+    Args:
+        engine: that shall serve.
+        config: the model's own configuration, as the engine is given it.
+        described: what that configuration means (transformers' reading, or llama.cpp's of a GGUF file).
+        scaling: what is meant, on the layers that see the whole text; the others stay as they are.
+        length: tokens that it shall serve.
+
+    Raises InputError when there is none, naming the nearest scaling that there is one for.
+    """
+    found = _first(engine, config, described, scaling, length)
+    if found is not None:
+        return found
+    near = nearest(engine, config, described, scaling, length)
+    allowed = f"one that {engine.title} {engine.version} can express" + (f"; the nearest is {near}" if near else "")
+    raise InputError("scaling", str(scaling), allowed)
+
+
+def nearest(engine: Engine, config: Config, described: ModelConfig, scaling: Scaling, length: int) -> Scaling | None:
+    """Of the common static scalings that the engine can express, the one whose rotation is most like it, up to `length`."""
+    layer = described.ropes[described.main]
+    meant = configs.layer_frequencies(scaling, layer, length)
+    positions = np.linspace(1, length, 256).astype(np.int64)
+
+    def unlike(other: Scaling) -> float:
+        its = configs.layer_frequencies(other, layer, length)
+        apart = abs(its.attention_factor - meant.attention_factor)
+        return float(apart - its.cosine(meant, positions).mean())
+
+    possible = [each for each in _common(layer, length) if _first(engine, config, described, each, length)]
+    return min(possible, key=unlike, default=None)
+
+
+def intended(described: ModelConfig, scaling: Scaling) -> dict[str, Scaling]:
+    """The scaling of each layer type when `scaling` is put on the model."""
+    whole = [kind for kind in described.ropes if not configs.is_local(kind)] or list(described.ropes)
+    return {kind: scaling if kind in whole else layer.scaling for kind, layer in described.ropes.items()}
+
+
+def same(one: Frequencies, other: Frequencies) -> bool:
+    """Whether they are equal but for the rounding of float32."""
+    return (
+        one.inv_freq.shape == other.inv_freq.shape
+        and np.allclose(one.inv_freq, other.inv_freq, rtol=_ROUNDING, atol=0)
+        and abs(one.attention_factor / other.attention_factor - 1) < _ROUNDING
+        and abs(one.softmax_factor / other.softmax_factor - 1) < _ROUNDING
+    )
+
+
+def _first(engine: Engine, config: Config, described: ModelConfig, scaling: Scaling, length: int) -> Way | None:
+    return next(
+        (way for way in _readable(engine, config, scaling, length) if _holds(engine, way, described, scaling, length)),
+        None,
+    )
+
+
+def _readable(engine: Engine, config: Config, scaling: Scaling, length: int) -> Iterator[Way]:
+    yield from engine.ways(config, scaling, length)
+
+
+def _holds(engine: Engine, way: Way, described: ModelConfig, scaling: Scaling, length: int) -> bool:
+    """Whether the engine, given this writing, turns by what is meant."""
+    try:
+        read = engine.read(way.config, length)
+    except InputError:
+        return False
+    meant = intended(described, scaling)
+    if set(read.ropes) != set(meant):
+        return False
+    return all(_alike(read.ropes[kind], described.ropes[kind], meant[kind], length) for kind in meant)
+
+
+def _alike(read: LayerRope, own: LayerRope, meant: Scaling, length: int) -> bool:
+    original = own.rope.original_length or length
+    lengths = (1, original, length, 2 * length) if meant.dynamic or read.scaling.dynamic else (length,)
+    return read.rope.layout == own.rope.layout and all(
+        same(configs.layer_frequencies(read.scaling, read, n), configs.layer_frequencies(meant, own, n))
+        for n in lengths
+    )
+
+
+def _common(layer: LayerRope, length: int) -> list[Scaling]:
+    factor = max(1.0, length / (layer.rope.original_length or length))
+    original = {} if layer.rope.original_length else {"original_length": length}
+    return [
+        YaRN(factor=factor, **original),
+        NTKByParts(factor=factor, **original),
+        NTK(factor=factor),
+        Linear(factor=factor),
+    ]

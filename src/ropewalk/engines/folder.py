@@ -1,0 +1,234 @@
+"""Engines that are given a folder: a config.json beside the weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ropewalk import config as configs
+from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.engines.base import Config, Engine, Way
+from ropewalk.engines.express import intended, same
+from ropewalk.errors import InputError
+from ropewalk.files import writable_folder, write_whole
+from ropewalk.frequencies import Frequencies
+from ropewalk.scaling import Scaling
+from ropewalk.scaling.abf import ABF
+from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.scaling.yarn import YaRN
+
+MARK = "ropewalk.json"  # stands in what export wrote
+_ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq")
+_NO_LIMIT = 10**30  # transformers writes about this where a tokenizer has none
+
+
+class FolderEngine(Engine):
+    """An engine that reads config.json.
+
+    Class variable: `nested`, whether it reads the `rope_parameters` of transformers 5; otherwise it is given
+    `rope_theta` and `rope_scaling`, as transformers 4 wrote them.
+    """
+
+    takes = "folder"
+    nested: ClassVar[bool]
+
+    def own(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
+        """The rope dict in the engine's own words, without rope_theta; by default in those of transformers."""
+        if isinstance(scaling, ABF):
+            return {"rope_type": "default", "rope_theta": scaling.base}
+        said = scaling.rope_parameters(layer.rope)
+        return None if said is None or (said["rope_type"] == "longrope" and not isinstance(scaling, LongRoPE)) else said
+
+    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
+        """The rope dict of divisors, one for each pair; None where the engine reads none."""
+        return scaling.rope_parameters(layer.rope)
+
+    @abstractmethod
+    def read(self, config: Config, length: int) -> ModelConfig: ...
+
+    def ways(self, config: Config, scaling: Scaling, length: int) -> Iterator[Way]:
+        described = configs.from_dict(config)
+        meant = intended(described, scaling)
+        for through, written in self._writings(described, meant, length):
+            changes = self._changes(config, described, written, meant[described.main], length)
+            yield Way(through, _patched(config, changes), changes)
+
+    def _writings(
+        self, described: ModelConfig, meant: Mapping[str, Scaling], length: int
+    ) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+        """Rope dicts for each layer type, and what they are written through."""
+        forms = (("", self.own), ("rope_theta", _as_base), ("yarn", _as_yarn), ("longrope lists", self._as_lists))
+        for through, form in forms:
+            written = {}
+            for kind, scaling in meant.items():
+                layer = described.ropes[kind]
+                # A layer type that stays as it is is written in the engine's own words whatever the others need.
+                said = self.own(scaling, layer, length) if scaling == layer.scaling else form(scaling, layer, length)
+                if said is None:
+                    break
+                written[kind] = {**_models_own(layer.written), "rope_theta": layer.rope.base, **said}
+            else:
+                yield through, written
+
+    def _as_lists(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
+        frequencies = _static(scaling, layer, length)
+        if frequencies is None or not frequencies.inv_freq.all() or frequencies.softmax_factor != 1:
+            return None
+        divisors = tuple((layer.rope.inv_freq / frequencies.inv_freq).tolist())
+        lists = LongRoPE(
+            divisors, divisors, scaling.reaches(layer.rope), frequencies.attention_factor,
+            original_length=scaling.original_length,
+        )  # fmt: skip
+        return self.lists(lists, layer, length)
+
+    def _changes(
+        self, config: Config, described: ModelConfig, written: dict[str, dict[str, Any]], main: Scaling, length: int
+    ) -> dict[str, Any]:
+        """The fields of the text part that are new; None takes one away."""
+        text = _text_part(config)
+        one = written[described.main]
+        declared = self.declared(main, described.ropes[described.main], one, length)
+        changes: dict[str, Any] = dict.fromkeys((name for name in _ROPE_FIELDS if name in text))
+        if self.nested:
+            changes["rope_parameters"] = one if described.main == configs.ALL_LAYERS else written
+        else:
+            changes["rope_theta"] = one.pop("rope_theta")
+            local = next((written[kind]["rope_theta"] for kind in written if configs.is_local(kind)), None)
+            if local is not None:
+                changes["rope_local_base_freq"] = local
+            if one.get("rope_type", "default") != "default":
+                changes["rope_scaling"] = {**one, "type": one["rope_type"]}
+        changes["max_position_embeddings"] = declared
+        if "original_max_position_embeddings" in text and one.get("original_max_position_embeddings"):
+            changes["original_max_position_embeddings"] = one["original_max_position_embeddings"]
+        return {key: value for key, value in changes.items() if text.get(key) != value or key in _ROPE_FIELDS}
+
+    def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
+        """The max_position_embeddings that goes with a rope dict: `length`, unless readers scale by it."""
+        if said.get("rope_type") in ("linear", "dynamic"):
+            return configs.declared_length(scaling, layer.rope, said)
+        return max(length, layer.rope.original_length or 0)
+
+    def write(self, model: str, way: Way, out: Path, length: int) -> Path:
+        source = source_folder(model)
+        folder = _own_folder(out)
+        for file in sorted(source.iterdir()):
+            if file.name not in ("config.json", "tokenizer_config.json", MARK) and file.is_file():
+                _link(file, folder / file.name)
+        tokenizer = source / "tokenizer_config.json"
+        if tokenizer.exists():
+            write_whole(folder / tokenizer.name, _with_room(tokenizer, length))
+        write_whole(folder / "config.json", json.dumps(way.config, indent=2) + "\n")
+        return folder
+
+
+def source_folder(model: str) -> Path:
+    """The folder that holds the model's weights: itself, or what a hub id is on this machine, fetched if it must be.
+
+    Raises InputError for a model that is no folder.
+    """
+    path = configs.locate(model)
+    if path is None:
+        try:
+            from huggingface_hub import snapshot_download
+
+            return Path(snapshot_download(model))
+        except Exception as error:
+            raise InputError("model", model, f"a hub id that can be fetched ({error})") from None
+    if path.suffix == ".gguf":
+        raise InputError("model", model, "a folder with config.json and weights")
+    return path.parent if path.name == "config.json" else path
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder, as it stands. Raises InputError where there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError("model", str(folder), f"a folder with a readable config.json ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError("model", str(folder), "a config.json that holds an object")
+    return config
+
+
+def _static(scaling: Scaling, layer: LayerRope, length: int) -> Frequencies | None:
+    return None if scaling.dynamic else configs.layer_frequencies(scaling, layer, length)
+
+
+def _as_base(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
+    """The same frequencies as another base, which every engine reads."""
+    frequencies = _static(scaling, layer, length)
+    if frequencies is None or layer.rope.dim < 4 or not frequencies.inv_freq.all():
+        return None
+    base = round(float(frequencies.inv_freq[-1] ** (-layer.rope.dim / (layer.rope.dim - 2))), 6)
+    if base <= 1 or not same(ABF(base=base).frequencies(layer.rope), frequencies):
+        return None
+    return {"rope_type": "default", "rope_theta": base}
+
+
+def _as_yarn(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
+    """NTK-by-parts is yarn whose attention factor is 1; the slowest pair tells the factor."""
+    frequencies = _static(scaling, layer, length)
+    if frequencies is None or not frequencies.inv_freq.all():
+        return None
+    factor = float(layer.rope.inv_freq[-1] / frequencies.inv_freq[-1])
+    if factor < 1 or not (layer.rope.original_length or scaling.original_length):
+        return None
+    options = {
+        name: getattr(scaling, name) for name in ("beta_fast", "beta_slow", "truncate") if hasattr(scaling, name)
+    }
+    yarn = YaRN(
+        factor=factor, attention_factor=frequencies.attention_factor, original_length=scaling.original_length, **options
+    )
+    return yarn.rope_parameters(layer.rope) if same(yarn.frequencies(layer.rope), frequencies) else None
+
+
+def _models_own(written: Mapping[str, Any]) -> dict[str, Any]:
+    """What a rope dict holds that is the model's and not its scaling's (mrope_section, partial_rotary_factor)."""
+    return {key: value for key, value in written.items() if key not in configs.OF_A_SCALING}
+
+
+def _text_part(config: Config) -> Config:
+    part = next((part for part in configs.TEXT_PARTS if isinstance(config.get(part), Mapping)), None)
+    return config if part is None else _text_part(config[part])
+
+
+def _patched(config: Config, changes: Config) -> dict[str, Any]:
+    patched: dict[str, Any] = copy.deepcopy(dict(config))
+    text: Any = _text_part(patched)
+    for key, value in changes.items():
+        if value is None:
+            text.pop(key, None)
+        else:
+            text[key] = value
+    return patched
+
+
+def _own_folder(out: Path) -> Path:
+    """The folder to write to. Raises InputError for one that holds what export did not write."""
+    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+        raise InputError("out", str(out), "an empty folder, or one that an earlier export wrote")
+    folder = writable_folder(out)
+    (folder / MARK).touch()
+    return folder
+
+
+def _link(file: Path, link: Path) -> None:
+    if link.is_symlink() or link.exists():
+        link.unlink()
+    os.symlink(file.resolve(), link)
+
+
+def _with_room(tokenizer_config: Path, length: int) -> str:
+    """The tokenizer's config with room for `length` tokens: some engines take the lesser of both limits."""
+    text = tokenizer_config.read_text(encoding="utf-8")
+    config = json.loads(text)
+    limit = config.get("model_max_length")
+    if not isinstance(limit, int | float) or limit >= min(length, _NO_LIMIT):
+        return text
+    return json.dumps({**config, "model_max_length": length}, indent=2, ensure_ascii=False) + "\n"
