@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ropewalk.evaluate.run import Evaluation
     from ropewalk.evaluate.sample import Outcome
     from ropewalk.evaluate.worker import Summary
+    from ropewalk.server import Server
+
+_AT_ONCE = 4  # prompts that a server is asked at a time
 
 
 def command(
@@ -29,17 +32,27 @@ def command(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     policy: Annotated[str, typer.Option(help=f"Of dynamic scalings: {', '.join(POLICIES)}.")] = "stepped",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32; chosen by the device if not given.")] = "",
-    jobs: Annotated[int, typer.Option(help="Workers, each with the model; 0: one, or with --ray as many as fit.")] = 0,
+    jobs: Annotated[
+        int,
+        typer.Option(help="Workers, each with the model, or with --url prompts at a time; 0: chosen."),
+    ] = 0,
     ray: Annotated[str, typer.Option(help="Work on a Ray cluster: [ADDRESS], or the one at hand.")] = "",
+    url: Annotated[
+        str, typer.Option(help="Ask this server (http://127.0.0.1:8000/v1); MODEL gives the tokenizer.")
+    ] = "",
     gpus_per_worker: Annotated[float, typer.Option(help="With --ray: GPUs for each worker.")] = 0,
     json: Json = False,
 ) -> None:
     """Ask a model questions over long texts, under one or several scalings."""
     from ropewalk.evaluate.run import Evaluation
     from ropewalk.report.evaluation import document, summary_table
+    from ropewalk.server import Server
 
     if jobs < 0:
         raise InputError("jobs", jobs, "a number of workers")
+    if url and (len(scaling) > 1 or ray):
+        raise InputError("url", url, "one scaling, the one that the server was started with, and no ray")
+    server = Server(url) if url else None
     evaluation = Evaluation(
         model,
         scaling,
@@ -50,10 +63,12 @@ def command(
         seed=seed,
         policy=policy,
         dtype=dtype or None,
+        server=f"{server.model} at {server.url}" if server else None,
         command=shlex.join(["ropewalk", *sys.argv[1:]]),
     )
     with evaluation.store:
-        _run(evaluation, _crew(evaluation, model, jobs, ray, gpus_per_worker))
+        crew = _asking(server, model, jobs) if server else _crew(evaluation, model, jobs, ray, gpus_per_worker)
+        _run(evaluation, crew)
         cells = evaluation.results()
         if json:
             print_json(document(evaluation.store, cells))
@@ -61,6 +76,15 @@ def command(
     results.print(summary_table(cells))
     results.print(f"Results: {evaluation.store.path}, samples.jsonl, cells.csv", highlight=False)
     results.print(f"Pictures and a page: ropewalk report {shlex.quote(out)}", highlight=False)
+
+
+def _asking(server: Server, model: str, jobs: int) -> Crew:
+    from ropewalk.evaluate.crews.alone import alone
+    from ropewalk.evaluate.served import ServedReader
+    from ropewalk.evaluate.worker import Worker
+    from ropewalk.models.load import load_tokenizer
+
+    return alone(Worker(ServedReader(server, load_tokenizer(model), jobs or _AT_ONCE)))
 
 
 def _crew(evaluation: Evaluation, model: str, jobs: int, ray: str, gpus_per_worker: float) -> Crew | None:

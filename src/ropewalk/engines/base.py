@@ -18,6 +18,7 @@ from ropewalk.config import ModelConfig
 from ropewalk.scaling import Scaling
 
 Config = Mapping[str, Any]  # a config.json; of a GGUF file its `fields` and `divisors`
+MARK = "ropewalk.json"  # stands in a folder that export wrote, and says what for
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class Engine(ABC):
     sources: ClassVar[tuple[str, ...]]
     takes: ClassVar[str]
     requirements: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def open(self, model: str) -> tuple[Config, ModelConfig]:
+        """The configuration of a model in the form this engine is given, and what it means.
+
+        `model`: a folder, a .gguf file, a built-in name, or a hub id. Raises InputError for one that cannot be read.
+        """
 
     @abstractmethod
     def read(self, config: Config, length: int) -> ModelConfig:

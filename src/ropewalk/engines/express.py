@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from ropewalk import config as configs
@@ -14,6 +12,7 @@ from ropewalk.frequencies import Frequencies
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.by_parts import NTKByParts
 from ropewalk.scaling.linear import Linear
+from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.ntk import NTK
 from ropewalk.scaling.yarn import YaRN
 
@@ -41,7 +40,7 @@ def express(engine: Engine, config: Config, described: ModelConfig, scaling: Sca
 
 
 def nearest(engine: Engine, config: Config, described: ModelConfig, scaling: Scaling, length: int) -> Scaling | None:
-    """Of the common static scalings that the engine can express, the one whose rotation is most like it, up to `length`."""
+    """Of the common static scalings that the engine can express, the one that turns most like it, up to `length`."""
     layer = described.ropes[described.main]
     meant = configs.layer_frequencies(scaling, layer, length)
     positions = np.linspace(1, length, 256).astype(np.int64)
@@ -51,7 +50,7 @@ def nearest(engine: Engine, config: Config, described: ModelConfig, scaling: Sca
         apart = abs(its.attention_factor - meant.attention_factor)
         return float(apart - its.cosine(meant, positions).mean())
 
-    possible = [each for each in _common(layer, length) if _first(engine, config, described, each, length)]
+    possible = [each for each in _common(layer, meant, length) if _first(engine, config, described, each, length)]
     return min(possible, key=unlike, default=None)
 
 
@@ -73,13 +72,9 @@ def same(one: Frequencies, other: Frequencies) -> bool:
 
 def _first(engine: Engine, config: Config, described: ModelConfig, scaling: Scaling, length: int) -> Way | None:
     return next(
-        (way for way in _readable(engine, config, scaling, length) if _holds(engine, way, described, scaling, length)),
+        (way for way in engine.ways(config, scaling, length) if _holds(engine, way, described, scaling, length)),
         None,
     )
-
-
-def _readable(engine: Engine, config: Config, scaling: Scaling, length: int) -> Iterator[Way]:
-    yield from engine.ways(config, scaling, length)
 
 
 def _holds(engine: Engine, way: Way, described: ModelConfig, scaling: Scaling, length: int) -> bool:
@@ -96,19 +91,24 @@ def _holds(engine: Engine, way: Way, described: ModelConfig, scaling: Scaling, l
 
 def _alike(read: LayerRope, own: LayerRope, meant: Scaling, length: int) -> bool:
     original = own.rope.original_length or length
-    lengths = (1, original, length, 2 * length) if meant.dynamic or read.scaling.dynamic else (length,)
+    # A short and a long list are served as one of the two by most engines: what counts is the length that is served.
+    follows = read.scaling.dynamic or (meant.dynamic and not isinstance(meant, LongRoPE))
+    lengths = (1, original, length, 2 * length) if follows else (length,)
     return read.rope.layout == own.rope.layout and all(
         same(configs.layer_frequencies(read.scaling, read, n), configs.layer_frequencies(meant, own, n))
         for n in lengths
     )
 
 
-def _common(layer: LayerRope, length: int) -> list[Scaling]:
-    factor = max(1.0, length / (layer.rope.original_length or length))
-    original = {} if layer.rope.original_length else {"original_length": length}
+def _common(layer: LayerRope, meant: Frequencies, length: int) -> list[Scaling]:
+    """The static methods that every engine knows of, slowing the slowest pair as much as is meant."""
+    slowest = float(meant.inv_freq[-1])
+    reached = length / (layer.rope.original_length or length)
+    factor = max(1.0, float(layer.rope.inv_freq[-1]) / slowest if slowest else reached)
+    original = None if layer.rope.original_length else length
     return [
-        YaRN(factor=factor, **original),
-        NTKByParts(factor=factor, **original),
+        YaRN(factor=factor, original_length=original),
+        NTKByParts(factor=factor, original_length=original),
         NTK(factor=factor),
         Linear(factor=factor),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from abc import abstractmethod
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.engines.base import Config, Engine, Way
+from ropewalk.engines.base import MARK, Config, Engine, Way
 from ropewalk.engines.express import intended, same
 from ropewalk.errors import InputError
 from ropewalk.files import writable_folder, write_whole
@@ -22,20 +23,25 @@ from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.yarn import YaRN
 
-MARK = "ropewalk.json"  # stands in what export wrote
 _ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq")
+# Whose attention multiplies its softmax scale by m(s, mscale_all_dim)^2; all others leave it as it is.
+SOFTMAX_SCALED = (
+    "axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
+    "hy_v4", "kimi_k2", "longcat_flash", "minicpm3", "mistral4", "mistral_large4", "youtu",
+)  # fmt: skip
 _NO_LIMIT = 10**30  # transformers writes about this where a tokenizer has none
 
 
 class FolderEngine(Engine):
     """An engine that reads config.json.
 
-    Class variable: `nested`, whether it reads the `rope_parameters` of transformers 5; otherwise it is given
-    `rope_theta` and `rope_scaling`, as transformers 4 wrote them.
+    Class variables: `nested`, whether it reads the `rope_parameters` of transformers 5; otherwise it is given
+    `rope_theta` and `rope_scaling`, as transformers 4 wrote them, the type under the keys of `spelling`.
     """
 
     takes = "folder"
     nested: ClassVar[bool]
+    spelling: ClassVar[tuple[str, ...]] = ("rope_type", "type")
 
     def own(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         """The rope dict in the engine's own words, without rope_theta; by default in those of transformers."""
@@ -51,12 +57,20 @@ class FolderEngine(Engine):
     @abstractmethod
     def read(self, config: Config, length: int) -> ModelConfig: ...
 
+    def open(self, model: str) -> tuple[Config, ModelConfig]:
+        path = configs.locate(model)
+        if path is not None and path.suffix == ".gguf":
+            config = _unpacked_config(path)
+        else:
+            config = read_config(source_folder(model))
+        return config, meaning(config)
+
     def ways(self, config: Config, scaling: Scaling, length: int) -> Iterator[Way]:
         described = configs.from_dict(config)
         meant = intended(described, scaling)
         for through, written in self._writings(described, meant, length):
             changes = self._changes(config, described, written, meant[described.main], length)
-            yield Way(through, _patched(config, changes), changes)
+            yield Way(through, _patched(config, changes), _nested(config, changes))
 
     def _writings(
         self, described: ModelConfig, meant: Mapping[str, Scaling], length: int
@@ -90,10 +104,10 @@ class FolderEngine(Engine):
         self, config: Config, described: ModelConfig, written: dict[str, dict[str, Any]], main: Scaling, length: int
     ) -> dict[str, Any]:
         """The fields of the text part that are new; None takes one away."""
-        text = _text_part(config)
+        text = text_part(config)
         one = written[described.main]
         declared = self.declared(main, described.ropes[described.main], one, length)
-        changes: dict[str, Any] = dict.fromkeys((name for name in _ROPE_FIELDS if name in text))
+        changes: dict[str, Any] = dict.fromkeys(name for name in _ROPE_FIELDS if name in text)
         if self.nested:
             changes["rope_parameters"] = one if described.main == configs.ALL_LAYERS else written
         else:
@@ -101,11 +115,17 @@ class FolderEngine(Engine):
             local = next((written[kind]["rope_theta"] for kind in written if configs.is_local(kind)), None)
             if local is not None:
                 changes["rope_local_base_freq"] = local
-            if one.get("rope_type", "default") != "default":
-                changes["rope_scaling"] = {**one, "type": one["rope_type"]}
+            if (partial := one.pop("partial_rotary_factor", None)) is not None:
+                changes["partial_rotary_factor"] = partial
+            rope_type = one.pop("rope_type", "default")
+            if "mrope_section" in one and rope_type == "default":
+                rope_type = "mrope"
+            if rope_type != "default":
+                changes["rope_scaling"] = {**one, **dict.fromkeys(self.spelling, rope_type)}
         changes["max_position_embeddings"] = declared
-        if "original_max_position_embeddings" in text and one.get("original_max_position_embeddings"):
-            changes["original_max_position_embeddings"] = one["original_max_position_embeddings"]
+        original = one.get("original_max_position_embeddings")
+        if original and ("original_max_position_embeddings" in text or (not self.nested and "long_factor" in one)):
+            changes["original_max_position_embeddings"] = original
         return {key: value for key, value in changes.items() if text.get(key) != value or key in _ROPE_FIELDS}
 
     def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
@@ -115,16 +135,37 @@ class FolderEngine(Engine):
         return max(length, layer.rope.original_length or 0)
 
     def write(self, model: str, way: Way, out: Path, length: int) -> Path:
-        source = source_folder(model)
         folder = _own_folder(out)
-        for file in sorted(source.iterdir()):
-            if file.name not in ("config.json", "tokenizer_config.json", MARK) and file.is_file():
-                _link(file, folder / file.name)
-        tokenizer = source / "tokenizer_config.json"
+        path = configs.locate(model)
+        if path is not None and path.suffix == ".gguf":
+            _unpack(model, folder)
+        else:
+            for file in sorted(source_folder(model).iterdir()):
+                if file.name not in ("config.json", MARK) and file.is_file():
+                    _link(file, folder / file.name)
+        tokenizer = folder / "tokenizer_config.json"
         if tokenizer.exists():
-            write_whole(folder / tokenizer.name, _with_room(tokenizer, length))
+            write_whole(tokenizer, _with_room(tokenizer, length))  # in the place of the link
         write_whole(folder / "config.json", json.dumps(way.config, indent=2) + "\n")
         return folder
+
+
+def meaning(config: Config) -> ModelConfig:
+    """What a config.json means: what transformers makes of it. Raises InputError as `config.from_dict` does."""
+    described = configs.from_dict(config)
+    if described.model_type in SOFTMAX_SCALED:
+        return described
+    return dataclasses.replace(described, ropes={kind: _unsoftened(layer) for kind, layer in described.ropes.items()})
+
+
+def _unsoftened(layer: LayerRope) -> LayerRope:
+    own: Any = layer.scaling
+    if not isinstance(own, YaRN) or not own.mscale_all_dim:
+        return layer
+    factor = own.frequencies(layer.rope).attention_factor
+    return dataclasses.replace(
+        layer, scaling=dataclasses.replace(own, mscale=None, mscale_all_dim=None, attention_factor=factor)
+    )
 
 
 def source_folder(model: str) -> Path:
@@ -145,6 +186,23 @@ def source_folder(model: str) -> Path:
     return path.parent if path.name == "config.json" else path
 
 
+def _unpacked_config(path: Path) -> dict[str, Any]:
+    """The config.json that a .gguf file unpacks to."""
+    from transformers import AutoConfig
+
+    config: dict[str, Any] = AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict()
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def _unpack(model: str, folder: Path) -> None:
+    """Write the weights and the tokenizer of a .gguf file as transformers keeps them, rounded to bfloat16."""
+    from ropewalk.models.load import load
+
+    loaded, tokenizer = load(model, dtype="bfloat16", device="cpu")
+    loaded.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a folder, as it stands. Raises InputError where there is none."""
     try:
@@ -154,6 +212,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError("model", str(folder), "a config.json that holds an object")
     return config
+
+
+def tokenizer_limit(model: str) -> int | None:
+    """The `model_max_length` of the tokenizer in a folder; None where there is no folder or no limit."""
+    path = configs.locate(model)
+    try:
+        config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError, RecursionError):
+        return None
+    limit = config.get("model_max_length") if isinstance(config, dict) else None
+    return int(limit) if isinstance(limit, int | float) and limit < _NO_LIMIT else None
 
 
 def _static(scaling: Scaling, layer: LayerRope, length: int) -> Frequencies | None:
@@ -193,14 +262,21 @@ def _models_own(written: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in written.items() if key not in configs.OF_A_SCALING}
 
 
-def _text_part(config: Config) -> Config:
+def text_part(config: Config) -> Config:
+    """The part of a configuration that describes the text decoder; itself for a plain one."""
     part = next((part for part in configs.TEXT_PARTS if isinstance(config.get(part), Mapping)), None)
-    return config if part is None else _text_part(config[part])
+    return config if part is None else text_part(config[part])
+
+
+def _nested(config: Config, changes: Config) -> Config:
+    """Changes of the text part, as changes of the whole."""
+    part = next((part for part in configs.TEXT_PARTS if isinstance(config.get(part), Mapping)), None)
+    return changes if part is None else {part: _nested(config[part], changes)}
 
 
 def _patched(config: Config, changes: Config) -> dict[str, Any]:
     patched: dict[str, Any] = copy.deepcopy(dict(config))
-    text: Any = _text_part(patched)
+    text: Any = text_part(patched)
     for key, value in changes.items():
         if value is None:
             text.pop(key, None)

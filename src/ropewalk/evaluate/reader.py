@@ -13,7 +13,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import DynamicLayer
 
 from ropewalk import config as configs
-from ropewalk.evaluate.sample import Sample
+from ropewalk.evaluate.sample import Sample, before
 from ropewalk.models.extend import extended, extension_of
 from ropewalk.models.quiet import quiet_transformers
 from ropewalk.policy import Policy, Request
@@ -137,7 +137,7 @@ class Reader:
         finally:
             self.model.generation_config = own
         texts = self.tokenizer.batch_decode(out_BT[:, longest:], skip_special_tokens=True)
-        return [_before(text, stop) for text in texts]
+        return [before(text, stop) for text in texts]
 
 
 class _Said(StoppingCriteria):
@@ -176,12 +176,6 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
         if mine != yours:
             return at
     return min(len(one), len(other))
-
-
-def _before(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the first of the stop strings."""
-    ends = [at for at in (text.find(each) for each in stop) if at >= 0]
-    return text[: min(ends)] if ends else text
 
 
 def _first(*values: Any) -> Any:

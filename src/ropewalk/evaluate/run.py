@@ -44,6 +44,7 @@ class Evaluation:
         seed: int = 0,
         policy: Policy | str = DEFAULT_POLICY,
         dtype: str | None = None,
+        server: str | None = None,
         command: str = "",
     ) -> None:
         """Lay out the grid and open the folder.
@@ -58,6 +59,7 @@ class Evaluation:
             seed: of everything that is drawn.
             policy: how dynamic scalings follow the text.
             dtype: as `load` takes it.
+            server: what answers in place of the model, if anything does (its name and address).
             command: to be noted with the results.
 
         Raises InputError for anything that cannot be run, and for a folder of another run.
@@ -68,7 +70,7 @@ class Evaluation:
         described = {
             "model": name,
             "digest": model_digest(model) if isinstance(model, str) else model_digest(*model),
-            "dtype": self.dtype,
+            **({"dtype": self.dtype} if server is None else {"dtype": "as served", "server": server}),
         }
         fingerprints = {task: task.fingerprint() for task in dict.fromkeys(cell.task for cell in grid)}
         about = [cell.describe(fingerprints[cell.task]) for cell in grid]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -43,3 +43,9 @@ class Outcome(TypedDict):
     scores: dict[str, Any]  # numbers; of some tasks of lm-evaluation-harness, what their summary is made of
     about: dict[str, Any]
     seconds: float
+
+
+def before(text: str, stop: Sequence[str]) -> str:
+    """`text` up to the first of the stop strings."""
+    ends = [at for at in (text.find(each) for each in stop) if at >= 0]
+    return text[: min(ends)] if ends else text

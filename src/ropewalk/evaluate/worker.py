@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.evaluate.grid import Cell
 from ropewalk.evaluate.sample import Outcome, Sample
+from ropewalk.evaluate.served import ServedReader
 from ropewalk.evaluate.tasks import Task
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ class Summary:
 class Worker:
     """Runs cells with one model, which it loads when the first one comes.
 
-    `model`: a name that `load` takes, or a loaded (model, tokenizer).
+    `model`: a name that `load` takes, a loaded (model, tokenizer), or a reader.
     """
 
-    def __init__(self, model: str | tuple[Any, Any], dtype: str | None = None) -> None:
+    def __init__(self, model: str | tuple[Any, Any] | ServedReader, dtype: str | None = None) -> None:
         self._model = model
         self._dtype = dtype
-        self._reader: Reader | None = None
+        self._reader: Reader | ServedReader | None = None
         self._made: tuple[tuple[Task, int, int, int], list[Sample]] | None = None
 
     def run(self, cell: Cell, done: Mapping[int, Outcome]) -> Iterator[Outcome | Summary]:
@@ -51,8 +52,12 @@ class Worker:
                     started = time.perf_counter()
         yield Summary(cell.task.summary([outcomes[index] for index in sorted(outcomes)]))
 
-    def _load(self) -> Reader:
-        if self._reader is None:
+    def _load(self) -> Reader | ServedReader:
+        if self._reader is not None:
+            return self._reader
+        if isinstance(self._model, ServedReader):
+            self._reader = self._model
+        else:
             from ropewalk.evaluate.reader import Reader
             from ropewalk.models.load import load
 

@@ -48,6 +48,17 @@ def load(
     return model.to(place).eval(), tokenizer
 
 
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of MODEL alone. Raises InputError for a name that cannot be loaded."""
+    path = locate(name)
+    try:
+        if path is not None and path.suffix == ".gguf":
+            return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        return transformers.AutoTokenizer.from_pretrained(_folder(name, path))
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise _not_loaded(name, error) from None
+
+
 def load_config(name: str) -> ModelConfig:
     """What the configuration of MODEL says about positions, with transformers' defaults for what it leaves out.
 

@@ -12,6 +12,7 @@ from ropewalk.evaluate.sample import Outcome, Sample
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.reader import Reader
+    from ropewalk.evaluate.served import ServedReader
 
 
 class Task(ABC):
@@ -51,7 +52,7 @@ class Task(ABC):
         Raises InputError when there is not so much to ask.
         """
 
-    def answers(self, reader: Reader, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
+    def answers(self, reader: Reader | ServedReader, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
         """Each sample with the answer of the model, in any order, as they come."""
         return reader.generate(samples)
 

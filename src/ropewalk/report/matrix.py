@@ -1,0 +1,153 @@
+"""The matrix: which engine can express which method, and which of it was proven on the real engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ropewalk.config import from_dict
+from ropewalk.engines import ENGINES
+from ropewalk.engines.base import Engine
+from ropewalk.engines.express import express
+from ropewalk.errors import InputError
+from ropewalk.scaling import REGISTRY, Scaling, parse
+from ropewalk.scaling.longrope import LongRoPE
+
+# A plain decoder: what is said of it holds for Llama, Mistral and Qwen. GGUF engines are given its metadata.
+_LENGTH = 32_768
+_CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
+    "head_dim": 128,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500_000.0,
+}
+_FIELDS = {
+    "general.architecture": "llama",
+    "llama.embedding_length": 4096,
+    "llama.attention.head_count": 32,
+    "llama.attention.head_count_kv": 8,
+    "llama.block_count": 32,
+    "llama.rope.dimension_count": 128,
+    "llama.context_length": 8192,
+    "llama.rope.freq_base": 500_000.0,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one engine.
+
+    Attributes:
+        engine, method: names.
+        how: "own", "through" or "no".
+        detail: through what; of "no" the nearest that there is.
+        proven: the rows of verify that hold for it, on the real engine.
+    """
+
+    engine: str
+    method: str
+    how: str
+    detail: str
+    proven: tuple[dict[str, Any], ...] = ()
+
+
+def matrix(verified: Sequence[dict[str, Any]] = ()) -> list[Cell]:
+    """Every method of the registry on every engine, at 32k tokens of a model that was trained on 8k.
+
+    `verified`: rows of `ropewalk verify --json`.
+    """
+    examples = {name: _example(cls) for name, cls in REGISTRY.items()}
+    return [_cell(engine, name, scaling, verified) for name, scaling in examples.items() for engine in ENGINES.values()]
+
+
+def matrix_page(verified: Sequence[dict[str, Any]]) -> str:
+    """The page of the docs, in Markdown."""
+    cells = matrix(verified)
+    engines = list(ENGINES.values())
+    by_place = {(cell.method, cell.engine): cell for cell in cells}
+    lines = [
+        "# Methods and engines",
+        "",
+        "<!-- Written by `ropewalk engines --markdown`, from the engines' files and the last run of verify. -->",
+        "",
+        "What each engine makes of its configuration, by its source of the version named. **own**: it has words for "
+        "the method. Otherwise what the method is written through, with the same frequencies, or **no**. A check mark: "
+        "proven on the real engine; the table further down says when and how far. For a model like Llama 3 8B, trained "
+        f"on 8,192 tokens and served at {_LENGTH:,}.",
+        "",
+        "| | " + " | ".join(f"{engine.title} {engine.version}" for engine in engines) + " |",
+        "| --- |" + " --- |" * len(engines),
+    ]
+    for method in REGISTRY:
+        shown = [_shown(by_place[method, engine.name]) for engine in engines]
+        lines.append(f"| `{method}` | " + " | ".join(shown) + " |")
+    lines += ["", "Not expressible, and the nearest that is:", ""]
+    for engine in engines:
+        missing = [cell for cell in cells if cell.engine == engine.name and cell.how == "no"]
+        if missing:
+            listed = "; ".join(f"`{cell.method}`" + (f" ({cell.detail})" if cell.detail else "") for cell in missing)
+            lines.append(f"- {engine.title}: {listed}")
+    lines += [
+        "",
+        "Proven on the real engine:",
+        "",
+        "| engine | version | scaling | tokens | verdict | date |",
+        "| --- " * 6 + "|",
+    ]
+    for row in verified:
+        said = (row["engine"], row["version"], f"`{row['scaling']}`", f"{row['length']:,}", row["verdict"], row["date"])
+        lines.append("| " + " | ".join(str(each) for each in said) + " |")
+    lines += ["", "Where the readings come from:", ""]
+    lines += [
+        f"- {engine.title} {engine.version}: " + ", ".join(f"`{s}`" for s in engine.sources) for engine in engines
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read_verified(folder: Path) -> list[dict[str, Any]]:
+    """The rows of every result of verify in a folder."""
+    rows: list[dict[str, Any]] = []
+    for file in sorted(folder.glob("*.json")):
+        rows += json.loads(file.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def _cell(engine: Engine, method: str, scaling: Scaling, verified: Sequence[dict[str, Any]]) -> Cell:
+    if engine.takes == "folder":
+        config: dict[str, Any] = dict(_CONFIG)
+        described = from_dict(config)
+    else:
+        config = {"fields": dict(_FIELDS), "divisors": {}}
+        described = engine.read(config, _LENGTH)
+    try:
+        way = express(engine, config, described, scaling, _LENGTH)
+    except InputError as error:
+        return Cell(engine.name, method, "no", str(error).partition("the nearest is ")[2])
+    proven = tuple(
+        row
+        for row in verified
+        if row["engine"] == engine.name and row["verdict"] == "pass" and parse(row["scaling"]).name == method
+    )
+    return Cell(engine.name, method, "through" if way.through else "own", way.through, proven)
+
+
+def _shown(cell: Cell) -> str:
+    text = {"own": "own", "through": cell.detail, "no": "no"}[cell.how]
+    return text + (" ✓" if cell.proven else "")
+
+
+def _example(cls: type[Scaling]) -> Scaling:
+    """The method with a factor of 4, or what it has in place of one."""
+    if cls is LongRoPE:
+        pairs = range(_CONFIG["head_dim"] // 2)
+        return LongRoPE(tuple(1 + i / 100 for i in pairs), tuple(1 + i / 20 for i in pairs), factor=4.0)
+    needed = [f.name for f in fields(cls) if f.default is MISSING or (f.name == "factor" and f.default is None)]
+    values: dict[str, Any] = {"factor": 4.0, "base": 4_000_000.0, "p": 0.5}
+    return cls(**{name: values[name] for name in needed})

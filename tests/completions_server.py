@@ -1,0 +1,60 @@
+"""A server of OpenAI's completions protocol on this machine, that answers as it is told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+
+
+class Greedy:
+    """Answers a prompt of token ids with the likeliest continuation, and keeps what it was asked."""
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer, self.asked = model, tokenizer, []
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(self, body):
+        with self._one_at_a_time, torch.inference_mode():
+            self.asked.append(body)
+            prompt = torch.tensor([body["prompt"]])
+            mask = torch.ones_like(prompt)
+            out = self.model.generate(
+                prompt, attention_mask=mask, max_new_tokens=body["max_tokens"], do_sample=False, pad_token_id=0
+            )
+        text = self.tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
+        return 200, {"choices": [{"text": text}]}
+
+
+@contextmanager
+def serving(answer, models=("tiny",)):
+    """Inside, such a server runs; its address. `answer`: from the body of a request to (status, content)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self._send(200, {"data": [{"id": name} for name in models]})
+
+        def do_POST(self):
+            self._send(*answer(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+
+        def _send(self, status, content):
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
