@@ -9,7 +9,9 @@ from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.errors import check_length
+from ropewalk.known import Known, find
 from ropewalk.rope import Rope
+from ropewalk.scaling import from_rope_dict
 from ropewalk.scaling.base import Scaling
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.llama3 import Llama3
@@ -59,7 +61,8 @@ def plan(model_or_config: Any, target: int) -> Plan:
 
     The factor is the smallest that holds: target over what the model reads as it is, times the margin that
     retrieval needs, rounded up to a quarter. A model that was trained with linear, yarn or llama3 keeps
-    that method, its factor grown; lists of longrope cannot grow and give way to yarn.
+    that method, its factor grown; lists of longrope cannot grow and give way to yarn. Where the makers of a known
+    model publish a scaling for that length, it is that one, its factor no larger than the target asks for.
     Raises InputError for a target below 1 or a model without rotary embedding.
     """
     check_length("target", target)
@@ -75,10 +78,16 @@ def plan(model_or_config: Any, target: int) -> Plan:
         why = f"the model reads {reads:,.0f} tokens as it is, and the target is {target:,}: {own}"
         return Plan(target, original, layer.scaling, False, (why,), None, round(reads), memory)
     factor = _rounded(target / reads * MARGIN)
+    why_factor = (
+        f"factor {factor:g}: that ratio times {MARGIN:g}, the margin that retrieval needs, rounded up to a quarter"
+    )
     scaling, why_method = _grown(layer.scaling, factor, layer.rope)
+    published = find(model_or_config if isinstance(model_or_config, str) else "", described)
+    if published and published.long and target <= published.long["length"] and str(layer.scaling) == "none":
+        scaling, why_factor, why_method = _published(published, target)
     reasons = (
         f"the model reads {reads:,.0f} tokens as it is, and the target is {target:,}: {target / reads:.2f} times that",
-        f"factor {factor:g}: that ratio times {MARGIN:g}, the margin that retrieval needs, rounded up to a quarter",
+        why_factor,
         why_method,
         # benchmarks/results/short_text: ropewalk curve smollm2 at 8k, none, yarn 2, yarn 4, dynamic-yarn
         "a static scaling also changes texts that fit without it: on SmolLM2-135M, yarn 2 raises the perplexity of "
@@ -111,6 +120,20 @@ def _grown(own: Scaling, factor: float, rope: Rope) -> tuple[Scaling, str]:
         return grown, f"the model was trained with {own}: the same method, its factor grown from {own.factor:g}"
     why = "yarn: the best static method at every length measured; needs no training and every engine reads it"
     return YaRN(factor=_rounded(factor * own.reaches(rope))), why
+
+
+def _published(model: Known, target: int) -> tuple[Scaling, str, str]:
+    assert model.long is not None  # the caller saw to it
+    theirs = from_rope_dict(model.long["rope_scaling"], strict=True)
+    original = model.long["rope_scaling"]["original_max_position_embeddings"]
+    scaling: Any = dataclasses.replace(theirs, original_length=original)
+    scaling = dataclasses.replace(scaling, factor=min(scaling.factor, _rounded(target / original)))
+    why_factor = f"factor {scaling.factor:g}: the target over the {original:,} tokens that its makers name, rounded up"
+    return (
+        scaling,
+        why_factor,
+        f"its makers publish {theirs} for {model.long['length']:,} tokens: {model.long['source']}",
+    )
 
 
 def _rounded(factor: float) -> float:

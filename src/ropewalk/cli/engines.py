@@ -34,7 +34,11 @@ def command(
         table.add_row(
             f"{engine.name} {engine.version}",
             ", ".join(cell.method for cell in own if cell.how == "own"),
-            ", ".join(f"{cell.method} ({cell.detail})" for cell in own if cell.how == "through"),
+            "\n".join(
+                f"{through}: "
+                + ", ".join(cell.method for cell in own if (cell.how, cell.detail) == ("through", through))
+                for through in dict.fromkeys(cell.detail for cell in own if cell.how == "through")
+            ),
             ", ".join(cell.method for cell in own if cell.how == "no"),
         )
     results.print(table)

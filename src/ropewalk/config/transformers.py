@@ -36,6 +36,7 @@ TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
 OF_A_SCALING = {
     "rope_type", "type", "factor", "alpha", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
     "truncate", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "rope_theta",
+    "attn_factor", "short_mscale", "long_mscale",
 }  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def from_dict(config: Mapping[str, Any]) -> ModelConfig:
         if isinstance(config.get(part), Mapping):
             return from_dict(config[part])
     model_type = str(config.get("model_type", ""))
-    written = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    written = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers 5 takes them so
     if not isinstance(written, Mapping):
         raise InputError("rope_parameters", written, "a dict")
     if not (written or _base(config, {}) or model_type in BASE_OF):

@@ -24,6 +24,9 @@ from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.yarn import YaRN
 
 _ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq")
+_OF_ENGINES = {  # what only some read
+    "original_max_position_embeddings", "short_mscale", "long_mscale", "mixed_b", "max_trained_positions",
+}  # fmt: skip
 # Whose attention multiplies its softmax scale by m(s, mscale_all_dim)^2; all others leave it as it is.
 SOFTMAX_SCALED = (
     "axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
@@ -82,7 +85,8 @@ class FolderEngine(Engine):
             for kind, scaling in meant.items():
                 layer = described.ropes[kind]
                 # A layer type that stays as it is is written in the engine's own words whatever the others need.
-                said = self.own(scaling, layer, length) if scaling == layer.scaling else form(scaling, layer, length)
+                stays = scaling == layer.scaling and kind != described.main
+                said = (self.own if stays else form)(scaling, layer, length)
                 if said is None:
                     break
                 written[kind] = {**_models_own(layer.written), "rope_theta": layer.rope.base, **said}
@@ -107,20 +111,23 @@ class FolderEngine(Engine):
         text = text_part(config)
         one = written[described.main]
         declared = self.declared(main, described.ropes[described.main], one, length)
+        if described.model_type.startswith("gemma3") and one["rope_type"] == "linear":
+            declared = max(declared, length)  # it declares the length that its linear scaling reaches
         changes: dict[str, Any] = dict.fromkeys(name for name in _ROPE_FIELDS if name in text)
         if self.nested:
             changes["rope_parameters"] = one if described.main == configs.ALL_LAYERS else written
         else:
             changes["rope_theta"] = one.pop("rope_theta")
-            local = next((written[kind]["rope_theta"] for kind in written if configs.is_local(kind)), None)
+            others = (kind for kind in written if kind != described.main and configs.is_local(kind))
+            local = next((written[kind]["rope_theta"] for kind in others), None)
             if local is not None:
                 changes["rope_local_base_freq"] = local
-            if (partial := one.pop("partial_rotary_factor", None)) is not None:
-                changes["partial_rotary_factor"] = partial
             rope_type = one.pop("rope_type", "default")
+            if rope_type != "proportional" and "partial_rotary_factor" in one:
+                changes["partial_rotary_factor"] = one.pop("partial_rotary_factor")
             if "mrope_section" in one and rope_type == "default":
                 rope_type = "mrope"
-            if rope_type != "default":
+            if rope_type != "default" or described.model_type == "gpt_oss":  # whose class scales if nothing is said
                 changes["rope_scaling"] = {**one, **dict.fromkeys(self.spelling, rope_type)}
         changes["max_position_embeddings"] = declared
         original = one.get("original_max_position_embeddings")
@@ -135,7 +142,7 @@ class FolderEngine(Engine):
         return max(length, layer.rope.original_length or 0)
 
     def write(self, model: str, way: Way, out: Path, length: int) -> Path:
-        folder = _own_folder(out)
+        folder = own_folder(out)
         path = configs.locate(model)
         if path is not None and path.suffix == ".gguf":
             _unpack(model, folder)
@@ -259,7 +266,7 @@ def _as_yarn(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] 
 
 def _models_own(written: Mapping[str, Any]) -> dict[str, Any]:
     """What a rope dict holds that is the model's and not its scaling's (mrope_section, partial_rotary_factor)."""
-    return {key: value for key, value in written.items() if key not in configs.OF_A_SCALING}
+    return {key: value for key, value in written.items() if key not in configs.OF_A_SCALING and key not in _OF_ENGINES}
 
 
 def text_part(config: Config) -> Config:
@@ -274,6 +281,12 @@ def _nested(config: Config, changes: Config) -> Config:
     return changes if part is None else {part: _nested(config[part], changes)}
 
 
+def rewritten(way: Way, fields: Config) -> Way:
+    """The same way with other fields of the text part."""
+    changes = _nested(way.config, {**text_part(way.changes), **fields})
+    return Way(way.through, _patched(way.config, fields), changes)
+
+
 def _patched(config: Config, changes: Config) -> dict[str, Any]:
     patched: dict[str, Any] = copy.deepcopy(dict(config))
     text: Any = text_part(patched)
@@ -285,7 +298,7 @@ def _patched(config: Config, changes: Config) -> dict[str, Any]:
     return patched
 
 
-def _own_folder(out: Path) -> Path:
+def own_folder(out: Path) -> Path:
     """The folder to write to. Raises InputError for one that holds what export did not write."""
     if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
         raise InputError("out", str(out), "an empty folder, or one that an earlier export wrote")

@@ -34,9 +34,10 @@ class ByParts(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(f"{self.name}: beta_slow", self.beta_slow, least=0, above=True)
-        check_number(f"{self.name}: beta_fast", self.beta_fast, least=0, above=True)
-        if self.beta_fast <= self.beta_slow:
+        for option in ("beta_slow", "beta_fast"):
+            check_number(f"{self.name}: {option}", getattr(self, option), least=1e-9)  # less overflows the ramp's bounds
+        # Kimi K2 publishes both as 1: by index that is a ramp between two neighbouring pairs, by rotations 0/0.
+        if self.beta_fast < self.beta_slow or (self.beta_fast == self.beta_slow and self.ramp == "rotations"):
             raise InputError(f"{self.name}: beta_fast", self.beta_fast, f"above beta_slow ({self.beta_slow:g})")
         if self.ramp not in ("index", "rotations"):
             raise InputError(f"{self.name}: ramp", self.ramp, "index, rotations")

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.engines.attention import by_declared, by_lengths, stretched
+from ropewalk.engines.base import Config
+from ropewalk.engines.folder import FolderEngine
+from ropewalk.engines.version4 import number, scaled, unscaled
+from ropewalk.errors import InputError
+from ropewalk.scaling import Scaling
+from ropewalk.scaling.linear import Linear
+from ropewalk.scaling.llama3 import Llama3
+from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.scaling.none import NoScaling
+from ropewalk.scaling.yarn import YaRN
+
+
+class ExLlamaV2(FolderEngine):
+    """ExLlamaV2, which takes the declared length for the one that it serves, and passes over types it does not know."""
+
+    name = "exllamav2"
+    title = "ExLlamaV2"
+    version = "0.3.2"
+    sources = ("exllamav2/config.py", "exllamav2/rope.py", "exllamav2/model_init.py")
+    nested = False
+    spelling = ("rope_type",)  # it refuses a dict with both
+
+    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
+        return by_lengths(scaling, layer, length)
+
+    def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
+        if said["rope_type"] == "longrope":
+            return stretched(said)
+        return max(length, layer.rope.original_length or 0)
+
+    def read(self, config: Config, length: int) -> ModelConfig:
+        described = unscaled(config)
+        declared = described.max_length or 2048
+        if length > declared:
+            need = f"at least {length:,}: it serves what is declared"
+            raise InputError(f"{self.title}: max_position_embeddings", described.max_length, need)
+        said = described.ropes[described.main].written
+        if said.get("type") and said.get("rope_type"):
+            raise InputError(f"{self.title}: rope_scaling", "both type and rope_type", "one of the two")
+        return scaled(described, self._scaling(said, declared, config))
+
+    def _scaling(self, said: Mapping[str, Any], declared: int, config: Config) -> Scaling:
+        rope_type = said.get("type") or said.get("rope_type")
+        if rope_type == "linear":
+            return Linear(number(self.title, said, "factor"))
+        if rope_type in ("su", "longrope"):
+            lists = by_declared(self.title, said, config.get("original_max_position_embeddings"), declared)
+            divisors = lists.short_factor if lists.factor == 1 else lists.long_factor
+            return dataclasses.replace(lists, short_factor=divisors, long_factor=divisors)
+        if rope_type == "yarn":
+            factor = number(self.title, said, "factor")
+            if declared <= number(self.title, said, "original_max_position_embeddings"):
+                return NoScaling()
+            return YaRN(factor=factor, original_length=declared)  # its ramp is that of a model trained on so much
+        if rope_type == "llama3":
+            fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+            factor, low, high, original = (number(self.title, said, key) for key in fields)
+            return Llama3(factor, low, high, original_length=int(original))
+        return NoScaling()  # dynamic, and whatever else it does not know
+
+    def command(self, model: str, length: int, changes: Config | None = None) -> str:
+        if changes is not None:
+            raise InputError("out", None, f"a folder: {self.title} takes its configuration from config.json")
+        # No -l: the length that it serves is also the one that its scaling is made for.
+        return shlex.join(["python", "examples/chat.py", "-m", model, "-mode", "raw"])

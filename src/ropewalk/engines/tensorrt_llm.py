@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from ropewalk import config as configs
+from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.engines.attention import by_declared, by_lengths, by_mscale, mscale_ratio, stretched
+from ropewalk.engines.base import Config
+from ropewalk.engines.folder import SOFTMAX_SCALED, FolderEngine
+from ropewalk.engines.version4 import number
+from ropewalk.errors import InputError
+from ropewalk.scaling import Scaling
+from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.scaling.none import NoScaling
+from ropewalk.scaling.ntk import DynamicNTK
+from ropewalk.scaling.yarn import YaRN
+
+_TYPES = ("default", "none", "linear", "dynamic", "longrope", "llama3", "yarn", "mrope")
+
+
+class TensorRTLLM(FolderEngine):
+    """TensorRT-LLM, its PyTorch backend, which is the one that trtllm-serve starts."""
+
+    name = "tensorrt-llm"
+    title = "TensorRT-LLM"
+    version = "main"
+    sources = (
+        "tensorrt_llm/_torch/attention_backend/interface.py (RopeParams)",
+        "tensorrt_llm/functional.py (RopeEmbeddingUtils)",
+        "tensorrt_llm/_torch/models/modeling_utils.py (infer_max_seq_len)",
+        "tensorrt_llm/_torch/models/modeling_gpt_oss.py",
+    )
+    nested = False  # its releases on transformers 4 take the base from rope_parameters, and not the scaling
+
+    def own(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
+        if isinstance(scaling, DynamicNTK):
+            return None if scaling.alpha is None else {"rope_type": "dynamic", "alpha": float(scaling.alpha)}
+        if isinstance(scaling, YaRN):
+            return by_mscale(scaling, layer)
+        return super().own(scaling, layer, length)
+
+    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
+        return by_lengths(scaling, layer, length)
+
+    def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
+        if said["rope_type"] == "longrope":
+            return stretched(said)
+        return max(length, layer.rope.original_length or 0)  # its table ends there, whatever the factor
+
+    def read(self, config: Config, length: int) -> ModelConfig:
+        described = configs.from_dict(config)
+        if described.max_length is None or length > described.max_length:
+            need = f"at least {length:,}: its table ends there"
+            raise InputError("TensorRT-LLM: max_position_embeddings", described.max_length, need)
+        ropes = {
+            kind: dataclasses.replace(layer, scaling=_reading(layer, described, length))
+            for kind, layer in described.ropes.items()
+        }
+        return dataclasses.replace(described, ropes=ropes)
+
+    def command(self, model: str, length: int, changes: Config | None = None) -> str:
+        if changes is not None:
+            raise InputError("out", None, f"a folder: {self.title} takes its configuration from config.json")
+        return shlex.join(["trtllm-serve", model, "--max_seq_len", str(length)])
+
+
+def _reading(layer: LayerRope, described: ModelConfig, length: int) -> Scaling:
+    said, own = layer.written, layer.scaling
+    if described.model_type == "gpt_oss":  # YaRN by these four fields, whatever the type
+        fields = ("factor", "beta_fast", "beta_slow", "original_max_position_embeddings")
+        factor, fast, slow, original = (number("TensorRT-LLM", said, key) for key in fields)
+        return YaRN(factor=factor, beta_fast=fast, beta_slow=slow, original_length=int(original))
+    rope_type = str(said.get("type") or said.get("rope_type") or "default").lower()
+    if rope_type not in _TYPES:
+        raise InputError("TensorRT-LLM: rope_scaling type", rope_type, ", ".join(_TYPES))
+    if rope_type == "dynamic":  # Hunyuan's alpha; without one it scales nothing, and says nothing
+        return DynamicNTK(alpha=float(said["alpha"])) if said.get("alpha") else NoScaling()
+    if isinstance(own, YaRN):
+        return dataclasses.replace(
+            own,
+            truncate=True,
+            attention_factor=mscale_ratio(said, own.factor),
+            mscale=None,
+            mscale_all_dim=own.mscale_all_dim if described.model_type in SOFTMAX_SCALED else None,
+        )
+    if isinstance(own, LongRoPE):
+        lists = by_declared("TensorRT-LLM", said, layer.rope.original_length, described.max_length)
+        divisors = lists.long_factor if length > (layer.rope.original_length or 0) else lists.short_factor
+        return dataclasses.replace(lists, short_factor=divisors, long_factor=divisors)
+    return own

@@ -1,0 +1,76 @@
+"""A configuration as those read it who know rope_theta and rope_scaling, and not transformers 5's rope_parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ropewalk import config as configs
+from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.config.model import BASE_OF
+from ropewalk.engines.base import Config
+from ropewalk.engines.folder import text_part
+from ropewalk.errors import InputError
+from ropewalk.scaling import Scaling
+from ropewalk.scaling.none import NoScaling
+
+# The base that transformers 4 takes where none is given, for architectures that BASE_OF does not have.
+_BASES = {
+    "apertus": 12_000_000.0,
+    "bitnet": 500_000.0,
+    "ernie4_5": 500_000.0,
+    "ernie4_5_moe": 500_000.0,
+    "falcon_h1": 100_000.0,
+    "flex_olmo": 500_000.0,
+    "gemma3_text": 1_000_000.0,
+    "gemma3n_text": 1_000_000.0,
+    "helium": 100_000.0,
+    "lfm2": 1_000_000.0,
+    "llama4_text": 500_000.0,
+    "longcat_flash": 10_000_000.0,
+    "minimax": 1_000_000.0,
+    "persimmon": 25_000.0,
+    "phimoe": 1_000_000.0,
+    "qwen2_5_vl_text": 1_000_000.0,
+    "qwen2_vl_text": 1_000_000.0,
+    "qwen3_vl_text": 5_000_000.0,
+}
+
+
+def unscaled(config: Config) -> ModelConfig:
+    """The ropes without their scaling, whose dict is the `written` of the layers that see the whole text.
+
+    What stands in `rope_parameters` alone is lost, as it is to those readers: the base is then the architecture's
+    default, 10,000 for most, whatever the model was trained with. Raises InputError as `config.from_dict` does.
+    """
+    text = dict(text_part(config))
+    said = text.pop("rope_scaling", None) or {}
+    if not isinstance(said, Mapping):
+        raise InputError("rope_scaling", said, "a dict")
+    text.pop("rope_parameters", None)
+    model_type = str(text.get("model_type", ""))
+    if text.get("rope_theta") is None:
+        text["rope_theta"] = _BASES.get(model_type, BASE_OF.get(model_type, 10_000.0))
+    if model_type.startswith("gemma3"):
+        text.setdefault("rope_local_base_freq", 10_000.0)
+    described = configs.from_dict(text)
+    main = described.ropes[described.main]
+    return _with(described, dataclasses.replace(main, scaling=NoScaling(), written=said))
+
+
+def scaled(described: ModelConfig, scaling: Scaling) -> ModelConfig:
+    """That with a scaling on the layers that see the whole text."""
+    return _with(described, dataclasses.replace(described.ropes[described.main], scaling=scaling))
+
+
+def _with(described: ModelConfig, main: LayerRope) -> ModelConfig:
+    return dataclasses.replace(described, ropes={**described.ropes, described.main: main})
+
+
+def number(title: str, said: Mapping[str, Any], key: str) -> float:
+    """A number that an engine demands of a rope dict. Raises InputError, in the engine's name, where there is none."""
+    value = said.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{title}: {key}", value, "a number")
+    return float(value)
