@@ -256,6 +256,7 @@ def fuzz_configs(count, seed):
         length = draw.choice([1, 8192, 32_768, 1_000_000])
         tally.run("config", case, from_dict, case)
         tally.run("doctor", case, examine, Subject(case))
+        tally.run("read", (engine.name, case), engine.read, case, length)
         tally.run("export", (engine.name, case), exported, engine, case, spec, length)
     return tally
 

@@ -12,6 +12,7 @@ import pytest
 from gguf_model import LLAMA, small_gguf, tiny_llama
 
 import ropewalk as rw
+from ropewalk import config as configs
 from ropewalk.config.gguf import from_fields
 from ropewalk.engines import find
 from ropewalk.engines.express import express, same
@@ -92,9 +93,9 @@ def way(spec, architecture="llama", changes=None, divisors=None):
     return express(LLAMA_CPP, own, from_fields(own["fields"], own["divisors"]), rw.parse(spec), LENGTH)
 
 
-def flags(command):
-    """The command line as a mapping; overrides by themselves."""
-    words = shlex.split(command)
+def flags(changes):
+    """The command line on the built-in model as a mapping; overrides by themselves."""
+    words = shlex.split(LLAMA_CPP.command("smollm2", LENGTH, changes))
     assert words[0] == "llama-server"
     given = dict(zip(words[1::2], words[2::2], strict=True))
     return given, dict(each.split("=") for each in given.pop("--override-kv", "").split(",") if each)
@@ -105,9 +106,9 @@ def test_the_command_of_a_file_says_no_more_than_its_size():
 
 
 def test_the_flags_say_what_a_file_would():
-    given, overrides = flags(LLAMA_CPP.command("x.gguf", LENGTH, way("yarn:factor=4").changes))
+    given, overrides = flags(way("yarn:factor=4").changes)
     assert given == {
-        "-m": "x.gguf",
+        "-m": str(configs.locate("smollm2")),
         "-c": "12288",
         "--rope-scaling": "yarn",
         "--rope-scale": "4",
@@ -118,7 +119,7 @@ def test_the_flags_say_what_a_file_would():
 
 def test_an_attention_factor_is_no_flag():
     """--yarn-attn-factor is overwritten where yarn is on (llama-context.cpp)."""
-    given, overrides = flags(LLAMA_CPP.command("x.gguf", LENGTH, way("ntk-by-parts:factor=4").changes))
+    given, overrides = flags(way("ntk-by-parts:factor=4").changes)
     assert "--yarn-attn-factor" not in given
     kind, value = overrides["llama.rope.scaling.attn_factor"].split(":")
     assert kind == "float"
@@ -127,13 +128,13 @@ def test_an_attention_factor_is_no_flag():
 
 def test_what_the_file_says_is_overridden_where_it_is_to_go():
     own = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 0.5}
-    given, overrides = flags(LLAMA_CPP.command("x.gguf", LENGTH, way("abf:base=500000", changes=own).changes))
+    given, overrides = flags(way("abf:base=500000", changes=own).changes)
     assert (given["--rope-scaling"], given["--rope-freq-base"]) == ("none", "500000")
     assert overrides["llama.rope.scaling.attn_factor"] == "float:1"
 
 
 def test_flags_that_do_not_reach_sliding_layers_are_not_used():
-    given, overrides = flags(LLAMA_CPP.command("x.gguf", LENGTH, way("linear:factor=2", "gemma2").changes))
+    given, overrides = flags(way("linear:factor=2", "gemma2").changes)
     assert set(given) == {"-m", "-c"}
     assert overrides["gemma2.rope.scaling.type"] == "str:linear"
     assert overrides["gemma2.rope.scaling.factor"] == "float:2"
@@ -141,9 +142,9 @@ def test_flags_that_do_not_reach_sliding_layers_are_not_used():
 
 def test_a_tensor_takes_a_file():
     with pytest.raises(rw.InputError, match=r"out: .* a folder: rope_freqs\.weight is a tensor"):
-        LLAMA_CPP.command("x.gguf", LENGTH, way("yarn:factor=4,beta_fast=16").changes)
+        LLAMA_CPP.command("smollm2", LENGTH, way("yarn:factor=4,beta_fast=16").changes)
     with pytest.raises(rw.InputError, match="a folder"):  # nor is one taken away without
-        LLAMA_CPP.command("x.gguf", LENGTH, way("none", divisors={"rope_freqs.weight": TWOS}).changes)
+        LLAMA_CPP.command("smollm2", LENGTH, way("none", divisors={"rope_freqs.weight": TWOS}).changes)
 
 
 def test_ollama_is_given_a_modelfile(tmp_path):

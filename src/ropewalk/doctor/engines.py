@@ -11,9 +11,6 @@ from ropewalk.engines.express import express
 from ropewalk.errors import InputError
 from ropewalk.scaling.longrope import LongRoPE
 
-# Of values of a type that no reading expects; the engine's own code stumbles over them too. InputError is one of them.
-_STUMBLES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-
 
 @kind("engine-refuses", "wrong", of="any")
 def engine_refuses(subject: Subject) -> Iterator[Fault]:
@@ -86,10 +83,6 @@ def _read(engine: Engine, subject: Subject, meant: ModelConfig) -> ModelConfig |
         return engine.read(config, _length(subject, meant))
     except InputError as error:
         return error
-    except _STUMBLES as error:
-        return InputError(
-            f"{engine.title}: configuration", f"{type(error).__name__}: {error}", "values it computes with"
-        )
 
 
 def _alike(read: ModelConfig, meant: ModelConfig, length: int) -> bool:
@@ -123,7 +116,7 @@ def _written(engine: Engine, subject: Subject, meant: ModelConfig) -> dict[Path,
     scaling = meant.ropes[next((name for name in meant.ropes if not is_local(name)), meant.main)].scaling
     try:
         way = express(engine, subject.config, meant, scaling, _length(subject, meant))
-    except _STUMBLES:
+    except InputError:
         return {}
     changes: dict[Path, object] = {}
     _flatten((), way.changes, subject.part, changes)

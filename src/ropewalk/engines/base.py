@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ropewalk.config import ModelConfig
+from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 
 Config = Mapping[str, Any]  # a config.json; of a GGUF file its `fields` and `divisors`
@@ -59,13 +60,23 @@ class Engine(ABC):
         `model`: a folder, a .gguf file, a built-in name, or a hub id. Raises InputError for one that cannot be read.
         """
 
-    @abstractmethod
     def read(self, config: Config, length: int) -> ModelConfig:
         """What the engine makes of a configuration when it is started to serve texts of `length` tokens.
 
         `max_length` of the result is what it serves unless told more. Raises InputError, in the engine's name, for
-        what it would refuse.
+        what it would refuse, and for values that it would stumble over.
         """
+        try:
+            return self.reading(config, length)
+        except InputError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            stumbled = f"{type(error).__name__}: {error}"
+            raise InputError(f"{self.title}: configuration", stumbled, "values it computes with") from None
+
+    @abstractmethod
+    def reading(self, config: Config, length: int) -> ModelConfig:
+        """`read`, of values of the types that are expected; an engine's file says it here."""
 
     @abstractmethod
     def ways(self, config: Config, scaling: Scaling, length: int) -> Iterator[Way]:

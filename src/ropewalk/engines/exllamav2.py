@@ -37,7 +37,7 @@ class ExLlamaV2(FolderEngine):
             return stretched(said)
         return max(length, layer.rope.original_length or 0)
 
-    def read(self, config: Config, length: int) -> ModelConfig:
+    def reading(self, config: Config, length: int) -> ModelConfig:
         described = unscaled(config)
         declared = described.max_length or 2048
         if length > declared:

@@ -45,7 +45,7 @@ class ExLlamaV3(FolderEngine):
             return round(float(said["original_max_position_embeddings"] * said["factor"]))
         return max(length, layer.rope.original_length or 0)
 
-    def read(self, config: Config, length: int) -> ModelConfig:
+    def reading(self, config: Config, length: int) -> ModelConfig:
         text = text_part(config)
         # Of a nested rope_parameters it sees nothing.
         gemma3 = str(text.get("model_type", "")).startswith("gemma3")

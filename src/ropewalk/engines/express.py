@@ -13,6 +13,7 @@ from ropewalk.scaling import Scaling
 from ropewalk.scaling.by_parts import NTKByParts
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import NTK
 from ropewalk.scaling.yarn import YaRN
 
@@ -107,6 +108,7 @@ def _common(layer: LayerRope, meant: Frequencies, length: int) -> list[Scaling]:
     factor = max(1.0, float(layer.rope.inv_freq[-1]) / slowest if slowest else reached)
     original = None if layer.rope.original_length else length
     return [
+        NoScaling(),
         YaRN(factor=factor, original_length=original),
         NTKByParts(factor=factor, original_length=original),
         NTK(factor=factor),

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import json
 import os
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from ropewalk.frequencies import Frequencies
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.yarn import YaRN
 
 _ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq")
@@ -32,6 +32,7 @@ SOFTMAX_SCALED = (
     "axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
     "hy_v4", "kimi_k2", "longcat_flash", "minicpm3", "mistral4", "mistral_large4", "youtu",
 )  # fmt: skip
+_SCALED_BY_CLASS = ("apertus", "gpt_oss")  # in transformers 4, where rope_scaling is not said
 _NO_LIMIT = 10**30  # transformers writes about this where a tokenizer has none
 
 
@@ -56,9 +57,6 @@ class FolderEngine(Engine):
     def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
         """The rope dict of divisors, one for each pair; None where the engine reads none."""
         return scaling.rope_parameters(layer.rope)
-
-    @abstractmethod
-    def read(self, config: Config, length: int) -> ModelConfig: ...
 
     def open(self, model: str) -> tuple[Config, ModelConfig]:
         path = configs.locate(model)
@@ -127,7 +125,7 @@ class FolderEngine(Engine):
                 changes["partial_rotary_factor"] = one.pop("partial_rotary_factor")
             if "mrope_section" in one and rope_type == "default":
                 rope_type = "mrope"
-            if rope_type != "default" or described.model_type == "gpt_oss":  # whose class scales if nothing is said
+            if rope_type != "default" or described.model_type in _SCALED_BY_CLASS:
                 changes["rope_scaling"] = {**one, **dict.fromkeys(self.spelling, rope_type)}
         changes["max_position_embeddings"] = declared
         original = one.get("original_max_position_embeddings")
@@ -160,19 +158,19 @@ class FolderEngine(Engine):
 def meaning(config: Config) -> ModelConfig:
     """What a config.json means: what transformers makes of it. Raises InputError as `config.from_dict` does."""
     described = configs.from_dict(config)
-    if described.model_type in SOFTMAX_SCALED:
-        return described
-    return dataclasses.replace(described, ropes={kind: _unsoftened(layer) for kind, layer in described.ropes.items()})
+    ropes = {kind: _as_read(layer, described.model_type) for kind, layer in described.ropes.items()}
+    return dataclasses.replace(described, ropes=ropes)
 
 
-def _unsoftened(layer: LayerRope) -> LayerRope:
+def _as_read(layer: LayerRope, model_type: str) -> LayerRope:
+    """Without what only other architectures read: an alpha of Hunyuan, a softmax factor of DeepSeek."""
     own: Any = layer.scaling
-    if not isinstance(own, YaRN) or not own.mscale_all_dim:
-        return layer
-    factor = own.frequencies(layer.rope).attention_factor
-    return dataclasses.replace(
-        layer, scaling=dataclasses.replace(own, mscale=None, mscale_all_dim=None, attention_factor=factor)
-    )
+    if isinstance(own, DynamicNTK) and own.alpha is not None and not model_type.startswith("hunyuan"):
+        own = dataclasses.replace(own, alpha=None)
+    if isinstance(own, YaRN) and own.mscale_all_dim and model_type not in SOFTMAX_SCALED:
+        factor = own.frequencies(layer.rope).attention_factor
+        own = dataclasses.replace(own, mscale=None, mscale_all_dim=None, attention_factor=factor)
+    return dataclasses.replace(layer, scaling=own)
 
 
 def source_folder(model: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,6 @@ class GgufEngine(Engine):
     """An engine that reads GGUF. Its configuration is the `fields` and `divisors` of `config.gguf.contents`."""
 
     takes = "gguf"
-
-    @abstractmethod
-    def read(self, config: Config, length: int) -> ModelConfig: ...
 
     def open(self, model: str) -> tuple[Config, ModelConfig]:
         fields, divisors = contents(source_file(model))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from ropewalk.config import ModelConfig
 from ropewalk.config.gguf import LONG, ROPE_FREQS, SHORT, from_fields
 from ropewalk.engines.base import Config
-from ropewalk.engines.gguf_file import GgufEngine
+from ropewalk.engines.gguf_file import GgufEngine, source_file
 from ropewalk.errors import InputError
 from ropewalk.scaling.longrope import LongRoPE
 
@@ -64,7 +64,7 @@ class LlamaCpp(GgufEngine):
     )
     requirements: ClassVar[tuple[str, ...]] = ("xllamacpp==2026.10.11549", "numpy")
 
-    def read(self, config: Config, length: int) -> ModelConfig:
+    def reading(self, config: Config, length: int) -> ModelConfig:
         described = from_fields(config["fields"], config["divisors"])
         architecture, tensors = described.model_type, set(config["divisors"])
         if architecture in _OTHERWISE:
@@ -93,6 +93,8 @@ class LlamaCpp(GgufEngine):
             raise InputError("tensors", ", ".join(sorted(tensors)), f"{said} {', '.join(sorted(known)) or 'none'}")
 
     def command(self, model: str, length: int, changes: Config | None = None) -> str:
+        if changes is not None:
+            model = str(source_file(model))  # which may have been a built-in name
         words, overrides = ["llama-server", "-m", model, "-c", str(length)], []
         for name, value in (changes or {}).items():
             architecture, _, field = name.partition(".")

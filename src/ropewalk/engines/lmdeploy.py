@@ -55,7 +55,7 @@ class LMDeploy(FolderEngine):
             if said.get("rope_type") == "yarn":
                 yield _for_turbomind(way, said)
 
-    def read(self, config: Config, length: int) -> ModelConfig:
+    def reading(self, config: Config, length: int) -> ModelConfig:
         described = configs.from_dict(config)
         reading = _turbomind if described.model_type in _TURBOMIND else _pytorch
         ropes = {

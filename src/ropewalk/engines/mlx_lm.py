@@ -48,7 +48,7 @@ class MLXLM(FolderEngine):
             return stretched(said)
         return super().declared(scaling, layer, said, length)
 
-    def read(self, config: Config, length: int) -> ModelConfig:
+    def reading(self, config: Config, length: int) -> ModelConfig:
         text = text_part(config)
         if text.get("model_type") in _VERSION_5 and text.get("rope_parameters") and not text.get("rope_scaling"):
             described = meaning(config)

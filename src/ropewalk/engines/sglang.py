@@ -56,7 +56,7 @@ class SGLang(FolderEngine):
             return length  # its table ends there
         return super().declared(scaling, layer, said, length)
 
-    def read(self, config: Config, length: int) -> ModelConfig:
+    def reading(self, config: Config, length: int) -> ModelConfig:
         described = configs.from_dict(config)
         grown = 1.0
         ropes = {}

@@ -50,7 +50,7 @@ class TensorRTLLM(FolderEngine):
             return stretched(said)
         return max(length, layer.rope.original_length or 0)  # its table ends there, whatever the factor
 
-    def read(self, config: Config, length: int) -> ModelConfig:
+    def reading(self, config: Config, length: int) -> ModelConfig:
         described = configs.from_dict(config)
         if described.max_length is None or length > described.max_length:
             need = f"at least {length:,}: its table ends there"

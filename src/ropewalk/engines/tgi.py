@@ -45,7 +45,7 @@ class TGI(FolderEngine):
             return stretched(said)
         return super().declared(scaling, layer, said, length)
 
-    def read(self, config: Config, length: int) -> ModelConfig:
+    def reading(self, config: Config, length: int) -> ModelConfig:
         described = unscaled(config)
         layer = described.ropes[described.main]
         if not layer.written:

@@ -16,7 +16,7 @@ class Transformers(FolderEngine):
     nested = True
     requirements = ("torch==2.13.0", "transformers==5.23.0", "accelerate")
 
-    def read(self, config: Config, length: int) -> ModelConfig:
+    def reading(self, config: Config, length: int) -> ModelConfig:
         return meaning(config)
 
     def command(self, model: str, length: int, changes: Config | None = None) -> str:

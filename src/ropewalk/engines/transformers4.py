@@ -19,6 +19,17 @@ _NEEDED = {
     "longrope": (),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
 }
+# Classes that have a scaling where the file has none.
+_BY_CLASS = {
+    "apertus": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
+    "gpt_oss": {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096},
+}
 _OF_THREE_FIELDS = ("phi3", "phi4_multimodal")  # their configuration refuses any fourth
 _SOFTENED = ("deepseek_v3", "longcat_flash")  # whose softmax it multiplies by m(s, mscale_all_dim)^2
 
@@ -64,11 +75,10 @@ class Transformers4(FolderEngine):
             },
         )
 
-    def read(self, config: Config, length: int) -> ModelConfig:
+    def reading(self, config: Config, length: int) -> ModelConfig:
         described = unscaled(config)
         said = described.ropes[described.main].written
-        if not said and described.model_type == "gpt_oss":  # its class has a scaling where the file has none
-            said = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
+        said = said or _BY_CLASS.get(described.model_type, {})
         if not said:
             return described
         rope_type = said.get("type") or said.get("rope_type")

@@ -61,7 +61,7 @@ class VLLM(FolderEngine):
             return length  # their table ends there, whatever the factor
         return super().declared(scaling, layer, said, length)
 
-    def read(self, config: Config, length: int) -> ModelConfig:
+    def reading(self, config: Config, length: int) -> ModelConfig:
         described = configs.from_dict(config)
         if described.max_length is None:
             raise InputError("vLLM: max_position_embeddings", None, "the tokens that the model reads")
