@@ -56,7 +56,7 @@ class Server:
                     return self._read(answer)
                 trouble = f"status {answer.status_code}"
             except requests.RequestException as error:
-                trouble = f"{type(error).__name__}: {error}"
+                trouble = _reason(error)
                 if isinstance(error, requests.ConnectionError) and method == "GET":
                     break
             if attempt < _ATTEMPTS - 1:
@@ -75,3 +75,10 @@ class Server:
             allowed = "a server of OpenAI's completions protocol that takes prompts as token ids"
             raise InputError("url", f"{self.url} ({answer.status_code}: {said})", allowed)
         return content
+
+
+def _reason(error: BaseException) -> str:
+    """What lies at the bottom of a failed request, which libraries wrap several times over."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"

@@ -57,3 +57,12 @@ def test_engines_are_listed_with_what_they_can_be_given(run):
         "proven": [],
     }
     assert run("engines")[0] == 0
+
+
+def test_results_that_are_none_are_refused_in_one_line(run, tmp_path):
+    (tmp_path / "other.json").write_text('{"rows": []}')
+    for folder, message in ((tmp_path, "other.json"), (tmp_path / "missing", "missing")):
+        status, said, err = run("engines", "--verified", folder)
+        assert (status, said) == (2, "")
+        assert message in err
+        assert len(err.strip().splitlines()) == 1

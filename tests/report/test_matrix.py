@@ -7,7 +7,14 @@ from pathlib import Path
 from ropewalk.report.matrix import matrix, matrix_page, read_verified
 
 ROOT = Path(__file__).parents[2]
-ROW = {"engine": "vllm", "version": "0.32.0", "scaling": "yarn:factor=2", "length": 12_000, "date": "2026-01-02"}
+ROW = {
+    "engine": "vllm",
+    "version": "0.32.0",
+    "scaling": "yarn:factor=2",
+    "length": 12_000,
+    "ratio": 42.0,
+    "date": "2026-01-02",
+}
 
 
 def test_the_page_of_the_docs_is_what_the_registry_and_the_kept_results_say():
@@ -23,7 +30,7 @@ def test_only_what_passed_is_proven():
 
     assert proven("pass") == {("vllm", "yarn")}
     assert proven("fail") == proven("unclear") == set()
-    assert "yarn:factor=2` | 12,000 | fail | 2026-01-02" in matrix_page([{**ROW, "verdict": "fail"}])
+    assert "`yarn:factor=2` | own words | 12,000 | 42 | fail | 2026-01-02" in matrix_page([{**ROW, "verdict": "fail"}])
 
 
 def test_every_refusal_but_a_tutorials_names_something_nearer():

@@ -18,6 +18,7 @@ from ropewalk.scaling.longrope import LongRoPE
 
 # A plain decoder: what is said of it holds for Llama, Mistral and Qwen. GGUF engines are given its metadata.
 _LENGTH = 32_768
+_LONG = 40  # characters of a spec that are shown
 _CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -38,6 +39,7 @@ _FIELDS = {
     "llama.context_length": 8192,
     "llama.rope.freq_base": 500_000.0,
 }
+_ROW = {"engine", "version", "scaling", "length", "verdict", "date"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,11 @@ def matrix_page(verified: Sequence[dict[str, Any]]) -> str:
         "| --- " * 6 + "|",
     ]
     for row in verified:
-        said = (row["engine"], row["version"], f"`{row['scaling']}`", f"{row['length']:,}", row["verdict"], row["date"])
+        spec = row["scaling"] if len(row["scaling"]) < _LONG else row["scaling"][: _LONG - 3] + "..."
+        through = row.get("through") or "own words"
+        times = f"{row['ratio']:.2g}" if "ratio" in row else ""
+        length = f"{row['length']:,}"
+        said = (row["engine"], row["version"], f"`{spec}`", through, length, times, row["verdict"], row["date"])
         lines.append("| " + " | ".join(str(each) for each in said) + " |")
     lines += ["", "Where the readings come from:", ""]
     lines += [
@@ -112,10 +118,21 @@ def matrix_page(verified: Sequence[dict[str, Any]]) -> str:
 
 
 def read_verified(folder: Path) -> list[dict[str, Any]]:
-    """The rows of every result of verify in a folder."""
-    rows: list[dict[str, Any]] = []
+    """The results of verify that a folder holds, one JSON file each.
+
+    Raises InputError for a folder that is not there, and for a file that is something else.
+    """
+    if not folder.is_dir():
+        raise InputError("verified", str(folder), "a folder with results of `ropewalk verify --json`")
+    rows = []
     for file in sorted(folder.glob("*.json")):
-        rows += json.loads(file.read_text(encoding="utf-8"))["rows"]
+        try:
+            row = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not set(row) >= _ROW:
+            raise InputError("verified", str(file), "a result of `ropewalk verify --json`")
+        rows.append(row)
     return rows
 
 
