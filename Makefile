@@ -1,12 +1,14 @@
 # make demo   the main job on the built-in model and text
 # make test   all tests
 # make lint   style and types
-# Everything is installed into .venv, once; `make clean` takes it away.
+# make engines        the serving engines that can run here, each in an environment of its own under .engines
+# make test-engines   the tests that run them
+# Everything else is installed into .venv, once; `make clean` takes it all away.
 
 PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint engines test-engines clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo
@@ -19,6 +21,12 @@ lint: .venv/lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+engines: .venv/test
+	.venv/bin/python -m ropewalk.verify.environments
+
+test-engines: engines
+	.venv/bin/pytest -m engines
 
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ropewalk needs Python 3.11 or newer")'
@@ -37,4 +45,4 @@ lint: .venv/lint
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .engines

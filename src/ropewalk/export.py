@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ropewalk import config as configs
 from ropewalk.engines import find
 from ropewalk.engines.base import MARK, Config
 from ropewalk.engines.express import express
 from ropewalk.errors import InputError, check_length
-from ropewalk.files import write_whole
+from ropewalk.files import state, whole_folder, write_whole
 from ropewalk.scaling import Scaling, parse
 
 
@@ -58,13 +60,16 @@ def export_model(
         model: a folder, a .gguf file, a built-in name, or a hub id.
         scaling: what is meant.
         engine: a name of the registry.
-        out: folder to write to; weights are linked, or of a GGUF file copied without change. None: nothing is
-            written, and the command passes the changes, where the engine takes them so.
+        out: folder to write to; weights are linked, or of a GGUF file copied without change. An earlier export there
+            gives way to this one when it is whole; nothing else is replaced. None: nothing is written, and the
+            command passes the changes, where the engine takes them so.
         length: tokens to serve; by default what the scaling reaches, for a dynamic one it is needed.
 
-    Raises InputError for a scaling that the engine cannot express, naming the nearest that it can.
+    Raises InputError for a scaling that the engine cannot express, naming the nearest that it can, and for a folder
+    that cannot be written to, or not without a loss.
     """
     chosen, meant = find(engine), parse(scaling)
+    folder = None if out is None else _another(Path(out).expanduser(), model)
     config, described = chosen.open(model)
     layer = described.ropes[described.main]
     if length is None and meant.dynamic and not getattr(meant, "factor", None):
@@ -72,8 +77,6 @@ def export_model(
     reached = meant.trained_on(layer.rope) * meant.reaches(layer.rope)
     tokens = check_length("length", length) if length is not None else max(round(reached), described.max_length or 0)
     way = express(chosen, config, described, meant, tokens)
-    path = None if out is None else chosen.write(model, way, Path(out), tokens)
-    command = chosen.command(model if path is None else str(path), tokens, way.changes if path is None else None)
     notes = []
     if tokens > reached and not meant.dynamic:
         notes.append(f"{tokens:,} tokens are more than the {reached:,.0f} that {meant} is made for")
@@ -90,10 +93,23 @@ def export_model(
         length=tokens,
         through=way.through,
         changes=way.changes,
-        path=None if path is None else str(path),
-        command=command,
+        path=None,
+        command="" if folder else chosen.command(model, tokens, way.changes),
         notes=tuple(notes),
     )
-    if path is not None:
-        write_whole(Path(out or ".") / MARK, json.dumps(export.to_dict(), indent=2) + "\n")
+    if folder is None:
+        return export
+    with whole_folder(folder, MARK) as written:
+        path = str(folder / chosen.write(model, way, written, tokens).relative_to(written))
+        export = replace(export, path=path, command=chosen.command(path, tokens))
+        write_whole(written / MARK, json.dumps({**export.to_dict(), "written": state(written)}, indent=2) + "\n")
     return export
+
+
+def _another(folder: Path, model: str) -> Path:
+    """That folder. Raises InputError when it is the model's own."""
+    path = configs.locate(model)
+    own = path.parent if path is not None and path.is_file() else path
+    if own is not None and os.path.exists(folder) and own.samefile(folder):
+        raise InputError("out", str(folder), "another folder than the model's own")
+    return folder

@@ -75,6 +75,13 @@ def test_for_an_engine_and_a_target(run, config):
     assert json.loads(out)["findings"][0]["kind"] == "engine-reads-otherwise"
 
 
+def test_a_target_that_a_gguf_does_not_reach(run):
+    status, out, _ = run("doctor", "smollm2", "--target", "32k")
+    assert status == 0
+    assert "target-not-reached" in out
+    assert 'llama.rope.scaling.type = "yarn"' in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

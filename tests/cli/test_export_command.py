@@ -66,3 +66,12 @@ def test_results_that_are_none_are_refused_in_one_line(run, tmp_path):
         assert (status, said) == (2, "")
         assert message in err
         assert len(err.strip().splitlines()) == 1
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_wrong_call(run, tiny_folder, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    call = ("export", tiny_folder, "--scaling", "yarn:factor=4", "--engine", "vllm", "--out", tmp_path / "out")
+    status, said, err = run(*call)
+    assert (status, said) == (2, "")
+    assert "out: found" in err
+    assert (tmp_path / "out").read_text() == "mine"

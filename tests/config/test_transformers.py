@@ -240,8 +240,10 @@ def test_defaults_of_architectures_are_those_of_transformers(model_type):
     config = AutoConfig.for_model(model_type, **bare)
     if model_type not in BASE_OF:
         bare["rope_theta"] = 10_000.0
-    ours, theirs = read({"model_type": model_type, **bare}).ropes["all"].rope, read(config).ropes["all"].rope
-    assert (ours.dim, ours.base) == (theirs.dim, theirs.base)
+    ours, theirs = (each.ropes[each.main].rope for each in (read({"model_type": model_type, **bare}), read(config)))
+    assert ours.base == theirs.base
+    if model_type in _PARTIAL_OF:
+        assert ours.dim == theirs.dim
 
 
 def test_what_can_be_given():

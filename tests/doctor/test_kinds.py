@@ -84,7 +84,6 @@ CONFIGS = {
     "scaling-twice": written(LLAMA, {**YARN, "factor": 8.0}) | {"rope_parameters": {**YARN, "rope_theta": 500_000.0}},
     "base-twice": {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     "base-missing": {**without(LLAMA, "rope_theta"), "model_type": "smollm3"},
-    "base-impossible": {**LLAMA, "rope_theta": 0.5, "max_position_embeddings": 8192},
     "partial-twice": {
         **without(LLAMA, "rope_theta"), "partial_rotary_factor": 0.25,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
@@ -107,8 +106,10 @@ CONFIGS = {
     "list-lengths": written(LLAMA, {**LONGROPE, "short_factor": [1.0] * 31}),
     "list-below-1": written(LLAMA, {**LONGROPE, "long_factor": [0.5, *GROWING[1:]]}),
     "list-falls": written(LLAMA, {**LONGROPE, "long_factor": swapped(GROWING, 4, 24)}),
-    "layers-missing": nested(sliding_attention=None),
-    "layers-unknown": nested(chunked_attention={"rope_type": "default", "rope_theta": 1e4}),
+    "layers-missing": {
+        **nested(), "rope_parameters": without(NESTED, "sliding_attention"), "rope_local_base_freq": 1e4,
+    },
+    "layers-unknown": nested(slidding_attention={"rope_type": "default", "rope_theta": 1e4}),
     "layers-local-scaled": nested(sliding_attention={"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4}),
     "layers-and-flat": nested(factor=8.0),
     "layers-truncate": nested(full_attention={**NESTED["full_attention"], "truncate": False}),
@@ -122,7 +123,7 @@ SUBJECTS = {
 }
 # Those that only the model's makers can repair: the configuration as it should have been.
 BY_HAND = {
-    "base-small": ({**LLAMA, "rope_theta": 10_000.0}, LLAMA),
+    "base-impossible": ({**LLAMA, "rope_theta": 0.5}, LLAMA),
     "list-length": (
         written(LLAMA, {**LONGROPE, "short_factor": [1.0] * 16, "long_factor": GROWING[:16]}),
         written(LLAMA, LONGROPE),
@@ -238,6 +239,18 @@ def test_faults_of_a_composite_model_are_named_and_healed_where_they_stand():
     assert finding.field == "text_config.rope_scaling.factor"
     assert finding.fix == {"text_config.rope_scaling.factor": 4.0}
     assert kinds(repaired(subject)) == set()
+
+
+def test_the_target_of_a_gguf_is_reached_in_its_own_fields():
+    subject = gguf({}, target=262_144)
+    [finding] = examine(subject).findings
+    assert (finding.kind, finding.field, finding.found) == ("target-not-reached", "llama.context_length", 131_072)
+    assert finding.fix["llama.rope.scaling.type"] == "yarn"
+    assert finding.fix["llama.rope.scaling.original_context_length"] == 131_072
+    assert finding.fix["llama.context_length"] >= 262_144
+    assert kinds(repaired(subject)) == set()
+    [finding] = examine(gguf({}, DIVISORS, target=262_144)).findings
+    assert (finding.kind, finding.fix) == ("target-not-reached", {})  # both would act: it takes another tensor
 
 
 @pytest.mark.parametrize("name", [TOKENIZER])

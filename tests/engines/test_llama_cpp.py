@@ -150,6 +150,7 @@ def test_a_tensor_takes_a_file():
 def test_ollama_is_given_a_modelfile(tmp_path):
     source = small_gguf(tmp_path / "small.gguf")
     made = express(OLLAMA, *OLLAMA.open(str(source)), rw.YaRN(4), LENGTH)
+    (tmp_path / "Long Small").mkdir()
     path = OLLAMA.write(str(source), made, tmp_path / "Long Small", LENGTH)
     assert path.read_text() == "FROM ./small.gguf\nPARAMETER num_ctx 12288\n"
     assert OLLAMA.command(str(path), LENGTH) == (
@@ -186,6 +187,7 @@ def test_every_writing_turns_the_real_engine_alike(tmp_path):
     length, source = 2048, tiny_llama(tmp_path / "tiny.gguf")
     ids = np.random.default_rng(1).integers(3, 300, length - 100).tolist()
     own, described = LLAMA_CPP.open(str(source))
+    (tmp_path / "out").mkdir()
 
     def distributions(scaling):
         """Of each way to write it that `read` reads as it is meant."""

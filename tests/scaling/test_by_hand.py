@@ -76,6 +76,13 @@ BY_HAND = {
         None,
         [1, 0.1, 0.01, 0.001 * (1 + 7 * (1.3037972938088067 - 1) / 3) / 8],
     ),
+    # the same factors: a step between the pairs that turn 13 times over 8192 tokens and 1.3 times
+    "llama3 step": (
+        rw.Llama3(factor=8, low_freq_factor=10, high_freq_factor=10),
+        rw.Rope(8, 10_000, 8192),
+        None,
+        [1, 0.1, 0.01, 0.001 / 8],
+    ),
     "longrope short": (rw.LongRoPE([1, 1, 1, 2], [1, 2, 4, 8], 8), ROPE, 1000, [1, 0.1, 0.01, 0.0005]),
     "longrope long": (rw.LongRoPE([1, 1, 1, 2], [1, 2, 4, 8], 8), ROPE, 1001, [1, 0.05, 0.0025, 0.000125]),
     "abf": (rw.ABF(base=1e8), ROPE, None, [1, 1e-2, 1e-4, 1e-6]),

@@ -169,7 +169,7 @@ WRONG = [
     ("ntk:factor=4,variant=best", "ntk: variant: found 'best'", "aware, fixed, mixed"),
     ("ntk:factor=4,mixed_b=0", "ntk: mixed_b: found 0", "above 0"),
     ("dynamic-ntk:alpha=0.5", "dynamic-ntk: alpha: found 0.5", "of at least 1"),
-    ("llama3:low_freq_factor=4", "llama3: high_freq_factor: found 4", "above low_freq_factor (4)"),
+    ("llama3:low_freq_factor=5", "llama3: high_freq_factor: found 4", "at least low_freq_factor (5)"),
     ("abf:base=1", "abf: base: found 1", "above 1"),
     ("critical-base:factor=0.5", "critical-base: factor: found 0.5", "of at least 1"),
     ("proportional:p=1.5", "proportional: p: found 1.5", "from 0 to 1"),

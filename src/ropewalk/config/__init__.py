@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ropewalk.config.defaults import completed, with_defaults
 from ropewalk.config.gguf import from_gguf
 from ropewalk.config.model import ALL_LAYERS, AttentionShape, LayerRope, ModelConfig, is_local, layer_frequencies
 from ropewalk.config.transformers import OF_A_SCALING, TEXT_PARTS, declared_length, from_dict, rope_parameters
@@ -23,13 +24,16 @@ __all__ = [
     "AttentionShape",
     "LayerRope",
     "ModelConfig",
+    "completed",
     "declared_length",
     "from_dict",
     "from_gguf",
+    "from_hub",
     "is_local",
     "layer_frequencies",
     "locate",
     "read",
+    "read_json",
     "rope_parameters",
     "text_config",
 ]
@@ -83,34 +87,34 @@ def locate(name: str) -> Path | None:
     return None
 
 
-def _read_path(name: str) -> ModelConfig:
-    path = locate(name)
-    if path is None:
-        return _read_hub(name)
-    if path.is_dir():
-        path = path / "config.json"
-    if path.suffix == ".gguf":
-        return from_gguf(path)
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a model, as it stands. Raises InputError for one that is missing or holds no object."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError("model", str(path), f"a readable config.json ({error})") from None
-    if not isinstance(config, Mapping):
-        raise InputError("model", str(path), "a config.json that holds an object")
-    try:
-        return from_dict(config)
-    except InputError as error:
-        if error.field != "head_dim" or path.name != "config.json" or not importlib.util.find_spec("transformers"):
-            raise
-        return _read_hub(str(path.parent))  # the file leaves fields to the architecture's defaults
+        raise InputError("model", str(path), f"a readable {path.name} ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError("model", str(path), f"a {path.name} that holds an object")
+    return content
 
 
-def _read_hub(name: str) -> ModelConfig:
+def from_hub(name: str) -> dict[str, Any]:
+    """The config.json of a hub id, as it stands. Raises InputError for one that cannot be read."""
     try:
-        from transformers import AutoConfig
+        from transformers import PretrainedConfig
     except ImportError:
         raise InputError("model", name, "a path, or transformers installed to read a hub id") from None
     try:
-        return read(AutoConfig.from_pretrained(name))
+        content: dict[str, Any] = PretrainedConfig.get_config_dict(name)[0]
     except (OSError, ValueError) as error:
         raise InputError("model", name, f"a hub id that can be read ({error})") from None
+    return content
+
+
+def _read_path(name: str) -> ModelConfig:
+    path = locate(name)
+    if path is not None and path.suffix == ".gguf":
+        return from_gguf(path)
+    if path is None:
+        return from_dict(with_defaults(from_hub(name)))
+    return from_dict(completed(read_json(path / "config.json" if path.is_dir() else path)))

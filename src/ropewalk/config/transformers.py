@@ -28,6 +28,8 @@ _PARTIAL_OF = {
     "persimmon": 0.5,
     "nemotron": 0.5,
     "recurrent_gemma": 0.5,
+    "glm": 0.5,
+    "glm4": 0.5,
     "glm4_moe": 0.5,
 }
 _PATTERN_OF = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
@@ -52,7 +54,7 @@ def from_dict(config: Mapping[str, Any]) -> ModelConfig:
     written = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers 5 takes them so
     if not isinstance(written, Mapping):
         raise InputError("rope_parameters", written, "a dict")
-    if not (written or _base(config, {}) or model_type in BASE_OF):
+    if not (written or base_of(config, {}) or model_type in BASE_OF):
         raise InputError("model", model_type or "a configuration", "one with rope fields (rope_theta, rope_parameters)")
     max_length = _whole(
         config, "max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "seq_length"
@@ -96,6 +98,13 @@ def declared_length(scaling: Scaling, rope: Rope, said: Mapping[str, Any], lengt
     return reached if said.get("original_max_position_embeddings") else original
 
 
+def base_of(config: Mapping[str, Any], rope_dict: Mapping[str, Any]) -> Any:
+    """The base as it is written, in a rope dict or beside it; None where it is left to the architecture."""
+    return rope_dict.get("rope_theta") or _first(
+        config, "rope_theta", "rotary_emb_base", "rope_base", "global_rope_theta"
+    )
+
+
 def _first(config: Mapping[str, Any], *names: str) -> Any:
     return next((config[name] for name in names if config.get(name) is not None), None)
 
@@ -113,12 +122,6 @@ def _whole(config: Mapping[str, Any], *names: str) -> int | None:
 
 def _rope_type(rope_dict: Mapping[str, Any]) -> str:
     return str(rope_dict.get("rope_type") or rope_dict.get("type") or "default")
-
-
-def _base(config: Mapping[str, Any], rope_dict: Mapping[str, Any]) -> Any:
-    return rope_dict.get("rope_theta") or _first(
-        config, "rope_theta", "rotary_emb_base", "rope_base", "global_rope_theta"
-    )
 
 
 def _by_layer_type(config: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -164,7 +167,7 @@ def _layer_rope(
     layout: Layout = "interleaved" if interleaved else "half"
     rope = Rope(
         dim=_rotary_dim(config, {} if proportional else rope_dict, model_type, whole=proportional),
-        base=_base(config, rope_dict) or BASE_OF.get(model_type, 10_000.0),
+        base=base_of(config, rope_dict) or BASE_OF.get(model_type, 10_000.0),
         original_length=original,
         layout=layout,
     )

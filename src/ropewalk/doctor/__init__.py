@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import pkgutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ropewalk import config as configs
@@ -59,22 +57,25 @@ def load(model: str, target: int | None = None, engine: str = "") -> Subject:
     """
     path = configs.locate(model)
     if path is None:
-        return Subject(_from_hub(model), name=model, target=target, engine=engine)
+        return Subject(configs.from_hub(model), name=model, target=target, engine=engine)
     if path.suffix == ".gguf":
         fields, divisors = contents(path)
         return Subject(fields, divisors, name=path.stem, target=target, engine=engine)
     file = path / "config.json" if path.is_dir() else path
     beside = file.parent / TOKENIZER
-    tokenizer = _read_json(beside) if beside.exists() else None
-    return Subject(_read_json(file), None, tokenizer, file.resolve().parent.name, target, engine)
+    tokenizer = configs.read_json(beside) if beside.exists() else None
+    return Subject(configs.read_json(file), None, tokenizer, file.resolve().parent.name, target, engine)
 
 
 def examine(subject: Subject) -> Report:
     """All findings about a configuration.
 
-    Raises InputError for an unknown engine, and for a configuration without rope fields or nested too deep to look at.
+    Raises InputError for an unknown engine, and for a configuration that is none of text: without rope fields, of an
+    image, of which no part says how large a head is, or nested too deep to look at.
     """
     try:
+        if subject.of_images:
+            raise InputError("model", subject.model_type, "a model of text; its pairs turn by the place in an image")
         faults = [(kind, fault) for kind in KINDS.values() for fault in kind.faults(subject)]
         faults = faults or [(UNREADABLE, fault) for fault in UNREADABLE.check(subject)]
         findings = sorted(
@@ -90,8 +91,8 @@ def _unreadable(subject: Subject) -> Iterator[Fault]:
     """Whatever else keeps it from being read."""
     described = subject.described
     if isinstance(described, InputError):
-        if described.field == "model":
-            raise described  # there is nothing that turns
+        if described.field in ("model", "head_dim"):
+            raise described  # nothing turns, or nobody says how much of it
         yield Fault((described.field,), None, str(described))
 
 
@@ -109,25 +110,3 @@ def catalogue() -> str:
 
 def _order(kind: Kind) -> tuple[str, str]:
     return kind.check.__module__.rsplit(".", 1)[-1], kind.name
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError("model", str(path), f"a readable {path.name} ({error})") from None
-    if not isinstance(content, Mapping):
-        raise InputError("model", str(path), f"a {path.name} that holds an object")
-    return content
-
-
-def _from_hub(name: str) -> Mapping[str, Any]:
-    try:
-        from transformers import AutoConfig
-
-        found: Mapping[str, Any] = AutoConfig.from_pretrained(name).to_dict()
-    except ImportError:
-        raise InputError("model", name, "a path, or transformers installed to read a hub id") from None
-    except (OSError, ValueError) as error:
-        raise InputError("model", name, f"a hub id that can be read ({error})") from None
-    return found

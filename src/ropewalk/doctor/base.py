@@ -27,6 +27,7 @@ TOKENIZER = "tokenizer_config.json"
 POSITION = 65_536  # where two rotations are compared, if the configuration reads that far
 
 _METHODS = {"su": "longrope", "deepseek_yarn": "yarn", "mrope": "default"}  # other names for the same
+_IMAGES = {"efficientloftr"}  # whose pairs turn by places in an image without saying so by the type `axial`
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "seq_length")
 
 
@@ -103,6 +104,15 @@ class Written:
         factor = number(self.values.get("factor"))
         return factor if factor is not None and factor >= 1 else None
 
+    @property
+    def unscaled(self) -> dict[Path, Any]:
+        """The fix that takes its scaling away and leaves what is the model's."""
+        scaling = configs.OF_A_SCALING - {"rope_theta"} | {"original_max_position_embeddings"}
+        own = {key: value for key, value in self.values.items() if key not in scaling}
+        if not own and self.layers == configs.ALL_LAYERS:
+            return {self.path: None}
+        return {self.path: {**own, "rope_type": "default"}}
+
     def at(self, key: str) -> Path:
         """The path of one of its keys."""
         return (*self.path, key)
@@ -176,16 +186,26 @@ class Subject:
         """The length that the configuration declares, tokens."""
         return whole(self.text.get(self.length_field))
 
+    @property
+    def of_images(self) -> bool:
+        """Whether its pairs turn by the place in an image."""
+        return self.model_type in _IMAGES or any(rope.method == "axial" for rope in self.ropes)
+
     def original(self, rope: Written) -> int | None:
         """The original length, where it is written. Beside the rope dict it counts before the one in it."""
         name = "original_max_position_embeddings"
         return whole(self.text.get(name)) or whole(rope.values.get(name))
 
     @functools.cached_property
+    def whole(self) -> Mapping[str, Any]:
+        """The configuration with what it leaves to the defaults of its architecture, as it is read."""
+        return configs.completed(self.config) if self.divisors is None else self.config
+
+    @functools.cached_property
     def described(self) -> ModelConfig | InputError:
         """What it is read as, or why it cannot be."""
         try:
-            return meaning(self.config) if self.divisors is None else from_fields(self.config, self.divisors)
+            return meaning(self.whole) if self.divisors is None else from_fields(self.config, self.divisors)
         except InputError as error:
             return error
 
@@ -280,6 +300,14 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e12 <= value <= 1e12:
         return None
     return float(value)
+
+
+def as_number(value: object) -> float | None:
+    """The number that a value stands for which is none itself: one written as text."""
+    try:
+        return None if isinstance(value, bool) else number(float(str(value)))
+    except ValueError:
+        return None
 
 
 def whole(value: object) -> int | None:

@@ -76,7 +76,7 @@ def _length(subject: Subject, meant: ModelConfig) -> int:
 
 
 def _read(engine: Engine, subject: Subject, meant: ModelConfig) -> ModelConfig | InputError:
-    config = subject.config
+    config = subject.whole
     if subject.divisors is not None:
         config = {"fields": subject.config, "divisors": subject.divisors}
     try:
@@ -115,7 +115,7 @@ def _written(engine: Engine, subject: Subject, meant: ModelConfig) -> dict[Path,
         return {}
     scaling = meant.ropes[next((name for name in meant.ropes if not is_local(name)), meant.main)].scaling
     try:
-        way = express(engine, subject.config, meant, scaling, _length(subject, meant))
+        way = express(engine, subject.whole, meant, scaling, _length(subject, meant))
     except InputError:
         return {}
     changes: dict[Path, object] = {}

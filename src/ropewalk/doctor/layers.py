@@ -9,6 +9,11 @@ from ropewalk.config.transformers import OF_A_SCALING
 from ropewalk.doctor.base import Fault, Subject, Written, each_rope, kind, number
 
 _OWN_NAMES = {"main", "compress"}  # DeepSeek V4's, which are no layer types
+_TYPES = {  # what transformers calls layers that turn
+    "full_attention", "sliding_attention", "chunked_attention", "window_attention", "indexed_attention",
+    "compressed_sparse_attention", "heavily_compressed_attention", "minimax_m3_sparse", "hybrid", "hybrid_sliding",
+    "reference_sliding_attention",
+}  # fmt: skip
 
 
 @kind("layers-missing", "wrong")
@@ -17,21 +22,21 @@ def layers_missing(subject: Subject) -> Iterator[Fault]:
     given, used = _given(subject), _used(subject)
     if not given or given & _OWN_NAMES:
         return
-    for layers in sorted(used - given):
-        first = subject.ropes[0]
-        local = subject.text.get("rope_local_base_freq") if configs.is_local(layers) else None
-        base = number(local) or number(first.values.get("rope_theta")) or 10_000.0
-        path = (*first.path[:-1], layers)
+    outer = subject.ropes[0].path[:-1]
+    still = {name for name, said in subject.text[outer[-1]].items() if said is None}  # so written, they do not turn
+    for layers in sorted(used - given - still):
+        base = number(subject.text.get("rope_local_base_freq" if configs.is_local(layers) else "rope_theta"))
+        path = (*outer, layers)
         means = "transformers looks its layer type up in the dict and fails"
-        yield Fault(path, None, means, {path: {"rope_type": "default", "rope_theta": base}})
+        yield Fault(path, None, means, {path: {"rope_type": "default", "rope_theta": base}} if base else {})
 
 
 @kind("layers-unknown", "suspicious")
 def layers_unknown(subject: Subject) -> Iterator[Fault]:
-    """A rope dict for a layer type that no layer has."""
+    """A rope dict for a layer type that no layer has, by a name that transformers does not know."""
     used = _used(subject)
     for rope in subject.ropes:
-        if used and rope.layers not in used | _OWN_NAMES | {configs.ALL_LAYERS}:
+        if used and rope.layers not in used | _TYPES | _OWN_NAMES | {configs.ALL_LAYERS}:
             means = f"layer_types names {', '.join(sorted(used))}"
             yield Fault(rope.path, rope.layers, means, {rope.path: None})
 
@@ -42,10 +47,8 @@ def layers_local_scaled(subject: Subject, rope: Written) -> Iterator[Fault]:
     """A scaling on layers that see only a window."""
     if not configs.is_local(rope.layers):
         return
-    own = {key: value for key, value in rope.values.items() if key not in OF_A_SCALING - {"rope_theta"}}
-    own.pop("original_max_position_embeddings", None)
     means = "their window never leaves the training: the scaling only blurs what they see"
-    yield Fault(rope.at("rope_type"), rope.said, means, {rope.path: {**own, "rope_type": "default"}})
+    yield Fault(rope.at("rope_type"), rope.said, means, rope.unscaled)
 
 
 @kind("layers-and-flat", "wrong")

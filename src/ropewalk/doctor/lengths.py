@@ -6,22 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from ropewalk import config as configs
+from ropewalk.config import ModelConfig
 from ropewalk.doctor.base import Fault, Path, Subject, Written, each_rope, kind, number, whole
+from ropewalk.engines import ENGINES
+from ropewalk.engines.express import express
 from ropewalk.errors import InputError
-from ropewalk.plan import plan
+from ropewalk.plan import Plan, plan
 
 _SLACK = 1.01  # makers round: 128k is 131,072 and also 128,000
 _ORIGINAL = "original_max_position_embeddings"
+_TRAINED_SO = {"openai_privacy_filter"}  # gpt-oss made a reader of windows: its yarn is that of its training
+_OLDER = ("rope_scaling", "rope_theta", "rope_local_base_freq")  # which rope_parameters take the place of
 _SCALED = ("linear", "dynamic", "yarn", "longrope", "llama3")
-
-
-def without_scaling(subject: Subject, rope: Written) -> dict[Path, Any]:
-    """The fix that takes the scaling of a rope dict away and leaves what is the model's."""
-    own = {key: value for key, value in rope.values.items() if key not in configs.OF_A_SCALING - {"rope_theta"}}
-    own.pop(_ORIGINAL, None)
-    if not own and rope.layers == configs.ALL_LAYERS:
-        return {rope.path: None}
-    return {rope.path: {**own, "rope_type": "default"}}
 
 
 @kind("length-not-whole", "wrong")
@@ -115,7 +111,7 @@ def factor_missing(subject: Subject, rope: Written) -> Iterator[Fault]:
     if original and declared and declared > original:
         yield Fault(rope.at("factor"), None, means, {rope.at("factor"): declared / original})
     else:
-        yield Fault(rope.at("factor"), None, means, without_scaling(subject, rope))
+        yield Fault(rope.at("factor"), None, means, rope.unscaled)
 
 
 @kind("factor-below-1", "wrong")
@@ -137,7 +133,7 @@ def factor_1(subject: Subject, rope: Written) -> Iterator[Fault]:
     reaches_on = original and declared and original * _SLACK < declared  # then the factor itself is wrong
     if number(rope.values.get("factor")) == 1 and rope.values.get("alpha") is None and not reaches_on:
         means = "nothing is scaled, and some engines take another path for it"
-        yield Fault(rope.at("factor"), rope.values["factor"], means, without_scaling(subject, rope))
+        yield Fault(rope.at("factor"), rope.values["factor"], means, rope.unscaled)
 
 
 @kind("dynamic-original", "suspicious")
@@ -173,6 +169,8 @@ def window_below_length(subject: Subject, rope: Written) -> Iterator[Fault]:
     described = subject.described
     if not window or text.get("use_sliding_window") is False or isinstance(described, InputError):
         return
+    if subject.model_type in _TRAINED_SO:
+        return
     kinds = described.attention.kinds if described.attention else ()
     original = subject.original(rope) or subject.declared
     if original and window <= original and kinds and all(configs.is_local(each) for each in kinds):
@@ -181,25 +179,36 @@ def window_below_length(subject: Subject, rope: Written) -> Iterator[Fault]:
         yield Fault(path, window, means, {path: None})
 
 
-@kind("target-not-reached", "suspicious")
+@kind("target-not-reached", "suspicious", of="any")
 def target_not_reached(subject: Subject) -> Iterator[Fault]:
     """The target is longer than what the configuration reads."""
-    if not subject.target or isinstance(subject.described, InputError):
+    described = subject.described
+    if not subject.target or isinstance(described, InputError):
         return
     try:
-        needed = plan(subject.described, subject.target)
+        needed = plan(described, subject.target)
     except InputError:
         return
     if not needed.needed or needed.rope_parameters is None:
         return
-    name = subject.length_field
-    old = {subject.at(field): None for field in ("rope_scaling", "rope_theta") if field in subject.text}
-    fix = {
-        **old,
-        subject.at("rope_parameters"): needed.rope_parameters,
-        subject.at(name): needed.max_position_embeddings,
-    }
-    yield Fault(subject.at(name), subject.declared, f"{needed.reasons[0]}", fix)
+    if subject.divisors is None:
+        path, declared = subject.at(subject.length_field), subject.declared
+        fix: dict[Path, Any] = {subject.at(field): None for field in _OLDER if field in subject.text}
+        fix |= {subject.at("rope_parameters"): needed.rope_parameters, path: needed.max_position_embeddings}
+    else:
+        path, declared = (f"{described.model_type}.context_length",), described.max_length
+        fix = _in_gguf(subject, described, needed)
+    yield Fault(path, declared, needed.reasons[0], fix)
+
+
+def _in_gguf(subject: Subject, described: ModelConfig, needed: Plan) -> dict[Path, Any]:
+    """What to write into the metadata of a GGUF file; nothing where it takes a tensor, which only export can write."""
+    config = {"fields": subject.config, "divisors": subject.divisors}
+    try:
+        way = express(ENGINES["llama.cpp"], config, described, needed.scaling, needed.max_position_embeddings)
+    except InputError:
+        return {}
+    return {(key,): value for key, value in way.changes.items()} if way.config["divisors"] == subject.divisors else {}
 
 
 def _as_whole(value: object) -> int | None:

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.doctor.base import Fault, Path, Subject, Written, each_rope, kind, number
+from ropewalk.doctor.base import Fault, Path, Subject, Written, as_number, each_rope, kind, number
 from ropewalk.errors import InputError
 from ropewalk.known import Known
 
@@ -37,8 +37,8 @@ def list_value(subject: Subject, rope: Written) -> Iterator[Fault]:
         if value is None or _numbers(value) is not None:
             continue
         broken = [i for i, x in enumerate(value) if not (number(x) or 0) > 0] if isinstance(value, list) else []
-        read = [_as_number(x) for x in value] if isinstance(value, list) else []
-        whole_again: dict[Path, Any] = {rope.at(name): read} if read and None not in read else {}
+        read = [as_number(x) for x in value] if isinstance(value, list) else []
+        whole_again: dict[Path, Any] = {rope.at(name): read} if _numbers(read) else {}
         found = f"{value[broken[0]]!r} at {broken[0]}" if broken else value
         means = "each pair is divided by its number, so it must be above 0"
         yield Fault(rope.at(name), found, means, _published(subject, rope, name) or whole_again)
@@ -101,14 +101,6 @@ def _numbers(value: object) -> list[float] | None:
         return None
     numbers = [x for x in map(number, value) if x is not None and x > 0]
     return numbers if len(numbers) == len(value) else None
-
-
-def _as_number(value: object) -> float | None:
-    try:
-        parsed = float(str(value))
-    except ValueError:
-        return None
-    return parsed if 0 < parsed <= 1e12 else None
 
 
 def _published(subject: Subject, rope: Written, name: str) -> dict[Path, Any]:

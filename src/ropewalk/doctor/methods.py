@@ -9,6 +9,7 @@ from ropewalk.doctor.base import Fault, Subject, Written, each_rope, kind, numbe
 from ropewalk.engines.folder import SOFTMAX_SCALED
 from ropewalk.scaling.yarn import magnitude
 
+_COLD = {"mistral_large4_text"}  # whose makers trained with yarn and an attention factor of 1
 _PAIR = ("mscale", "mscale_all_dim")
 _FAR = 0.05  # relative; a factor of 2 makes yarn's attention factor 1.07
 
@@ -81,6 +82,8 @@ def attention_factor(subject: Subject, rope: Written) -> Iterator[Fault]:
     factor = factor or (declared / original if original and declared and declared > original else None)
     if given is None or factor is None or subject.as_published or all(rope.values.get(name) for name in _PAIR):
         return
+    if given == 1 and subject.model_type in _COLD:
+        return
     lists = (rope.values.get("short_factor"), rope.values.get("long_factor"))
     if rope.method == "longrope" and (not original or original < 2 or lists[0] == lists[1]):
         return  # equal lists are another method, written so
@@ -97,9 +100,9 @@ def attention_factor(subject: Subject, rope: Written) -> Iterator[Fault]:
 @kind("llama3-order", "wrong")
 @each_rope("llama3")
 def llama3_order(subject: Subject, rope: Written) -> Iterator[Fault]:
-    """`low_freq_factor` not below high_freq_factor."""
+    """`low_freq_factor` above high_freq_factor, or one of them not above 0."""
     low, high = number(rope.values.get("low_freq_factor")), number(rope.values.get("high_freq_factor"))
-    if low is None or high is None or (0 < low < high):
+    if low is None or high is None or 0 < low <= high:  # the same is a step, as in Llama 4
         return
     swapped = (high, low) if 0 < high < low else (1.0, 4.0)
     fix = dict(zip((rope.at("low_freq_factor"), rope.at("high_freq_factor")), swapped, strict=True))

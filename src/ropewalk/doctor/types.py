@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config.model import BASE_OF
-from ropewalk.doctor.base import Fault, Subject, Written, each_rope, kind, number
-from ropewalk.doctor.lengths import without_scaling
+from ropewalk.doctor.base import Fault, Subject, Written, as_number, each_rope, kind, number
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling, from_rope_dict
 from ropewalk.scaling.yarn import YaRN
@@ -32,6 +30,7 @@ _OPTIONS = {  # of each method, in a rope dict
     "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
     "proportional": {"factor"},
 }  # fmt: skip
+_BESIDE_ALPHA = {"beta_fast", "beta_slow", "mscale", "mscale_all_dim"}  # Hunyuan writes them, and reads alpha alone
 _OF_THE_MODEL = {
     "rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved", "interleaved",
     "finetuned", "llama_4_scaling_beta", "max_position_embeddings", "original_max_position_embeddings",
@@ -66,7 +65,7 @@ def not_a_number(subject: Subject) -> Iterator[Fault]:
     places += [(rope.at(name), rope.values.get(name)) for rope in subject.ropes for name in _NUMBERS]
     for path, value in places:
         if value is not None and number(value) is None:
-            guess = _as_number(value)
+            guess = as_number(value)
             means = "some readers refuse it; others fail where they first compute with it"
             yield Fault(path, value, means, {path: guess})
 
@@ -92,7 +91,7 @@ def type_unknown(subject: Subject, rope: Written) -> Iterator[Fault]:
     key = "rope_type" if rope.values.get("rope_type") else "type"
     near = get_close_matches(rope.method.lower(), _TYPES, n=1, cutoff=0.5)
     means = f"transformers knows {', '.join(_TYPES)}"
-    yield Fault(rope.at(key), rope.said, means, {rope.at(key): near[0]} if near else without_scaling(subject, rope))
+    yield Fault(rope.at(key), rope.said, means, {rope.at(key): near[0]} if near else rope.unscaled)
 
 
 @kind("type-su", "suspicious")
@@ -172,13 +171,20 @@ def base_missing(subject: Subject) -> Iterator[Fault]:
         return
     if not subject.ropes or any(rope.values.get("rope_theta") is not None for rope in subject.ropes):
         return
-    own = BASE_OF.get(subject.model_type)
-    scaled = any(rope.values for rope in subject.ropes)
-    if (own == 10_000 or own is None) and not (own is None and scaled):
-        return  # what everybody takes, or a model that does not turn
-    means = "readers that do not know the architecture's default take 10,000"
+    described, fix = subject.described, {}
+    if isinstance(described, InputError):
+        return
+    own = described.ropes[described.main].rope.base
+    if subject.whole is not subject.config or subject.model_type in BASE_OF:
+        if own == 10_000:
+            return  # what everybody takes
+        means, fix = "readers that do not know the architecture's default take 10,000", {subject.at("rope_theta"): own}
+    elif any(rope.values for rope in subject.ropes):
+        means = "the architecture's default is not known: readers take 10,000, and its makers know if that is right"
+    else:
+        return
     actual = subject.with_({subject.at("rope_theta"): 10_000.0}).described
-    yield Fault(subject.at("rope_theta"), None, means, {subject.at("rope_theta"): own or 10_000.0}, actual)
+    yield Fault(subject.at("rope_theta"), None, means, fix, actual)
 
 
 @kind("base-impossible", "wrong")
@@ -189,25 +195,9 @@ def base_impossible(subject: Subject) -> Iterator[Fault]:
     for path, value in places:
         base = number(value)
         if base is not None and base <= 1:
-            own = BASE_OF.get(subject.model_type, 10_000.0)
-            yield Fault(path, value, "every pair would turn as fast as the first, or faster", {path: own})
-
-
-@kind("base-small", "suspicious")
-@each_rope("default")
-def base_small(subject: Subject, rope: Written) -> Iterator[Fault]:
-    """A base of 10,000 or less for 32k tokens or more, and nothing scaled."""
-    base, described = rope.values.get("rope_theta", subject.text.get("rope_theta")), subject.described
-    windowed = subject.text.get("sliding_window") or rope.layers != configs.ALL_LAYERS
-    if isinstance(described, InputError) or (subject.declared or 0) < 32_768 or windowed:
-        return
-    if 1 < (number(base) or 0) <= 10_000:
-        turns = described.ropes[described.main].rope.rotations(subject.declared or 1)[-1]
-        means = (
-            f"the slowest pair turns {turns:.1f} times over that length; models trained so long have a larger "
-            "base, which their own file names"
-        )
-        yield Fault(subject.at("rope_theta"), base, means)
+            own = next(subject.published.readings) if subject.published else None
+            fix = {path: own.ropes[own.main].rope.base} if own else {}
+            yield Fault(path, value, "every pair would turn as fast as the first, or faster", fix)
 
 
 @kind("partial-twice", "wrong")
@@ -248,7 +238,7 @@ def proportional_whole(subject: Subject, rope: Written) -> Iterator[Fault]:
 def dim_odd(subject: Subject) -> Iterator[Fault]:
     """An odd number of rotary dimensions, which makes no pairs."""
     described = subject.described
-    if isinstance(described, InputError) and described.field == "dim":
+    if isinstance(described, InputError) and described.field == "dim" and not _rounded_head(subject):
         name = next((name for name in ("qk_rope_head_dim", "rotary_dim", "head_dim") if subject.text.get(name)), None)
         value = subject.text.get(name or "")
         fix = {subject.at(name): value - 1} if name and isinstance(value, int) and value > 2 and value % 2 else {}
@@ -258,13 +248,16 @@ def dim_odd(subject: Subject) -> Iterator[Fault]:
 @kind("head-dim-broken", "suspicious")
 def head_dim_broken(subject: Subject) -> Iterator[Fault]:
     """`hidden_size` that the number of heads does not divide, without head_dim."""
-    hidden, heads = subject.text.get("hidden_size"), subject.text.get("num_attention_heads")
-    given = any(subject.text.get(name) for name in ("head_dim", "qk_rope_head_dim", "kv_channels"))
-    if not isinstance(hidden, int) or not isinstance(heads, int) or given:
+    head = _rounded_head(subject)
+    if head is None:
         return
-    if 0 < heads < hidden and hidden % heads:
-        means = f"{hidden:,} / {heads} heads is rounded down to {hidden // heads}; some readers round otherwise"
-        yield Fault(subject.at("head_dim"), None, means, {subject.at("head_dim"): hidden // heads})
+    shares = f"{subject.text['hidden_size']:,} / {subject.text['num_attention_heads']}"
+    if isinstance(subject.described, InputError):
+        means = f"{shares} heads is rounded down to {head}, of which no pairs can be made: its makers know head_dim"
+        yield Fault(subject.at("head_dim"), None, means)
+    else:
+        means = f"{shares} heads is rounded down to {head}; some readers round otherwise"
+        yield Fault(subject.at("head_dim"), None, means, {subject.at("head_dim"): head})
 
 
 @kind("truncate-not-bool", "wrong")
@@ -296,6 +289,15 @@ def phi3_yarn(subject: Subject, rope: Written) -> Iterator[Fault]:
         yield Fault(rope.at("type"), rope.said, means, {rope.path: said})
 
 
+def _rounded_head(subject: Subject) -> int | None:
+    """hidden_size over the number of heads, where that is rounded down and nothing else says how large a head is."""
+    hidden, heads = subject.text.get("hidden_size"), subject.text.get("num_attention_heads")
+    given = any(subject.text.get(name) for name in ("head_dim", "qk_rope_head_dim", "kv_channels"))
+    if given or not isinstance(hidden, int) or not isinstance(heads, int):
+        return None
+    return hidden // heads if 0 < heads < hidden and hidden % heads else None
+
+
 def _ropes(described: Any) -> Any:
     return None if isinstance(described, InputError) else described.ropes
 
@@ -309,7 +311,7 @@ def _strange(rope: Written) -> Iterator[tuple[str, str | None]]:
     own = _OPTIONS[rope.method] | _OF_THE_MODEL
     methods = set().union(*_OPTIONS.values())
     for key, value in rope.values.items():
-        if key in own or isinstance(value, dict):
+        if key in own or isinstance(value, dict) or (key in _BESIDE_ALPHA and rope.values.get("alpha") is not None):
             continue
         near = [] if key in methods else get_close_matches(key, own, n=1, cutoff=0.8)
         meant = _ANOTHER_NAME.get(key, near[0] if near else None)
@@ -322,11 +324,3 @@ def _parsed(value: object) -> dict[str, Any] | None:
         return said if isinstance(said, dict) and from_rope_dict(said, strict=False) else None
     except (ValueError, RecursionError):
         return None
-
-
-def _as_number(value: object) -> float | None:
-    try:
-        parsed = float(str(value))
-    except ValueError:
-        return None
-    return parsed if math.isfinite(parsed) and abs(parsed) <= 1e12 and not isinstance(value, bool) else None

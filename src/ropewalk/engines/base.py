@@ -30,11 +30,13 @@ class Way:
         through: what it is written as, where the engine has no name for it; "" for the engine's own.
         config: the whole configuration, written so.
         changes: what of it is new, for people, and for engines that take it on the command line.
+        merged: what a command makes of the model's own configuration, for engines that merge changes into it.
     """
 
     through: str
     config: Config
     changes: Config
+    merged: Config | None = None
 
 
 class Engine(ABC):
@@ -84,7 +86,7 @@ class Engine(ABC):
 
     @abstractmethod
     def write(self, model: str, way: Way, out: Path, length: int) -> Path:
-        """Write what the engine is given into the folder `out`, the weights untouched; the path to give it.
+        """Write what the engine is given into the empty folder `out`, the weights untouched; the path to give it.
 
         Raises InputError for a model that this engine cannot be given.
         """

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.engines.attention import by_declared, by_lengths, stretched
+from ropewalk.engines.attention import by_declared
 from ropewalk.engines.base import Config
 from ropewalk.engines.folder import FolderEngine
 from ropewalk.engines.version4 import number, scaled, unscaled
@@ -14,7 +13,6 @@ from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.llama3 import Llama3
-from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.yarn import YaRN
 
@@ -28,17 +26,15 @@ class ExLlamaV2(FolderEngine):
     sources = ("exllamav2/config.py", "exllamav2/rope.py", "exllamav2/model_init.py")
     nested = False
     spelling = ("rope_type",)  # it refuses a dict with both
-
-    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        return by_lengths(scaling, layer, length)
+    lists_by_lengths = True
 
     def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
         if said["rope_type"] == "longrope":
-            return stretched(said)
+            return super().declared(scaling, layer, said, length)
         return max(length, layer.rope.original_length or 0)
 
     def reading(self, config: Config, length: int) -> ModelConfig:
-        described = unscaled(config)
+        described = unscaled(config, {"gemma3_text": 1_000_000.0})
         declared = described.max_length or 2048
         if length > declared:
             need = f"at least {length:,}: it serves what is declared"
@@ -67,8 +63,6 @@ class ExLlamaV2(FolderEngine):
             return Llama3(factor, low, high, original_length=int(original))
         return NoScaling()  # dynamic, and whatever else it does not know
 
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        if changes is not None:
-            raise InputError("out", None, f"a folder: {self.title} takes its configuration from config.json")
+    def words(self, model: str, length: int) -> list[str]:
         # No -l: the length that it serves is also the one that its scaling is made for.
-        return shlex.join(["python", "examples/chat.py", "-m", model, "-mode", "raw"])
+        return ["python", "examples/chat.py", "-m", model, "-mode", "raw"]

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.engines.attention import by_declared, by_lengths, stretched
+from ropewalk.engines.attention import by_declared
 from ropewalk.engines.base import Config
 from ropewalk.engines.folder import FolderEngine, text_part
 from ropewalk.engines.version4 import unscaled
@@ -34,15 +33,13 @@ class ExLlamaV3(FolderEngine):
         "exllamav3/architecture/deepseek_v3.py",
     )
     nested = False  # it reads both forms, and this one first
-
-    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        return by_lengths(scaling, layer, length)
+    lists_by_lengths = True
 
     def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
-        if said["rope_type"] == "longrope":
-            return stretched(said)
         if said["rope_type"] == "yarn":
             return round(float(said["original_max_position_embeddings"] * said["factor"]))
+        if said["rope_type"] == "longrope":
+            return super().declared(scaling, layer, said, length)
         return max(length, layer.rope.original_length or 0)
 
     def reading(self, config: Config, length: int) -> ModelConfig:
@@ -56,11 +53,9 @@ class ExLlamaV3(FolderEngine):
         }
         return dataclasses.replace(described, ropes=ropes)
 
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        if changes is not None:
-            raise InputError("out", None, f"a folder: {self.title} takes its configuration from config.json")
+    def words(self, model: str, length: int) -> list[str]:
         cache = -(-length // 256) * 256  # pages of 256 tokens
-        return shlex.join(["python", "examples/chat.py", "-m", model, "-mode", "raw", "-cs", str(cache)])
+        return ["python", "examples/chat.py", "-m", model, "-mode", "raw", "-cs", str(cache)]
 
 
 def _reading(layer: LayerRope, described: ModelConfig, text: Config) -> Scaling:

@@ -79,15 +79,20 @@ def _first(engine: Engine, config: Config, described: ModelConfig, scaling: Scal
 
 
 def _holds(engine: Engine, way: Way, described: ModelConfig, scaling: Scaling, length: int) -> bool:
-    """Whether the engine, given this writing, turns by what is meant."""
-    try:
-        read = engine.read(way.config, length)
-    except InputError:
-        return False
+    """Whether the engine, given this writing in a folder or on its command line, turns by what is meant."""
     meant = intended(described, scaling)
-    if set(read.ropes) != set(meant):
-        return False
-    return all(_alike(read.ropes[kind], described.ropes[kind], meant[kind], length) for kind in meant)
+    for config in (way.config, way.merged):
+        if config is None:
+            continue
+        try:
+            read = engine.read(config, length)
+        except InputError:
+            return False
+        if set(read.ropes) != set(meant):
+            return False
+        if not all(_alike(read.ropes[kind], described.ropes[kind], meant[kind], length) for kind in meant):
+            return False
+    return True
 
 
 def _alike(read: LayerRope, own: LayerRope, meant: Scaling, length: int) -> bool:

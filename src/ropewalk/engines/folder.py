@@ -6,16 +6,20 @@ import copy
 import dataclasses
 import json
 import os
+import shlex
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.engines.attention import by_lengths, stretched
 from ropewalk.engines.base import MARK, Config, Engine, Way
 from ropewalk.engines.express import intended, same
+from ropewalk.engines.loading import OF_LISTS, OF_MSCALES, WITHOUT_HEAD_DIM, check_loads
 from ropewalk.errors import InputError
-from ropewalk.files import writable_folder, write_whole
+from ropewalk.files import write_whole
 from ropewalk.frequencies import Frequencies
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
@@ -33,6 +37,7 @@ SOFTMAX_SCALED = (
     "hy_v4", "kimi_k2", "longcat_flash", "minicpm3", "mistral4", "mistral_large4", "youtu",
 )  # fmt: skip
 _SCALED_BY_CLASS = ("apertus", "gpt_oss")  # in transformers 4, where rope_scaling is not said
+_CONFIGS = ["config.json", "tokenizer_config.json"]  # what is read of a folder
 _NO_LIMIT = 10**30  # transformers writes about this where a tokenizer has none
 
 
@@ -40,12 +45,26 @@ class FolderEngine(Engine):
     """An engine that reads config.json.
 
     Class variables: `nested`, whether it reads the `rope_parameters` of transformers 5; otherwise it is given
-    `rope_theta` and `rope_scaling`, as transformers 4 wrote them, the type under the keys of `spelling`.
+    `rope_theta` and `rope_scaling`, as transformers 4 wrote them, the type under the keys of `spelling`; `overrides`,
+    the option of its command that takes changes as JSON, "" where it has none; `tokenizer_class`, what its transformers
+    calls a tokenizer that is all in tokenizer.json; `loads`, the version of transformers through whose classes it loads
+    a configuration, None where it reads the file by itself; `lists_by_lengths`, whether the attention factor of lists
+    follows from two lengths (attention.py); `merges`, whether the changes of a command go into the rope dict that is
+    there, and leave what else it holds.
     """
 
     takes = "folder"
     nested: ClassVar[bool]
     spelling: ClassVar[tuple[str, ...]] = ("rope_type", "type")
+    overrides: ClassVar[str] = ""
+    tokenizer_class: ClassVar[str] = "TokenizersBackend"
+    loads: ClassVar[int | None] = None
+    lists_by_lengths: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
+
+    @abstractmethod
+    def words(self, model: str, length: int) -> list[str]:
+        """The command that starts it on a folder or hub id, for texts of `length` tokens, word by word."""
 
     def own(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         """The rope dict in the engine's own words, without rope_theta; by default in those of transformers."""
@@ -56,14 +75,19 @@ class FolderEngine(Engine):
 
     def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
         """The rope dict of divisors, one for each pair; None where the engine reads none."""
-        return scaling.rope_parameters(layer.rope)
+        return by_lengths(scaling, layer, length) if self.lists_by_lengths else scaling.rope_parameters(layer.rope)
+
+    def read(self, config: Config, length: int) -> ModelConfig:
+        if self.loads:
+            check_loads(self.title, self.loads, text_part(config))
+        return super().read(config, length)
 
     def open(self, model: str) -> tuple[Config, ModelConfig]:
         path = configs.locate(model)
         if path is not None and path.suffix == ".gguf":
             config = _unpacked_config(path)
         else:
-            config = read_config(source_folder(model))
+            config = read_config(source_folder(model, _CONFIGS))
         return config, meaning(config)
 
     def ways(self, config: Config, scaling: Scaling, length: int) -> Iterator[Way]:
@@ -71,7 +95,10 @@ class FolderEngine(Engine):
         meant = intended(described, scaling)
         for through, written in self._writings(described, meant, length):
             changes = self._changes(config, described, written, meant[described.main], length)
-            yield Way(through, _patched(config, changes), _nested(config, changes))
+            merged = _merged(config, changes) if self.merges else None
+            way = Way(through, _patched(config, changes), _nested(config, changes), merged)
+            of_three = self.loads == 4 and described.model_type in OF_LISTS
+            yield _of_three(way, described.ropes[described.main], length) if of_three else way
 
     def _writings(
         self, described: ModelConfig, meant: Mapping[str, Scaling], length: int
@@ -87,6 +114,8 @@ class FolderEngine(Engine):
                 said = (self.own if stays else form)(scaling, layer, length)
                 if said is None:
                     break
+                if described.model_type in OF_MSCALES and said["rope_type"] == "longrope":
+                    said = {**said, **dict.fromkeys(("short_mscale", "long_mscale"), said["attention_factor"])}
                 written[kind] = {**_models_own(layer.written), "rope_theta": layer.rope.base, **said}
             else:
                 yield through, written
@@ -129,34 +158,64 @@ class FolderEngine(Engine):
                 changes["rope_scaling"] = {**one, **dict.fromkeys(self.spelling, rope_type)}
         changes["max_position_embeddings"] = declared
         original = one.get("original_max_position_embeddings")
-        if original and ("original_max_position_embeddings" in text or (not self.nested and "long_factor" in one)):
+        beside = "original_max_position_embeddings" in text or described.model_type in OF_LISTS
+        if original and (beside or (not self.nested and "long_factor" in one)):
             changes["original_max_position_embeddings"] = original
+        if described.model_type in WITHOUT_HEAD_DIM and text.get("head_dim") is None:
+            changes["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
         return {key: value for key, value in changes.items() if text.get(key) != value or key in _ROPE_FIELDS}
 
     def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
         """The max_position_embeddings that goes with a rope dict: `length`, unless readers scale by it."""
+        if said.get("rope_type") == "longrope" and self.lists_by_lengths:
+            return stretched(said)
         if said.get("rope_type") in ("linear", "dynamic"):
             return configs.declared_length(scaling, layer.rope, said)
         return max(length, layer.rope.original_length or 0)
 
     def write(self, model: str, way: Way, out: Path, length: int) -> Path:
-        folder = own_folder(out)
         path = configs.locate(model)
         if path is not None and path.suffix == ".gguf":
-            _unpack(model, folder)
+            _unpack(model, out)
         else:
             for file in sorted(source_folder(model).iterdir()):
-                if file.name not in ("config.json", MARK) and file.is_file():
-                    _link(file, folder / file.name)
-        tokenizer = folder / "tokenizer_config.json"
-        if tokenizer.exists():
-            write_whole(tokenizer, _with_room(tokenizer, length))  # in the place of the link
-        write_whole(folder / "config.json", json.dumps(way.config, indent=2) + "\n")
-        return folder
+                own = file.name in ("config.json", MARK) or file.name.startswith(".")  # what is hidden is no model
+                if not own and file.exists() and not out.resolve().is_relative_to(file.resolve()):
+                    os.symlink(file.resolve(), out / file.name)
+        self._write_tokenizer(out, length)
+        write_whole(out / "config.json", json.dumps(way.config, indent=2) + "\n")
+        return out
+
+    def _write_tokenizer(self, out: Path, length: int) -> None:
+        """Have the tokenizer's config, in the place of a link, say what the engine needs."""
+        path = out / "tokenizer_config.json"
+        config = _json(path)
+        new, limit = dict(config), _limit(config)
+        if limit is not None and limit < length:  # some engines take the lesser of both limits
+            new["model_max_length"] = length
+        if config.get("tokenizer_class") == FolderEngine.tokenizer_class:
+            new["tokenizer_class"] = self.tokenizer_class
+        if new != config:
+            write_whole(path, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
+
+    def command(self, model: str, length: int, changes: Config | None = None) -> str:
+        if changes is None:
+            return shlex.join(self.words(model, length))
+        if not self.overrides:
+            raise InputError("out", None, f"a folder: {self.title} takes its configuration from config.json")
+        path = configs.locate(model)
+        if path is not None and path.suffix == ".gguf":
+            raise InputError("out", None, f"a folder: {path.name} is unpacked to one for {self.title}")
+        given = {key: value for key, value in changes.items() if value is not None}
+        served = model if path is None else str(source_folder(model))
+        return shlex.join([*self.words(served, length), self.overrides, json.dumps(given)])
 
 
 def meaning(config: Config) -> ModelConfig:
-    """What a config.json means: what transformers makes of it. Raises InputError as `config.from_dict` does."""
+    """What a config.json means: what transformers 5 makes of it, but for its slips, which its engine's file names.
+
+    Raises InputError as `config.from_dict` does.
+    """
     described = configs.from_dict(config)
     ropes = {kind: _as_read(layer, described.model_type) for kind, layer in described.ropes.items()}
     return dataclasses.replace(described, ropes=ropes)
@@ -165,6 +224,8 @@ def meaning(config: Config) -> ModelConfig:
 def _as_read(layer: LayerRope, model_type: str) -> LayerRope:
     """Without what only other architectures read: an alpha of Hunyuan, a softmax factor of DeepSeek."""
     own: Any = layer.scaling
+    if model_type in OF_MSCALES and isinstance(own, LongRoPE) and layer.written.get("long_mscale"):
+        own = dataclasses.replace(own, attention_factor=float(layer.written["long_mscale"]))
     if isinstance(own, DynamicNTK) and own.alpha is not None and not model_type.startswith("hunyuan"):
         own = dataclasses.replace(own, alpha=None)
     if isinstance(own, YaRN) and own.mscale_all_dim and model_type not in SOFTMAX_SCALED:
@@ -173,17 +234,17 @@ def _as_read(layer: LayerRope, model_type: str) -> LayerRope:
     return dataclasses.replace(layer, scaling=own)
 
 
-def source_folder(model: str) -> Path:
+def source_folder(model: str, only: list[str] | None = None) -> Path:
     """The folder that holds the model's weights: itself, or what a hub id is on this machine, fetched if it must be.
 
-    Raises InputError for a model that is no folder.
+    `only`: the files of a hub id that are needed; None: all of them. Raises InputError for a model that is no folder.
     """
     path = configs.locate(model)
     if path is None:
         try:
             from huggingface_hub import snapshot_download
 
-            return Path(snapshot_download(model))
+            return Path(snapshot_download(model, allow_patterns=only))
         except Exception as error:
             raise InputError("model", model, f"a hub id that can be fetched ({error})") from None
     if path.suffix == ".gguf":
@@ -209,25 +270,33 @@ def _unpack(model: str, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder, as it stands. Raises InputError where there is none."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError("model", str(folder), f"a folder with a readable config.json ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError("model", str(folder), "a config.json that holds an object")
-    return config
+    """The config.json of a folder, with what it leaves to its architecture. Raises InputError where there is none."""
+    return dict(configs.completed(configs.read_json(folder / "config.json")))
 
 
 def tokenizer_limit(model: str) -> int | None:
-    """The `model_max_length` of the tokenizer in a folder; None where there is no folder or no limit."""
+    """The `model_max_length` of the tokenizer in a folder, or of a hub id that was opened; None where there is none."""
     path = configs.locate(model)
+    if path is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        kept = try_to_load_from_cache(model, "tokenizer_config.json")
+        return _limit(_json(Path(kept))) if isinstance(kept, str) else None
+    return _limit(_json((path.parent if path.is_file() else path) / "tokenizer_config.json"))
+
+
+def _limit(tokenizer: Mapping[str, Any]) -> int | None:
+    limit = tokenizer.get("model_max_length")
+    return int(limit) if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is none."""
     try:
-        config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")) if path else {}
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None
-    limit = config.get("model_max_length") if isinstance(config, dict) else None
-    return int(limit) if isinstance(limit, int | float) and limit < _NO_LIMIT else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _static(scaling: Scaling, layer: LayerRope, length: int) -> Frequencies | None:
@@ -282,7 +351,40 @@ def _nested(config: Config, changes: Config) -> Config:
 def rewritten(way: Way, fields: Config) -> Way:
     """The same way with other fields of the text part."""
     changes = _nested(way.config, {**text_part(way.changes), **fields})
-    return Way(way.through, _patched(way.config, fields), changes)
+    merged = None if way.merged is None else _merged(way.merged, fields)
+    return Way(way.through, _patched(way.config, fields), changes, merged)
+
+
+def _merged(config: Config, changes: Config) -> dict[str, Any]:
+    """The configuration as transformers 5 has it in hand when changes are merged into it: what they leave out stays."""
+    text = text_part(config)
+    held = dict(text.get("rope_scaling") or text.get("rope_parameters") or {})
+    if held.get("rope_type", held.get("type")) in ("llama3", "longrope", "yarn"):  # whose dicts its classes complete
+        original = text.get("original_max_position_embeddings") or text.get("max_position_embeddings")
+        held.setdefault("original_max_position_embeddings", original)
+    both = {**held, **(changes.get("rope_parameters") or {})}
+    for kind, said in both.items():
+        if isinstance(said, Mapping) and isinstance(held.get(kind), Mapping):
+            both[kind] = {**held[kind], **said}
+    return _patched(config, {**changes, "rope_parameters": both})
+
+
+def _of_three(way: Way, layer: LayerRope, length: int) -> Way:
+    """Lists as Phi-3's class of transformers 4 takes them: their attention factor follows from the two lengths."""
+    said = text_part(way.changes).get("rope_scaling") or {}
+    if "long_factor" not in said:
+        return way
+    lists = LongRoPE(
+        said["short_factor"], said["long_factor"], attention_factor=said["attention_factor"],
+        original_length=said["original_max_position_embeddings"],
+    )  # fmt: skip
+    chosen = by_lengths(lists, layer, length) or said
+    fields = {
+        "rope_scaling": {"type": "longrope", **{key: said[key] for key in ("short_factor", "long_factor")}},
+        "original_max_position_embeddings": chosen["original_max_position_embeddings"],
+        "max_position_embeddings": stretched(chosen),
+    }
+    return rewritten(way, fields)
 
 
 def _patched(config: Config, changes: Config) -> dict[str, Any]:
@@ -294,28 +396,3 @@ def _patched(config: Config, changes: Config) -> dict[str, Any]:
         else:
             text[key] = value
     return patched
-
-
-def own_folder(out: Path) -> Path:
-    """The folder to write to. Raises InputError for one that holds what export did not write."""
-    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
-        raise InputError("out", str(out), "an empty folder, or one that an earlier export wrote")
-    folder = writable_folder(out)
-    (folder / MARK).touch()
-    return folder
-
-
-def _link(file: Path, link: Path) -> None:
-    if link.is_symlink() or link.exists():
-        link.unlink()
-    os.symlink(file.resolve(), link)
-
-
-def _with_room(tokenizer_config: Path, length: int) -> str:
-    """The tokenizer's config with room for `length` tokens: some engines take the lesser of both limits."""
-    text = tokenizer_config.read_text(encoding="utf-8")
-    config = json.loads(text)
-    limit = config.get("model_max_length")
-    if not isinstance(limit, int | float) or limit >= min(length, _NO_LIMIT):
-        return text
-    return json.dumps({**config, "model_max_length": length}, indent=2, ensure_ascii=False) + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from ropewalk.config.gguf import (
 )
 from ropewalk.engines.base import Config, Engine, Way
 from ropewalk.engines.express import intended
-from ropewalk.engines.folder import own_folder
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.scaling import Scaling
@@ -76,17 +74,8 @@ class GgufEngine(Engine):
 
     def write(self, model: str, way: Way, out: Path, length: int) -> Path:
         source = source_file(model)
-        if out.is_dir() and (out / source.name).exists() and (out / source.name).samefile(source):
-            raise InputError("out", str(out), f"another folder than that of {source.name}")
-        path = own_folder(out) / source.name
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            _copy(source, beside, way.changes)
-            os.replace(beside, path)
-        except BaseException:  # also Ctrl-C: half a model is large
-            beside.unlink(missing_ok=True)
-            raise
-        return path
+        _copy(source, out / source.name, way.changes)
+        return out / source.name
 
 
 def source_file(model: str) -> Path:

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.engines.attention import by_declared, by_lengths, mscale_ratio, stretched
+from ropewalk.engines.attention import by_declared, mscale_ratio
 from ropewalk.engines.base import Config, Way
 from ropewalk.engines.folder import SOFTMAX_SCALED, FolderEngine, rewritten, text_part
 from ropewalk.errors import InputError
@@ -39,14 +37,10 @@ class LMDeploy(FolderEngine):
         "lmdeploy/pytorch/backends/default/rotary_embedding.py",
     )
     nested = True
-
-    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        return by_lengths(scaling, layer, length)
-
-    def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
-        if said["rope_type"] == "longrope":
-            return stretched(said)
-        return super().declared(scaling, layer, said, length)
+    overrides = "--hf-overrides"
+    merges = True
+    loads = 5
+    lists_by_lengths = True
 
     def ways(self, config: Config, scaling: Scaling, length: int) -> Iterator[Way]:
         for way in super().ways(config, scaling, length):
@@ -64,12 +58,8 @@ class LMDeploy(FolderEngine):
         }
         return dataclasses.replace(described, ropes=ropes)
 
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        parts = ["lmdeploy", "serve", "api_server", model, "--session-len", str(length)]
-        if changes is not None:
-            given = {key: value for key, value in changes.items() if value is not None}
-            parts += ["--hf-overrides", json.dumps(given)]
-        return shlex.join(parts)
+    def words(self, model: str, length: int) -> list[str]:
+        return ["lmdeploy", "serve", "api_server", model, "--session-len", str(length)]
 
 
 def _for_turbomind(way: Way, said: Mapping[str, Any]) -> Way:

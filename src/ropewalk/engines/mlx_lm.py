@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.engines.attention import by_declared, by_lengths, by_mscale, mscale_ratio, stretched
+from ropewalk.engines.attention import by_declared, by_mscale, mscale_ratio
 from ropewalk.engines.base import Config
 from ropewalk.engines.folder import SOFTMAX_SCALED, FolderEngine, meaning, text_part
 from ropewalk.engines.version4 import number, scaled, unscaled
@@ -23,7 +22,35 @@ from ropewalk.scaling.yarn import YaRN
 # Whose files know `rope_parameters`; the others, Llama's and Qwen 2's among them, do not.
 _VERSION_5 = (
     "exaone_moe", "gemma4_text", "glm_moe_dsa", "granitemoehybrid", "laguna", "lfm2", "lfm2_moe", "mellum",
-    "minimax_m3_vl", "ministral3", "mistral4", "olmo_hybrid", "qwen3", "qwen3_5", "qwen3_5_text",
+    "minimax_m3_vl", "ministral3", "mistral4", "muse_glimmer", "muse_spark", "olmo_hybrid", "qwen3", "qwen3_5",
+    "qwen3_5_text", "spark2_5",
+)  # fmt: skip
+# The base that the other files take where none is given, if not 10,000;
+_BASES = {
+    "afm7": 50_000.0,
+    "bailing_moe_v3": 6_000_000.0,
+    "cohere": 8_000_000.0,
+    "cohere2": 50_000.0,
+    "falcon_h1": 1e11,
+    "gemma3_text": 1_000_000.0,
+    "glm4_moe_lite": 1_000_000.0,
+    "gpt_oss": 150_000.0,
+    "minicpm": 1_000_000.0,
+    "minicpm3": 1_000_000.0,
+    "mixtral": 1_000_000.0,
+    "nemotron-nas": 500_000.0,
+    "plamo3": 1_000_000.0,
+    "qwen2": 1_000_000.0,
+    "qwen2_moe": 1_000_000.0,
+    "starcoder2": 100_000.0,
+    "youtu_llm": 1_600_000.0,
+}
+# and those that demand one.
+_WITHOUT_BASE = (
+    "apertus", "baichuan_m1", "bailing_hybrid", "bailing_moe", "bailing_moe_linear", "dots1", "ernie4_5",
+    "ernie4_5_moe", "exaone", "exaone4", "gemma3n", "gemma3n_text", "glm4", "glm4_moe", "granite", "granitemoe",
+    "helium", "hunyuan", "kimi_linear", "Klear", "llama4", "llama4_text", "longcat_flash", "mimo_v2_flash", "minimax",
+    "olmo3", "qwen3_moe", "qwen3_next", "recurrent_gemma", "solar_open", "stablelm", "telechat3",
 )  # fmt: skip
 _YARN = ("yarn", "deepseek_yarn", "telechat3-yarn")
 
@@ -36,17 +63,10 @@ class MLXLM(FolderEngine):
     version = "0.32.2"
     sources = ("mlx_lm/models/rope_utils.py", "mlx_lm/models/llama.py", "mlx_lm/models/phi3.py")
     nested = False
+    lists_by_lengths = True
 
     def own(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         return by_mscale(scaling, layer) if isinstance(scaling, YaRN) else super().own(scaling, layer, length)
-
-    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        return by_lengths(scaling, layer, length)
-
-    def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
-        if said["rope_type"] == "longrope":
-            return stretched(said)
-        return super().declared(scaling, layer, said, length)
 
     def reading(self, config: Config, length: int) -> ModelConfig:
         text = text_part(config)
@@ -55,7 +75,9 @@ class MLXLM(FolderEngine):
             layers = {kind: self._scaling(layer, described, layer.written) for kind, layer in described.ropes.items()}
             ropes = {kind: dataclasses.replace(described.ropes[kind], scaling=layers[kind]) for kind in layers}
             return dataclasses.replace(described, ropes=ropes)
-        described = unscaled(config)
+        if text.get("model_type") in _WITHOUT_BASE and text.get("rope_theta") is None:
+            raise InputError(f"{self.title}: rope_theta", None, "a number beside the rope dict, which it demands")
+        described = unscaled(config, _BASES)
         layer = described.ropes[described.main]
         return scaled(described, self._scaling(layer, described, layer.written)) if layer.written else described
 
@@ -98,10 +120,8 @@ class MLXLM(FolderEngine):
             return NoScaling()  # it warns, and goes on without
         return _long(by_declared(self.title, said, layer.rope.original_length, declared))
 
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        if changes is not None:
-            raise InputError("out", None, f"a folder: {self.title} takes its configuration from config.json")
-        return shlex.join(["mlx_lm.server", "--model", model])
+    def words(self, model: str, length: int) -> list[str]:
+        return ["mlx_lm.server", "--model", model]
 
 
 def _long(lists: LongRoPE) -> LongRoPE:

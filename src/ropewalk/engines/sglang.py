@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +37,9 @@ class SGLang(FolderEngine):
         "python/sglang/srt/utils/hf_transformers/common.py (get_context_length)",
     )
     nested = True
+    overrides = "--json-model-override-args"
+    merges = True
+    loads = 5
 
     def own(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         if isinstance(scaling, DynamicNTK) and scaling.alpha is not None:
@@ -64,7 +65,9 @@ class SGLang(FolderEngine):
             scaling = layer.scaling
             if not described.model_type.startswith("gemma3"):  # it reads those as transformers does
                 scaling = _reading(layer, described, length)
-                if layer.written.get("rope_type", layer.written.get("type")) not in _DECLARE_WHAT_THEY_REACH:
+                rope_type = layer.written.get("rope_type", layer.written.get("type"))
+                held = "original_max_position_embeddings" in layer.written  # by which it knows what is declared
+                if rope_type not in _DECLARE_WHAT_THEY_REACH and not held:
                     grown = float(layer.written.get("factor") or 1.0)
             ropes[kind] = dataclasses.replace(layer, scaling=scaling)
         accepted = int((described.max_length or 2048) * grown)
@@ -73,12 +76,8 @@ class SGLang(FolderEngine):
             raise InputError("SGLang: max_position_embeddings", described.max_length, need)
         return dataclasses.replace(described, ropes=ropes, max_length=accepted)
 
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        parts = ["python", "-m", "sglang.launch_server", "--model-path", model, "--context-length", str(length)]
-        if changes is not None:
-            given = {key: value for key, value in changes.items() if value is not None}
-            parts += ["--json-model-override-args", json.dumps(given)]
-        return shlex.join(parts)
+    def words(self, model: str, length: int) -> list[str]:
+        return ["python", "-m", "sglang.launch_server", "--model-path", model, "--context-length", str(length)]
 
 
 def _told(said: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -104,6 +103,8 @@ def _reading(layer: LayerRope, described: ModelConfig, length: int) -> Scaling:
             mscale_all_dim=said.get("mscale_all_dim") or None,
             original_length=rope.original_length,
         )
+    if said.get("mrope_section") and rope_type not in ("yarn", "mrope"):
+        raise InputError("SGLang: rope_type", rope_type, "default or yarn: no other reads mrope_section")
     if rope_type in ("linear", "llama3", "mrope"):
         return own
     if rope_type == "yarn" and isinstance(own, YaRN):
@@ -112,6 +113,8 @@ def _reading(layer: LayerRope, described: ModelConfig, length: int) -> Scaling:
         attention_factor = natural * float(said.get("attn_factor", 1.0))
         return dataclasses.replace(own, mscale=None, mscale_all_dim=None, attention_factor=attention_factor)
     if rope_type == "longrope":
+        if rope.layout == "interleaved":
+            raise InputError("SGLang: rope_type", rope_type, "another type for interleaved pairs")
         lists = by_declared("SGLang", said, rope.original_length, described.max_length)
         mscale = said.get("long_mscale" if length > (rope.original_length or 0) else "short_mscale")
         return lists if mscale is None else dataclasses.replace(lists, attention_factor=float(mscale))

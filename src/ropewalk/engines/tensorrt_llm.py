@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.engines.attention import by_declared, by_lengths, by_mscale, mscale_ratio, stretched
+from ropewalk.engines.attention import by_declared, by_mscale, mscale_ratio
 from ropewalk.engines.base import Config
 from ropewalk.engines.folder import SOFTMAX_SCALED, FolderEngine
 from ropewalk.engines.version4 import number
@@ -34,6 +33,9 @@ class TensorRTLLM(FolderEngine):
         "tensorrt_llm/_torch/models/modeling_gpt_oss.py",
     )
     nested = False  # its releases on transformers 4 take the base from rope_parameters, and not the scaling
+    tokenizer_class = "PreTrainedTokenizerFast"
+    loads = 4
+    lists_by_lengths = True
 
     def own(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         if isinstance(scaling, DynamicNTK):
@@ -42,12 +44,9 @@ class TensorRTLLM(FolderEngine):
             return by_mscale(scaling, layer)
         return super().own(scaling, layer, length)
 
-    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        return by_lengths(scaling, layer, length)
-
     def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
         if said["rope_type"] == "longrope":
-            return stretched(said)
+            return super().declared(scaling, layer, said, length)
         return max(length, layer.rope.original_length or 0)  # its table ends there, whatever the factor
 
     def reading(self, config: Config, length: int) -> ModelConfig:
@@ -61,10 +60,8 @@ class TensorRTLLM(FolderEngine):
         }
         return dataclasses.replace(described, ropes=ropes)
 
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        if changes is not None:
-            raise InputError("out", None, f"a folder: {self.title} takes its configuration from config.json")
-        return shlex.join(["trtllm-serve", model, "--max_seq_len", str(length)])
+    def words(self, model: str, length: int) -> list[str]:
+        return ["trtllm-serve", model, "--max_seq_len", str(length)]
 
 
 def _reading(layer: LayerRope, described: ModelConfig, length: int) -> Scaling:

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.engines.attention import by_declared, by_lengths, by_mscale, mscale_ratio, stretched
+from ropewalk.engines.attention import by_declared, by_mscale, mscale_ratio
 from ropewalk.engines.base import Config
 from ropewalk.engines.folder import FolderEngine, text_part
 from ropewalk.engines.version4 import number, scaled, unscaled
@@ -15,7 +14,6 @@ from ropewalk.rope import Rope
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.llama3 import Llama3
-from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import ntk_base
 from ropewalk.scaling.yarn import YaRN
@@ -33,17 +31,12 @@ class TGI(FolderEngine):
         "launcher/src/main.rs",
     )
     nested = False
+    loads = 4
+    lists_by_lengths = True
+    tokenizer_class = "PreTrainedTokenizerFast"
 
     def own(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         return by_mscale(scaling, layer) if isinstance(scaling, YaRN) else super().own(scaling, layer, length)
-
-    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        return by_lengths(scaling, layer, length)
-
-    def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
-        if said["rope_type"] == "longrope":
-            return stretched(said)
-        return super().declared(scaling, layer, said, length)
 
     def reading(self, config: Config, length: int) -> ModelConfig:
         described = unscaled(config)
@@ -96,8 +89,6 @@ class TGI(FolderEngine):
             raise InputError(f"{self.title}: short_factor and long_factor", "two lists", allowed)
         return lists
 
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        if changes is not None:
-            raise InputError("out", None, f"a folder: {self.title} takes its configuration from config.json")
+    def words(self, model: str, length: int) -> list[str]:
         limits = ["--max-input-tokens", str(length - 1), "--max-total-tokens", str(length)]
-        return shlex.join(["text-generation-launcher", "--model-id", model, *limits])
+        return ["text-generation-launcher", "--model-id", model, *limits]

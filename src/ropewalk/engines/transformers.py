@@ -1,25 +1,69 @@
 from __future__ import annotations
 
-from ropewalk.config import ModelConfig
+import dataclasses
+from typing import Any
+
+from ropewalk.config import ALL_LAYERS, LayerRope, ModelConfig
 from ropewalk.engines.base import Config
-from ropewalk.engines.folder import FolderEngine, meaning
+from ropewalk.engines.folder import FolderEngine, meaning, text_part
+from ropewalk.engines.loading import OF_MSCALES, WITHOUT_HEAD_DIM
+from ropewalk.engines.version4 import unscaled
 from ropewalk.errors import InputError
+from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.scaling.none import NoScaling
+from ropewalk.scaling.yarn import YaRN
+
+# Whose unscaled rotary modules turn the whole head, whatever partial_rotary_factor says; scaled ones turn that part.
+_WHOLE_UNSCALED = {
+    "apertus", "arcee", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "falcon", "gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "granitemoe", "helium", "hunyuan_v1_dense",
+    "llama", "llama4_text", "ministral", "ministral3", "mistral", "mistral4", "mixtral", "olmo", "olmo2", "olmo3", "phimoe",
+    "qwen2", "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text", "seed_oss",
+    "smollm3", "starcoder2",
+}  # fmt: skip
+_UNSCALED = ("ernie4_5_vl_moe_text", "recurrent_gemma")  # whose rotary modules know no scaling
 
 
 class Transformers(FolderEngine):
-    """transformers 5. Its reading is the one that the methods of this project are defined by."""
+    """transformers 5. The methods of this project are defined by its reading; here it is with its slips."""
 
     name = "transformers"
     title = "transformers"
     version = "5.23.0"
-    sources = ("src/transformers/modeling_rope_utils.py",)
+    sources = (
+        "src/transformers/modeling_rope_utils.py",
+        "src/transformers/models/*/configuration_*.py",
+        "src/transformers/models/phimoe/modeling_phimoe.py",
+    )
     nested = True
+    loads = 5
     requirements = ("torch==2.13.0", "transformers==5.23.0", "accelerate")
 
     def reading(self, config: Config, length: int) -> ModelConfig:
-        return meaning(config)
+        described, text = meaning(config), text_part(config)
+        if described.model_type == "esm":
+            return unscaled({**config, "rope_scaling": None})
+        ropes = {kind: self._layer(kind, layer, described, text) for kind, layer in described.ropes.items()}
+        return dataclasses.replace(described, ropes=ropes)
 
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        if changes is not None:
-            raise InputError("out", None, f"a folder: {self.title} takes its configuration from config.json")
-        return f"transformers serve {model}"
+    def _layer(self, kind: str, layer: LayerRope, described: ModelConfig, text: Config) -> LayerRope:
+        own: Any = layer.scaling
+        model_type, rope = described.model_type, layer.rope
+        if model_type in _UNSCALED and not isinstance(own, NoScaling):
+            raise InputError(f"{self.title}: rope_type", own.name, f"default: {model_type} turns unscaled")
+        if isinstance(own, YaRN):
+            if model_type in WITHOUT_HEAD_DIM and text.get("head_dim") is None:
+                raise InputError(f"{self.title}: head_dim", None, f"a number: yarn of {model_type} computes with it")
+            if kind != ALL_LAYERS:  # it looks for truncate beside the layer types, where no configuration has it
+                own = dataclasses.replace(own, truncate=True)
+        if isinstance(own, LongRoPE) and model_type in OF_MSCALES:  # the short list, whatever the length
+            own = dataclasses.replace(own, long_factor=own.short_factor)
+        partial = layer.written.get("partial_rotary_factor") or text.get("partial_rotary_factor")
+        if isinstance(own, NoScaling) and partial and model_type in _WHOLE_UNSCALED:
+            rope = dataclasses.replace(rope, dim=round(rope.dim / partial))
+        if model_type == "minimax_m3_vl_text" and not partial and text.get("head_dim"):  # it passes over rotary_dim
+            rope = dataclasses.replace(rope, dim=text["head_dim"])
+        return dataclasses.replace(layer, rope=rope, scaling=own)
+
+    def words(self, model: str, length: int) -> list[str]:
+        return ["transformers", "serve", model]

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from ropewalk.config import ModelConfig
-from ropewalk.engines.attention import by_lengths, stretched
-from ropewalk.engines.base import Config, Way
-from ropewalk.engines.folder import FolderEngine, rewritten, text_part
+from ropewalk.engines.base import Config
+from ropewalk.engines.folder import FolderEngine, text_part
+from ropewalk.engines.loading import OF_LISTS
 from ropewalk.engines.version4 import number, scaled, unscaled
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling, from_rope_dict
-from ropewalk.scaling.longrope import LongRoPE
 
 _NEEDED = {
     "linear": ("factor",),
@@ -30,7 +28,6 @@ _BY_CLASS = {
     },
     "gpt_oss": {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096},
 }
-_OF_THREE_FIELDS = ("phi3", "phi4_multimodal")  # their configuration refuses any fourth
 _SOFTENED = ("deepseek_v3", "longcat_flash")  # whose softmax it multiplies by m(s, mscale_all_dim)^2
 
 
@@ -46,34 +43,9 @@ class Transformers4(FolderEngine):
         "src/transformers/models/phi3/configuration_phi3.py",
     )
     nested = False
+    loads = 4
+    tokenizer_class = "PreTrainedTokenizerFast"
     requirements = ("torch==2.13.0", "transformers==4.57.6", "accelerate")
-
-    def ways(self, config: Config, scaling: Scaling, length: int) -> Iterator[Way]:
-        three = text_part(config).get("model_type") in _OF_THREE_FIELDS
-        for way in super().ways(config, scaling, length):
-            said = text_part(way.changes).get("rope_scaling")
-            if not three or said is None:
-                yield way
-            elif "long_factor" in said:
-                yield self._of_three(way, said, length)
-
-    def _of_three(self, way: Way, said: dict[str, Any], length: int) -> Way:
-        lists = LongRoPE(
-            said["short_factor"], said["long_factor"], attention_factor=said["attention_factor"],
-            original_length=said["original_max_position_embeddings"],
-        )  # fmt: skip
-        described = unscaled(way.config)
-        chosen = by_lengths(lists, described.ropes[described.main], length) or said
-        kept = {"type": "longrope", "short_factor": said["short_factor"], "long_factor": said["long_factor"]}
-        original = chosen["original_max_position_embeddings"]
-        return rewritten(
-            way,
-            {
-                "rope_scaling": kept,
-                "original_max_position_embeddings": original,
-                "max_position_embeddings": stretched(chosen),
-            },
-        )
 
     def reading(self, config: Config, length: int) -> ModelConfig:
         described = unscaled(config)
@@ -82,11 +54,8 @@ class Transformers4(FolderEngine):
         if not said:
             return described
         rope_type = said.get("type") or said.get("rope_type")
-        if described.model_type in _OF_THREE_FIELDS:
-            rope_type = "longrope" if rope_type in ("su", "yarn", "longrope") else None
-            if rope_type is None or set(said) != {"type", "short_factor", "long_factor"}:
-                found = ", ".join(map(str, said))
-                raise InputError(f"{self.title}: rope_scaling", found, "type, short_factor and long_factor, no more")
+        if described.model_type in OF_LISTS:
+            rope_type = "longrope"  # its class says so of yarn and su, too
         if rope_type in ("default", "mrope"):
             return described
         if rope_type not in _NEEDED:
@@ -117,7 +86,5 @@ class Transformers4(FolderEngine):
                 said.update(mscale=None, mscale_all_dim=None)
         return from_rope_dict({**said, "rope_type": rope_type}, strict=False)
 
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        if changes is not None:
-            raise InputError("out", None, f"a folder: {self.title} takes its configuration from config.json")
-        return f"transformers serve --force_model {model}"
+    def words(self, model: str, length: int) -> list[str]:
+        return ["transformers", "serve", "--force_model", model]

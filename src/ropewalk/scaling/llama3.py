@@ -15,7 +15,8 @@ from ropewalk.scaling.base import Scaling
 class Llama3(Scaling):
     """Llama 3.1's scaling: by wavelength, untouched below L/high_freq_factor, divided above L/low_freq_factor.
 
-    Between the two the frequency is blended linearly in the rotations over L (the Llama 3.1 release).
+    Between the two the frequency is blended linearly in the rotations over L (the Llama 3.1 release). With both factors
+    the same, as Llama 4 has them, it is a step.
     """
 
     name = "llama3"
@@ -31,15 +32,15 @@ class Llama3(Scaling):
         check_number("llama3: factor", self.factor, least=1)
         check_number("llama3: low_freq_factor", self.low_freq_factor, least=0, above=True)
         check_number("llama3: high_freq_factor", self.high_freq_factor, least=0, above=True)
-        if self.high_freq_factor <= self.low_freq_factor:
-            raise InputError(
-                "llama3: high_freq_factor", self.high_freq_factor, f"above low_freq_factor ({self.low_freq_factor:g})"
-            )
+        if self.high_freq_factor < self.low_freq_factor:
+            low = f"at least low_freq_factor ({self.low_freq_factor:g})"
+            raise InputError("llama3: high_freq_factor", self.high_freq_factor, low)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         turned = rope.rotations(self.trained_on(rope))
-        kept = (turned - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        kept = np.clip(kept, 0.0, 1.0)
+        band = self.high_freq_factor - self.low_freq_factor
+        past_low = turned - self.low_freq_factor
+        kept = np.clip(past_low / band, 0.0, 1.0) if band else np.where(past_low > 0, 1.0, 0.0)
         return Frequencies(rope.inv_freq * ((1 - kept) / self.factor + kept))
 
     def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Scripts that run in the python of an engine and import nothing of ours; running.py starts them."""

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(config, items):
+    """What needs the engines' own environments runs when it is asked for."""
+    if "engines" in config.option.markexpr:
+        return
+    for item in items:
+        if item.get_closest_marker("engines"):
+            item.add_marker(pytest.mark.skip(reason="needs the engines' environments: make test-engines"))
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A random Llama of 64 tokens that hangs on its positions, with a tokenizer of bytes, as a folder."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        rope_theta=10_000.0,
+    )
+    folder = tmp_path_factory.mktemp("small")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    """Where references and controls are kept for all tests."""
+    return tmp_path_factory.mktemp("work")
