@@ -16,6 +16,7 @@ import ropewalk as rw
 from ropewalk import config as configs
 from ropewalk.engines import ENGINES
 from ropewalk.export import export_model
+from ropewalk.models import load as loading
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_a_model_is_not_exported_onto_itself(folder, tmp_path, through):
     (folder / "ropewalk.json").write_text(json.dumps({"written": {"model.safetensors": [7, 0]}}))
     os.utime(folder / "model.safetensors", ns=(0, 0))
     before = everything(folder)
-    with pytest.raises(rw.InputError, match="out: found .*another folder than the model's own"):
+    with pytest.raises(rw.InputError, match=r"out: found .*another folder than the model's own"):
         export_model(str(model), "yarn:factor=4", "transformers", out)
     assert everything(folder) == before
 
@@ -231,7 +232,12 @@ def test_a_tokenizer_is_called_what_the_engine_calls_it(folder, tmp_path, engine
     assert (tmp_path / "out" / "tokenizer_config.json").is_symlink()
 
 
-def test_an_unpacked_gguf_file_has_a_tokenizer_of_transformers_4(tmp_path):
+def test_an_unpacked_gguf_file_has_a_tokenizer_of_transformers_4(tmp_path, monkeypatch):
+    class Loaded:
+        def save_pretrained(self, folder):
+            (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+
+    monkeypatch.setattr(loading, "load", lambda *_, **__: (Loaded(), Loaded()))
     export_model("smollm2", "yarn:factor=2", "transformers4", tmp_path / "out")
     written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -274,8 +280,11 @@ def test_the_command_names_what_the_engine_can_load(folder, tmp_path, engine):
     (tmp_path / "my model").symlink_to(folder)
     made = export_model(str(tmp_path / "my model" / "config.json"), "yarn:factor=4", engine)
     assert str(tmp_path / "my model") in shlex.split(made.command)
+
+
+def test_what_must_be_unpacked_asks_for_a_folder():
     with pytest.raises(rw.InputError, match=r"out: found None; allowed: a folder: SmolLM2.*\.gguf is unpacked"):
-        export_model("smollm2", "yarn:factor=2", engine)
+        export_model("smollm2", "yarn:factor=2", "vllm")
 
 
 @pytest.fixture
@@ -366,6 +375,6 @@ def test_a_folder_that_cannot_be_written(folder, tmp_path, monkeypatch, out):
 
     monkeypatch.setattr(Path, "mkdir", locked)  # root may write anywhere
     before = everything(tmp_path)
-    with pytest.raises(rw.InputError, match="out: found .*a folder that can be"):
+    with pytest.raises(rw.InputError, match=r"out: found .*a folder that can be"):
         export_model(str(folder), "yarn:factor=4", "transformers", tmp_path / out)
     assert everything(tmp_path) == before

@@ -11,7 +11,7 @@ import pytest
 
 from ropewalk import config as configs
 from ropewalk.engines import find
-from ropewalk.engines.express import express, intended, same
+from ropewalk.engines.express import express, same
 from ropewalk.engines.folder import meaning
 from ropewalk.errors import InputError
 from ropewalk.scaling import REGISTRY, parse
@@ -77,19 +77,15 @@ def ramped(original, factor, low, high, base=100_000.0, dim=64):
 
 
 @pytest.mark.parametrize("method", sorted(REGISTRY))
-def test_every_method_is_expressed_as_it_is_meant_or_refused_in_a_line(method):
+def test_so_many_engines_can_be_told_a_method_and_the_others_refuse_in_a_line(method):
     spec, expected = SPECS[method]
-    scaling, described, told = parse(spec), meaning(llama()), []
-    meant = configs.layer_frequencies(scaling, described.ropes["all"], 16_384)
-    refusals = []
+    told, refusals = [], []
     for engine in ENGINES:
         try:
-            way = express(find(engine), llama(), described, scaling, 16_384)
+            express(find(engine), llama(), meaning(llama()), parse(spec), 16_384)
+            told.append(engine)
         except InputError as error:
             refusals.append(str(error))
-            continue
-        assert same(read(engine, way.config, 16_384), meant), engine
-        told.append(engine)
     assert len(told) == expected, told
     assert all("the nearest is" in line and "\n" not in line for line in refusals), refusals
 
@@ -134,14 +130,24 @@ class TestBaseOfVersion5:
         way = express(find(engine), self.config, meaning(self.config), parse("none"), 8192)
         np.testing.assert_allclose(read(engine, way.config, 8192).inv_freq, powers(500_000.0))
 
-    def test_mlx_knows_it_for_qwen_3_and_not_for_qwen_2(self):
-        for model_type, base in (("qwen3", 500_000.0), ("qwen2", 10_000.0)):
-            got = read("mlx-lm", {**self.config, "model_type": model_type}, 8192)
-            np.testing.assert_allclose(got.inv_freq, powers(base))
+    @pytest.mark.parametrize(
+        ("engine", "model_type", "base"),
+        [
+            ("mlx-lm", "qwen3", 500_000.0),  # whose file knows it
+            ("mlx-lm", "qwen2", 1_000_000.0),
+            ("mlx-lm", "cohere", 8_000_000.0),
+            ("exllamav2", "qwen2", 10_000.0),
+            ("exllamav2", "mixtral", 10_000.0),
+            ("transformers4", "olmo3", 10_000.0),
+            ("transformers4", "mixtral", 1_000_000.0),
+        ],
+    )
+    def test_every_engine_has_defaults_of_its_own(self, engine, model_type, base):
+        np.testing.assert_allclose(read(engine, {**self.config, "model_type": model_type}, 8192).inv_freq, powers(base))
 
-    def test_the_default_of_the_architecture_stands_in(self):
-        got = read("transformers4", {**self.config, "model_type": "mixtral"}, 8192)
-        np.testing.assert_allclose(got.inv_freq, powers(1_000_000.0))
+    def test_some_files_of_mlx_demand_one(self):
+        with pytest.raises(InputError, match="MLX-LM: rope_theta: found None"):
+            read("mlx-lm", {**self.config, "model_type": "granite"}, 8192)
 
 
 class TestAttentionFactor:
@@ -176,13 +182,6 @@ class TestAttentionFactor:
         config = scaled_by({**YARN_2, "mscale": 0.5}, max_position_embeddings=16_384)
         assert read(engine, config).attention_factor == pytest.approx(1 + 0.05 * math.log(2))
         assert read("transformers4", config).attention_factor == pytest.approx(NATURAL_2)
-
-    @pytest.mark.parametrize("engine", ENGINES)
-    @pytest.mark.parametrize("factor", [1.0, 1.07, 1.25])
-    def test_every_engine_can_be_told_one(self, engine, factor):
-        scaling = parse(f"yarn:factor=2,attention_factor={factor}")
-        way = express(find(engine), llama(), meaning(llama()), scaling, 16_384)
-        assert read(engine, way.config, 16_384).attention_factor == pytest.approx(factor, rel=2e-7)
 
 
 class TestYarnsRamp:
@@ -407,30 +406,46 @@ DEEPSEEK = {
 
 class TestFamilies:
     @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "tgi"])
-    def test_phi_3_is_read_and_written_again_as_it_is(self, engine):
+    def test_phi_3_is_read_by_its_two_lengths(self, engine):
         # sqrt(1 + ln 32 / ln 4096) is sqrt(17/12)
         assert read(engine, PHI_3).attention_factor == pytest.approx(math.sqrt(17 / 12))
         np.testing.assert_allclose(read(engine, PHI_3).inv_freq, powers(10_000.0) / LONG)
-        described = meaning(PHI_3)
-        way = express(find(engine), PHI_3, described, described.ropes["all"].scaling, 131_072)
-        assert same(read(engine, way.config), read(engine, PHI_3))
 
-    def test_phi_3_takes_no_fourth_field_in_transformers_4(self):
-        way = express(find("transformers4"), PHI_3, meaning(PHI_3), parse("yarn:factor=2"), 8192)
-        assert set(way.config["rope_scaling"]) == {"type", "short_factor", "long_factor"}
-        assert same(read("transformers4", way.config, 8192), parse("yarn:factor=2").frequencies(_rope(PHI_3)))
+    @pytest.mark.parametrize("method", ["linear:factor=2", "yarn:factor=2", "llama3:factor=2", "ntk-by-parts:factor=2"])
+    @pytest.mark.parametrize("engine", ["transformers4", "tensorrt-llm", "tgi"])
+    def test_phi_3_takes_no_fourth_field_on_transformers_4(self, engine, method):
+        way = express(find(engine), PHI_3, meaning(PHI_3), parse(method), 8192)
+        assert way.config["rope_scaling"].keys() == {"type", "short_factor", "long_factor"}
+        assert way.config["rope_scaling"]["type"] == "longrope"
+
+    @pytest.mark.parametrize("rope_type", ["yarn", "linear", "llama3"])
+    @pytest.mark.parametrize("engine", ["transformers4", "tensorrt-llm", "tgi", "sglang", "lmdeploy"])
+    def test_of_phi_3_the_class_refuses_what_is_no_list(self, engine, rope_type):
+        said = {"rope_type": rope_type, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        config = {**PHI_3, "rope_scaling": said}
+        with pytest.raises(InputError, match=rf"{find(engine).title}: rope_\w+: found .* class of phi3"):
+            find(engine).read(config, 8192)
 
     @pytest.mark.parametrize("engine", ENGINES)
-    def test_gemma_3_keeps_its_local_base_and_is_written_with_its_factor(self, engine):
-        described = meaning(GEMMA_3)
-        meant = intended(described, parse("linear:factor=8"))
-        way = express(find(engine), GEMMA_3, described, meant["full_attention"], 131_072)
-        got = find(engine).read(way.config, 131_072)
-        local, whole = got.ropes["sliding_attention"], got.ropes["full_attention"]
-        np.testing.assert_allclose(local.scaling.frequencies(local.rope).inv_freq, powers(10_000.0, 256))
-        np.testing.assert_allclose(whole.scaling.frequencies(whole.rope).inv_freq, powers(1_000_000.0, 256) / 8)
-        assert way.config["text_config"]["hidden_size"] == 2560
+    def test_gemma_3_is_written_with_its_local_base_and_its_factor(self, engine):
+        way = express(find(engine), GEMMA_3, meaning(GEMMA_3), parse("linear:factor=8"), 131_072)
+        text = way.config["text_config"]
+        if find(engine).nested:
+            assert text["rope_parameters"] == {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            }
+        else:
+            assert (text["rope_theta"], text["rope_local_base_freq"]) == (1_000_000.0, 10_000.0)
+            said = text["rope_scaling"]
+            assert said.get("factor") == 8.0 or set(said["long_factor"]) == {8.0}
+        assert text["hidden_size"] == 2560
         assert "rope_scaling" not in way.config
+
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_of_gemma_3_the_sliding_layers_turn_by_the_local_base(self, engine):
+        local = find(engine).read(GEMMA_3, 8192).ropes["sliding_attention"]
+        np.testing.assert_allclose(local.scaling.frequencies(local.rope).inv_freq, powers(10_000.0, 256))
 
     def test_of_gemma_3_tgi_drops_the_scaling_and_lmdeploy_demands_a_factor(self):
         np.testing.assert_allclose(read("tgi", GEMMA_3).inv_freq, powers(1_000_000.0, 256))
@@ -462,6 +477,18 @@ class TestFamilies:
         way = express(find("transformers4"), GPT_OSS, meaning(GPT_OSS), parse("none"), 4096)
         np.testing.assert_allclose(read("transformers4", way.config, 4096).inv_freq, powers(150_000.0))
 
+    def test_sglang_reads_sections_under_default_and_yarn_alone(self):
+        for rope_type in ("linear", "llama3", "dynamic", "longrope"):
+            with pytest.raises(InputError, match="no other reads mrope_section"):
+                read(
+                    "sglang", scaled_by({**LISTS, **YARN_2, "rope_type": rope_type, "mrope_section": [8, 12, 12]}), 8192
+                )
+
+    def test_sglang_has_no_lists_for_interleaved_pairs(self):
+        config = scaled_by({**LISTS, "original_max_position_embeddings": 4096}, model_type="glm4")
+        with pytest.raises(InputError, match="another type for interleaved pairs"):
+            read("sglang", config, 8192)
+
     def test_partial_rotary_models_are_written_with_the_part_that_turns(self):
         config = llama(rope_theta=None, rope_parameters={"rope_theta": 100_000.0, "partial_rotary_factor": 0.5})
         for engine in ENGINES:
@@ -476,6 +503,27 @@ class TestFamilies:
             way = express(find(engine), config, meaning(config), parse("ntk:factor=2"), 16_384)
             written = way.config.get("rope_parameters") or way.config["rope_scaling"]
             assert written["mrope_section"] == [8, 12, 12]
+
+
+class TestMerged:
+    """SGLang and LMDeploy merge what the command says into the rope dict that is there: what it leaves out stays."""
+
+    own = scaled_by({**YARN_2, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}, max_position_embeddings=32_768)
+
+    @pytest.mark.parametrize("engine", ["sglang", "lmdeploy"])
+    @pytest.mark.parametrize("method", ["yarn:factor=2", "linear:factor=2", "none"])
+    def test_what_stays_changes_nothing(self, engine, method):
+        meant = parse(method).frequencies(_rope(self.own))
+        way = express(find(engine), self.own, meaning(self.own), parse(method), 8192)
+        held = {"rope_theta": 100_000.0, **self.own["rope_scaling"]}
+        fields = {**self.own, **way.changes, "rope_parameters": {**held, **way.changes["rope_parameters"]}}
+        got = read(engine, {key: value for key, value in fields.items() if value is not None}, 8192)
+        np.testing.assert_allclose(got.inv_freq, meant.inv_freq)
+        assert got.attention_factor == pytest.approx(meant.attention_factor)
+
+    def test_a_folder_holds_nothing_of_it(self):
+        way = express(find("sglang"), self.own, meaning(self.own), parse("none"), 8192)
+        assert way.config["rope_parameters"] == {"rope_theta": 100_000.0, "rope_type": "default"}
 
 
 class TestFolder:

@@ -91,6 +91,12 @@ def test_lists_take_their_attention_factor_from_keys_of_vllm():
     assert read({**lists, "long_mscale": 1.3}, length=8192).attention_factor == 1.3
 
 
+def test_lists_are_not_for_interleaved_pairs():
+    lists = {"rope_type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
+    with pytest.raises(rw.InputError, match="another type for interleaved pairs"):
+        read({**lists, "original_max_position_embeddings": 4096}, model_type="glm4")
+
+
 @pytest.mark.parametrize(
     ("rope", "length", "message"),
     [
@@ -100,6 +106,8 @@ def test_lists_take_their_attention_factor_from_keys_of_vllm():
         ({"rope_type": "proportional", "partial_rotary_factor": 0.5}, 8193, "at least 8,193"),
         ({"rope_type": "linear", "factor": None}, 8192, "a value"),
         ({"type": "linear", "rope_type": "yarn", "factor": 2.0}, 8192, "one of the two"),
+        ({"rope_type": "linear", "factor": 2.0, "mrope_section": [8, 12, 12]}, 8192, "no other reads mrope_section"),
+        ({"rope_type": "ntk", "factor": 2.0, "mrope_section": [8, 12, 12]}, 8192, "no other reads mrope_section"),
     ],
 )
 def test_what_it_refuses(rope, length, message):

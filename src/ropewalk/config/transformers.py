@@ -33,6 +33,8 @@ _PARTIAL_OF = {
     "glm4_moe": 0.5,
 }
 _PATTERN_OF = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
+# Whose sliding layers have another base, also where none is written.
+_LOCAL_BASE = {"gemma3_text": 10_000.0, "gemma3n_text": 10_000.0}
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
 OF_A_SCALING = {
@@ -129,7 +131,10 @@ def _by_layer_type(config: Mapping[str, Any], written: Mapping[str, Any]) -> dic
     nested = {kind: rope_dict for kind, rope_dict in written.items() if isinstance(rope_dict, Mapping)}
     if nested:
         return nested
-    local = _first(config, "rope_local_base_freq", "local_rope_theta")
+    model_type = str(config.get("model_type"))
+    local = _first(config, "rope_local_base_freq", "local_rope_theta") or _LOCAL_BASE.get(model_type)
+    if model_type == "olmo3":  # one base, and its sliding layers take no scaling
+        local = base_of(config, written) or BASE_OF[model_type]
     if local is not None:
         return {"full_attention": written, "sliding_attention": {"rope_theta": local}}
     return {ALL_LAYERS: written}

@@ -189,7 +189,7 @@ def _copy(source: Path, target: Path, changes: Config) -> None:
     kinds = gguf.GGUFValueType
     writer = gguf.GGUFWriter(target, "")
     writer.data_alignment = int(reader.alignment)
-    _copy_fields(reader, writer, kinds, changes)
+    copy_fields(reader, writer, kinds, changes)
     for name, value in changes.items():
         if value is not None and name not in _TENSORS:
             kind = {str: kinds.STRING, int: kinds.UINT32, float: kinds.FLOAT32}[type(value)]
@@ -208,7 +208,7 @@ def _copy(source: Path, target: Path, changes: Config) -> None:
     writer.close()
 
 
-def _copy_fields(reader: Any, writer: Any, kinds: Any, changes: Config) -> None:
+def copy_fields(reader: Any, writer: Any, kinds: Any, changes: Config) -> None:
     """Every field that does not change, as it stands; only empty lists, which gguf does not write, are left out."""
     for name, field in reader.fields.items():
         kind, of = field.types[0], field.types[-1]

@@ -25,7 +25,7 @@ class TensorRTLLM(FolderEngine):
 
     name = "tensorrt-llm"
     title = "TensorRT-LLM"
-    version = "main"
+    version = "4f4a9f5c4 (main)"
     sources = (
         "tensorrt_llm/_torch/attention_backend/interface.py (RopeParams)",
         "tensorrt_llm/functional.py (RopeEmbeddingUtils)",

@@ -24,7 +24,7 @@ class TGI(FolderEngine):
 
     name = "tgi"
     title = "Text Generation Inference"
-    version = "3.x"
+    version = "06663162b (3.x)"
     sources = (
         "server/text_generation_server/layers/rotary.py",
         "server/text_generation_server/models/flash_causal_lm.py (warmup)",

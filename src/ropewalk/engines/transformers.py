@@ -11,15 +11,16 @@ from ropewalk.engines.version4 import unscaled
 from ropewalk.errors import InputError
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
+from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN
 
 # Whose unscaled rotary modules turn the whole head, whatever partial_rotary_factor says; scaled ones turn that part.
 _WHOLE_UNSCALED = {
     "apertus", "arcee", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "exaone4",
     "falcon", "gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "granitemoe", "helium", "hunyuan_v1_dense",
-    "llama", "llama4_text", "ministral", "ministral3", "mistral", "mistral4", "mixtral", "olmo", "olmo2", "olmo3", "phimoe",
-    "qwen2", "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text", "seed_oss",
-    "smollm3", "starcoder2",
+    "llama", "llama4_text", "ministral", "ministral3", "mistral", "mistral4", "mixtral", "olmo", "olmo2", "olmo3",
+    "phimoe", "qwen2", "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text",
+    "seed_oss", "smollm3", "starcoder2",
 }  # fmt: skip
 _UNSCALED = ("ernie4_5_vl_moe_text", "recurrent_gemma")  # whose rotary modules know no scaling
 
@@ -51,6 +52,8 @@ class Transformers(FolderEngine):
         model_type, rope = described.model_type, layer.rope
         if model_type in _UNSCALED and not isinstance(own, NoScaling):
             raise InputError(f"{self.title}: rope_type", own.name, f"default: {model_type} turns unscaled")
+        if isinstance(own, Proportional) and text.get("qk_rope_head_dim"):
+            raise InputError(f"{self.title}: rope_type", own.name, "another type: it takes the whole head")
         if isinstance(own, YaRN):
             if model_type in WITHOUT_HEAD_DIM and text.get("head_dim") is None:
                 raise InputError(f"{self.title}: head_dim", None, f"a number: yarn of {model_type} computes with it")
@@ -59,10 +62,10 @@ class Transformers(FolderEngine):
         if isinstance(own, LongRoPE) and model_type in OF_MSCALES:  # the short list, whatever the length
             own = dataclasses.replace(own, long_factor=own.short_factor)
         partial = layer.written.get("partial_rotary_factor") or text.get("partial_rotary_factor")
-        if isinstance(own, NoScaling) and partial and model_type in _WHOLE_UNSCALED:
-            rope = dataclasses.replace(rope, dim=round(rope.dim / partial))
-        if model_type == "minimax_m3_vl_text" and not partial and text.get("head_dim"):  # it passes over rotary_dim
-            rope = dataclasses.replace(rope, dim=text["head_dim"])
+        whole = isinstance(own, NoScaling) and partial and model_type in _WHOLE_UNSCALED
+        if whole or (model_type == "minimax_m3_vl_text" and not partial):  # which passes over rotary_dim
+            dim = rope.dim if text.get("qk_rope_head_dim") else round(rope.dim / (partial or 1))
+            rope = dataclasses.replace(rope, dim=text.get("head_dim") or dim)
         return dataclasses.replace(layer, rope=rope, scaling=own)
 
     def words(self, model: str, length: int) -> list[str]:

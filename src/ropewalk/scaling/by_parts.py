@@ -34,8 +34,8 @@ class ByParts(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("beta_slow", "beta_fast"):
-            check_number(f"{self.name}: {option}", getattr(self, option), least=1e-9)  # less overflows the ramp's bounds
+        for option in ("beta_slow", "beta_fast"):  # less than this overflows the ramp's bounds
+            check_number(f"{self.name}: {option}", getattr(self, option), least=1e-9)
         # Kimi K2 publishes both as 1: by index that is a ramp between two neighbouring pairs, by rotations 0/0.
         if self.beta_fast < self.beta_slow or (self.beta_fast == self.beta_slow and self.ramp == "rotations"):
             raise InputError(f"{self.name}: beta_fast", self.beta_fast, f"above beta_slow ({self.beta_slow:g})")

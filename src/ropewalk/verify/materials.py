@@ -8,7 +8,7 @@ import numpy as np
 
 from ropewalk import config as configs
 from ropewalk.engines.base import Engine
-from ropewalk.engines.gguf_file import _copy_fields
+from ropewalk.engines.gguf_file import copy_fields
 from ropewalk.verify.reference import Reference
 
 
@@ -44,7 +44,7 @@ def float32_copy(source: Path, target: Path) -> Path:
 
     reader = GGUFReader(source)
     writer = GGUFWriter(target, "")
-    _copy_fields(reader, writer, GGUFValueType, {})
+    copy_fields(reader, writer, GGUFValueType, {})
     shapes = [tuple(reversed(tensor.shape.tolist())) for tensor in reader.tensors]
     for tensor, shape in zip(reader.tensors, shapes, strict=True):
         size = 4 * int(np.prod(shape))

@@ -262,10 +262,11 @@ def _verification(subject: _Subject, meant: Scaling) -> Verification:
     # One token less, so that there is room for the one that is predicted.
     prompts = prompts_of(ids, subject.length - 1, subject.original, anew=meant.dynamic and fixed is None)
     positions = positions_to(subject.length, subject.original)
-    unscaled = subject.unscaled(prompts, positions)
-    # What is served may be wrong in whatever way: then an unscaled model, too, is asked beside its control.
-    plain = meant == NoScaling() and subject.given == "export"
-    scaled = unscaled if plain and unscaled else subject.scaled(meant, prompts, positions)
+    unscaled: _Heard | None
+    if isinstance(subject, _Local) and subject.served is None and meant == NoScaling():
+        scaled = unscaled = subject.unscaled(prompts, positions)
+    else:  # what is served may be wrong in whatever way: an unscaled model, too, is asked beside its control
+        scaled, unscaled = subject.scaled(meant, prompts, positions), subject.unscaled(prompts, positions)
     subject.say("the reference reads the same text")
     behaviour, of_behaviour = _behaviour(subject, meant, fixed, prompts, scaled, unscaled)
     tables, of_tables = _tables(subject, meant, positions, scaled, unscaled)
