@@ -9,7 +9,6 @@ import copy
 import json
 import math
 import random
-import resource
 import signal
 import sys
 import tempfile
@@ -286,12 +285,21 @@ def fuzz_ggufs(count, seed):
     return tally
 
 
+def peak_memory():
+    """Bytes; not by getrusage, which counts what the parent had when it started this process."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 def main():
     what, count, *seed = sys.argv[1:]
     signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError(f"longer than {SECONDS} s")))
     started = time.perf_counter()
     tally = {"configs": fuzz_configs, "ggufs": fuzz_ggufs}[what](int(count), int(seed[0]) if seed else 0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     for (name, outcome), number in sorted(tally.counts.items()):
         print(f"{name}: {outcome} {number}")
     print(f"{time.perf_counter() - started:.0f} s, at most {peak / 2**20:.0f} MiB")

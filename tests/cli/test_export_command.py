@@ -55,6 +55,7 @@ def test_engines_are_listed_with_what_they_can_be_given(run):
         "how": "no",
         "detail": "yarn:factor=4",
         "proven": [],
+        "refuted": [],
     }
     assert run("engines")[0] == 0
 

@@ -30,6 +30,7 @@ def test_only_what_passed_is_proven():
 
     assert proven("pass") == {("vllm", "yarn")}
     assert proven("fail") == proven("unclear") == set()
+    assert [cell.method for cell in matrix([{**ROW, "verdict": "fail"}]) if cell.refuted] == ["yarn"]
     assert "`yarn:factor=2` | own words | 12,000 | 42 | fail | 2026-01-02" in matrix_page([{**ROW, "verdict": "fail"}])
 
 

@@ -50,7 +50,7 @@ class Cell:
         engine, method: names.
         how: "own", "through" or "no".
         detail: through what; of "no" the nearest that there is.
-        proven: the rows of verify that hold for it, on the real engine.
+        proven, refuted: rows of verify on the real engine, those that passed and those that failed.
     """
 
     engine: str
@@ -58,6 +58,7 @@ class Cell:
     how: str
     detail: str
     proven: tuple[dict[str, Any], ...] = ()
+    refuted: tuple[dict[str, Any], ...] = ()
 
 
 def matrix(verified: Sequence[dict[str, Any]] = ()) -> list[Cell]:
@@ -80,9 +81,9 @@ def matrix_page(verified: Sequence[dict[str, Any]]) -> str:
         "<!-- Written by `ropewalk engines --markdown`, from the engines' files and the last run of verify. -->",
         "",
         "What each engine makes of its configuration, by its source of the version named. **own**: it has words for "
-        "the method. Otherwise what the method is written through, with the same frequencies, or **no**. A check mark: "
-        "proven on the real engine; the table further down says when and how far. For a model like Llama 3 8B, trained "
-        f"on 8,192 tokens and served at {_LENGTH:,}.",
+        "the method. Otherwise what the method is written through, with the same frequencies, or **no**. ✓ is "
+        "proven on the real engine and ✗ refuted by it (stale keys); the table further down says when and how far. "
+        f"For a model like Llama 3 8B, trained on 8,192 tokens and served at {_LENGTH:,}.",
         "",
         "| | " + " | ".join(f"{engine.title} {engine.version}" for engine in engines) + " |",
         "| --- |" + " --- |" * len(engines),
@@ -147,17 +148,14 @@ def _cell(engine: Engine, method: str, scaling: Scaling, verified: Sequence[dict
         way = express(engine, config, described, scaling, _LENGTH)
     except InputError as error:
         return Cell(engine.name, method, "no", str(error).partition("the nearest is ")[2])
-    proven = tuple(
-        row
-        for row in verified
-        if row["engine"] == engine.name and row["verdict"] == "pass" and parse(row["scaling"]).name == method
-    )
-    return Cell(engine.name, method, "through" if way.through else "own", way.through, proven)
+    run = [row for row in verified if row["engine"] == engine.name and parse(row["scaling"]).name == method]
+    passed, failed = (tuple(row for row in run if row["verdict"] == verdict) for verdict in ("pass", "fail"))
+    return Cell(engine.name, method, "through" if way.through else "own", way.through, passed, failed)
 
 
 def _shown(cell: Cell) -> str:
     text = {"own": "own", "through": cell.detail, "no": "no"}[cell.how]
-    return text + (" ✓" if cell.proven else "")
+    return text + (" ✗" if cell.refuted else " ✓" if cell.proven else "")
 
 
 def _example(cls: type[Scaling]) -> Scaling:
