@@ -69,7 +69,16 @@ def main() -> None:
 
 def table() -> str:
     """What is kept, for docs/verify.md."""
-    titles = ("scaling", "engine", "through", "tables, roundings", "control", "log-probabilities, nats", "control")
+    titles = (
+        "scaling",
+        "engine",
+        "through",
+        "tokens",
+        "tables, roundings",
+        "control",
+        "log-probabilities, nats",
+        "control",
+    )
     titles += ("ratio", "if ignored, nats")
     lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for name in SCALINGS:
@@ -82,7 +91,15 @@ def table() -> str:
             turned = [f"{tables[key]:.1f}" for key in ("difference", "control")] if tables else ["-", "-"]
             said = [f"{read['difference']:.1e}", f"{read['control']:.1e}", f"{read['ratio']:.2f}"]
             ignored = f"{read['ignored']:.2f}" if read["ignored"] else "-"
-            cells = [name, f"{engine} {row['version']}", row["through"] or "-", *turned, *said, ignored]
+            cells = [
+                name,
+                f"{engine} {row['version']}",
+                row["through"] or "-",
+                f"{row['length']:,}",
+                *turned,
+                *said,
+                ignored,
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
