@@ -38,3 +38,12 @@ def test_every_refusal_but_a_tutorials_names_something_nearer():
     cells = [cell for cell in matrix() if cell.how == "no"]
     assert cells
     assert all(cell.detail for cell in cells), [cell for cell in cells if not cell.detail]
+
+
+def test_every_row_of_a_table_has_its_columns():
+    tables = [
+        part.split("\n") for part in matrix_page([{**ROW, "verdict": "pass"}]).split("\n\n") if part.startswith("|")
+    ]
+    assert len(tables) == 2
+    for table in tables:
+        assert len({line.count(" |") for line in table if line}) == 1

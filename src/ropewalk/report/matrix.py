@@ -97,13 +97,8 @@ def matrix_page(verified: Sequence[dict[str, Any]]) -> str:
         if missing:
             listed = "; ".join(f"`{cell.method}`" + (f" ({cell.detail})" if cell.detail else "") for cell in missing)
             lines.append(f"- {engine.title}: {listed}")
-    lines += [
-        "",
-        "Proven on the real engine:",
-        "",
-        "| engine | version | scaling | tokens | verdict | date |",
-        "| --- " * 6 + "|",
-    ]
+    columns = ("engine", "version", "scaling", "written", "tokens", "difference over noise", "verdict", "date")
+    lines += ["", "Run on the real engine:", "", "| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
     for row in verified:
         spec = row["scaling"] if len(row["scaling"]) < _LONG else row["scaling"][: _LONG - 3] + "..."
         through = row.get("through") or "own words"
