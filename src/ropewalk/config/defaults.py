@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config.model import BASE_OF, check_layers, is_local
-from ropewalk.config.transformers import TEXT_PARTS, base_of, from_dict
+from ropewalk.config.transformers import base_of, from_dict, inner_part, text_part
 from ropewalk.errors import InputError
 
 
@@ -19,7 +19,7 @@ def completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
     except InputError as error:
         return with_defaults(config) if error.field in ("head_dim", "model") else config
     if described.model_type in BASE_OF or any(
-        base_of(_text(config), each.written) for each in described.ropes.values()
+        base_of(text_part(config), each.written) for each in described.ropes.values()
     ):
         return config
     return with_defaults(config)
@@ -35,7 +35,7 @@ def with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _with_defaults(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = _inner(part)
+    inner = inner_part(part)
     if inner is not None:
         return {**part, inner: _with_defaults(part[inner], whole)}
     made = _made(part if part.get("model_type") else whole)
@@ -65,13 +65,4 @@ def _made(config: Mapping[str, Any]) -> dict[str, Any] | None:
         made: dict[str, Any] = text.to_dict()
     except Exception:  # a class stumbles over values of any kind in its own way
         return None
-    return made if text is whole or _inner(config) else None  # or else it stands where nobody looks for it
-
-
-def _inner(part: Mapping[str, Any]) -> str | None:
-    return next((name for name in TEXT_PARTS if isinstance(part.get(name), Mapping)), None)
-
-
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = _inner(config)
-    return config if inner is None else _text(config[inner])
+    return made if text is whole or inner_part(config) else None  # or else it stands where nobody looks for it

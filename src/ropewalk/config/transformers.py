@@ -36,7 +36,7 @@ _PATTERN_OF = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
 # Whose sliding layers have another base, also where none is written.
 _LOCAL_BASE = {"gemma3_text": 10_000.0, "gemma3n_text": 10_000.0}
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
-TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
+_TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
 OF_A_SCALING = {
     "rope_type", "type", "factor", "alpha", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
     "truncate", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "rope_theta",
@@ -49,9 +49,7 @@ def from_dict(config: Mapping[str, Any]) -> ModelConfig:
 
     Raises InputError when it has no rope fields or contradicts itself.
     """
-    for part in TEXT_PARTS:
-        if isinstance(config.get(part), Mapping):
-            return from_dict(config[part])
+    config = text_part(config)
     model_type = str(config.get("model_type", ""))
     written = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers 5 takes them so
     if not isinstance(written, Mapping):
@@ -66,6 +64,17 @@ def from_dict(config: Mapping[str, Any]) -> ModelConfig:
         for kind, rope_dict in _by_layer_type(config, written).items()
     }
     return ModelConfig(model_type, ropes, max_length, _attention_shape(config))
+
+
+def inner_part(config: Mapping[str, Any]) -> str | None:
+    """The key of a composite configuration under which its text decoder, or what holds that, is described."""
+    return next((name for name in _TEXT_PARTS if isinstance(config.get(name), Mapping)), None)
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that describes the text decoder; itself for a plain one."""
+    inner = inner_part(config)
+    return config if inner is None else text_part(config[inner])
 
 
 def rope_parameters(

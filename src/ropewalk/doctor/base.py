@@ -144,7 +144,7 @@ class Subject:
         keys: list[str] = []
         part = self.config
         while True:
-            key = next((key for key in configs.TEXT_PARTS if isinstance(part.get(key), Mapping)), None)
+            key = configs.inner_part(part)
             if key is None:
                 return tuple(keys)
             keys.append(key)

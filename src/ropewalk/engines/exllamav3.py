@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.config import LayerRope, ModelConfig, text_part
 from ropewalk.engines.attention import by_declared
 from ropewalk.engines.base import Config
-from ropewalk.engines.folder import FolderEngine, text_part
+from ropewalk.engines.folder import FolderEngine
 from ropewalk.engines.version4 import unscaled
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling, from_rope_dict

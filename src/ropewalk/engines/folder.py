@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ropewalk import config as configs
-from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.config import LayerRope, ModelConfig, text_part
 from ropewalk.engines.attention import by_lengths, stretched
 from ropewalk.engines.base import MARK, Config, Engine, Way
 from ropewalk.engines.express import intended, same
@@ -336,15 +336,9 @@ def _models_own(written: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in written.items() if key not in configs.OF_A_SCALING and key not in _OF_ENGINES}
 
 
-def text_part(config: Config) -> Config:
-    """The part of a configuration that describes the text decoder; itself for a plain one."""
-    part = next((part for part in configs.TEXT_PARTS if isinstance(config.get(part), Mapping)), None)
-    return config if part is None else text_part(config[part])
-
-
 def _nested(config: Config, changes: Config) -> Config:
     """Changes of the text part, as changes of the whole."""
-    part = next((part for part in configs.TEXT_PARTS if isinstance(config.get(part), Mapping)), None)
+    part = configs.inner_part(config)
     return changes if part is None else {part: _nested(config[part], changes)}
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.config import LayerRope, ModelConfig, text_part
 from ropewalk.engines.attention import by_declared, mscale_ratio
 from ropewalk.engines.base import Config, Way
-from ropewalk.engines.folder import SOFTMAX_SCALED, FolderEngine, rewritten, text_part
+from ropewalk.engines.folder import SOFTMAX_SCALED, FolderEngine, rewritten
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.linear import Linear

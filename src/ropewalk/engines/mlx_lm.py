@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.config import LayerRope, ModelConfig, text_part
 from ropewalk.engines.attention import by_declared, by_mscale, mscale_ratio
 from ropewalk.engines.base import Config
-from ropewalk.engines.folder import SOFTMAX_SCALED, FolderEngine, meaning, text_part
+from ropewalk.engines.folder import SOFTMAX_SCALED, FolderEngine, meaning
 from ropewalk.engines.version4 import number, scaled, unscaled
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling

@@ -3,9 +3,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ropewalk.config import ALL_LAYERS, LayerRope, ModelConfig
+from ropewalk.config import ALL_LAYERS, LayerRope, ModelConfig, text_part
 from ropewalk.engines.base import Config
-from ropewalk.engines.folder import FolderEngine, meaning, text_part
+from ropewalk.engines.folder import FolderEngine, meaning
 from ropewalk.engines.loading import OF_MSCALES, WITHOUT_HEAD_DIM
 from ropewalk.engines.version4 import unscaled
 from ropewalk.errors import InputError

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ropewalk.config import ModelConfig
+from ropewalk.config import ModelConfig, text_part
 from ropewalk.engines.base import Config
-from ropewalk.engines.folder import FolderEngine, text_part
+from ropewalk.engines.folder import FolderEngine
 from ropewalk.engines.loading import OF_LISTS
 from ropewalk.engines.version4 import number, scaled, unscaled
 from ropewalk.errors import InputError

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.config import LayerRope, ModelConfig, text_part
 from ropewalk.config.model import BASE_OF
 from ropewalk.engines.base import Config
-from ropewalk.engines.folder import text_part
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.none import NoScaling

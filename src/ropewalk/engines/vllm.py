@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.config import LayerRope, ModelConfig, text_part
 from ropewalk.engines.base import Config
-from ropewalk.engines.folder import SOFTMAX_SCALED, FolderEngine, text_part, tokenizer_limit
+from ropewalk.engines.folder import SOFTMAX_SCALED, FolderEngine, tokenizer_limit
 from ropewalk.errors import InputError, check_number
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
