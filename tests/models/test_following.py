@@ -766,7 +766,7 @@ class TestPrecision:
         positions = torch.arange(self.TOKENS) * 151
         layer = SimpleNamespace(keys=self.right(unturned, positions, table.rows[0])[None, None].bfloat16())
         carried = Carried("any", {"all": table.rows}, positions[None])
-        channels = [Turned(0, "keys", "all", 0, False, tuple(range(8)), 1)]
+        channels = [Turned(0, "keys", "all", 0, "half", tuple(range(8)), 1)]
         for reached in range(LENGTH + 1, LENGTH + 1 + self.STEPS):
             rows = {"all": (SCALING.frequencies(ROPE, reached),)}
             carried.turn(SimpleNamespace(layers=[layer]), rows, {"all": table}, channels, keep_reference)

@@ -1,4 +1,4 @@
-"""The command line: one file a command, each a module of this folder with a function `command`."""
+"""The command line: one file a command, each a module of this folder with a `command`, or a `group` of them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ def _app() -> typer.Typer:
         module = importlib.import_module(f"{__name__}.{found.name}")
         if hasattr(module, "command"):
             app.command(found.name)(module.command)
+        if hasattr(module, "group"):
+            app.add_typer(module.group, name=found.name)
     app.callback()(lambda: None)  # with it, a single command would still be named
     return app
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ropewalk.models.mixed import Mixin, mixed
-from ropewalk.models.tables import RotaryTable, Rows, cos_sin, factors
+from ropewalk.models.tables import RotaryTable, Rows, factors
 from ropewalk.models.turning import Turned
-from ropewalk.ops.rotate import rotate
+from ropewalk.ops.angles import cos_sin
 
 _SLOT = "_ropewalk"
 # The cache layers whose tensors are as the attention wrote them, and are read anew at every step.
@@ -142,8 +142,11 @@ class Carried:
                     part[..., columns_P].to(live.device, torch.float32) for part in (cos_BTU, sin_BTU)
                 )
             cos_BTP, sin_BTP = (part[:, self.count - live.shape[-2] :] for part in tables_BTP[where])
-            source = live if reference is None else reference.keys[each.layer, each.tensor]
-            setattr(layer, each.tensor, rotate(source, cos_BTP, each.sign * sin_BTP, each.start, each.interleaved))
+            if reference is None:
+                keys = each.turn(live, cos_BTP, sin_BTP, in_place=_writable(live))
+            else:
+                keys = each.turn(reference.keys[each.layer, each.tensor], cos_BTP, sin_BTP)
+            setattr(layer, each.tensor, keys)
 
     def _refer(self, cache: Any, name: str, table: RotaryTable, turned: Sequence[Turned]) -> None:
         """Take the tokens since the last turn, which are as they were cached, into the reference."""
@@ -239,6 +242,11 @@ def _batch(cache: Any) -> int:
 def _factor(rows: Rows, table: RotaryTable) -> Tensor:
     """The attention factor of each row, [R, 1, 1], where the table is."""
     return torch.as_tensor(factors(rows), dtype=torch.float32).reshape(-1, 1, 1).to(table.high_RU.device)
+
+
+def _writable(cached: Tensor) -> bool:
+    """Whether torch lets it be overwritten: no gradient runs through it, and it is of this mode."""
+    return not cached.requires_grad and (not cached.is_inference() or torch.is_inference_mode_enabled())
 
 
 def _picked(held: Tensor, indices_B: Tensor, dim: int) -> Tensor:

@@ -15,6 +15,7 @@ from ropewalk import config as configs
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.models.following import Follower, followers
+from ropewalk.models.fused import fusions
 from ropewalk.models.rotary import RotaryModule, Swap, rotary_modules
 from ropewalk.models.saving import config_changes
 from ropewalk.models.tables import RotaryTable
@@ -63,6 +64,7 @@ def extend(
     target: int | None = None,
     length: int | None = None,
     policy: Policy | str = DEFAULT_POLICY,
+    fuse: bool = False,
 ) -> Model:
     """Give the model's rotary embeddings the frequencies of `scaling`, in place; weights and attention stay.
 
@@ -73,21 +75,22 @@ def extend(
         target: instead of a scaling, the length in tokens to plan one for (`ropewalk.plan`).
         length: fixes a dynamic scaling at the frequencies of that length, in tokens.
         policy: how a dynamic scaling follows the text: `stepped`, `continuous` or `request`, a `Policy` or its spec.
+        fuse: let attention turn q and k by `ropewalk.ops.rotate`, instead of the model's own function.
 
     With a dynamic scaling, every KV cache of the model is kept right: when the frequencies change, the cached keys
     are turned to the new ones. `generate` needs to be told nothing.
     Returns the same model. `model.config` says what is true afterwards; where transformers cannot express the
     scaling, a warning says so. A scaling put on an extended model replaces the earlier one. Pairs that a model was
     trained to keep still (p-RoPE) stay still under every scaling but `Proportional`.
-    Raises InputError for a model without rotary embeddings, or one whose tables cannot be reproduced; the model is
-    then as it was.
+    Raises InputError for a model without rotary embeddings, or one whose tables (with `fuse`, whose rotation) cannot
+    be reproduced; the model is then as it was.
     """
     if (scaling is None) == (target is None):
         raise InputError("scaling", scaling, "either a scaling or a target, one of the two")
     before = extension_of(model)
     restore(model)
     try:
-        extension, warning = _planned(model, scaling, target, length, parse_policy(policy))
+        extension, warning = _planned(model, scaling, target, length, parse_policy(policy), fuse)
         _put(model, extension)
     except BaseException:
         if before is not None:
@@ -120,12 +123,13 @@ def extended(
     *,
     length: int | None = None,
     policy: Policy = DEFAULT_POLICY,
+    fuse: bool = False,
 ) -> Iterator[None]:
     """`extend` for the length of a block; afterwards the model is as it was, extended or not."""
     before = extension_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing is saved inside the block
-        extend(model, scaling, length=length, policy=policy)
+        extend(model, scaling, length=length, policy=policy, fuse=fuse)
     try:
         yield
     finally:
@@ -145,6 +149,7 @@ def _planned(
     target: int | None,
     length: int | None,
     policy: Policy,
+    fuse: bool,
 ) -> tuple[Extension, str | None]:
     """All changes to make, and a warning for the user; nothing is changed yet."""
     config = _config_of(model)
@@ -163,7 +168,11 @@ def _planned(
     changes += softmax + [Swap(text_config, name, value) for name, value in (fields or {}).items()]
     ropes = {kind: layer.rope for kind, layer in described.ropes.items()}
     dynamic = [scaling.trained_on(ropes[kind]) for kind, scaling in scalings.items() if scaling.dynamic and not length]
-    changes += followers(model, served, ropes, policy, max(dynamic, default=None))
+    listening = followers(model, served, ropes, policy, max(dynamic, default=None))
+    if fuse:
+        decoders = [change for change in listening if isinstance(change, Follower)]
+        changes += [change for decoder in decoders for change in fusions(decoder.body, decoder.tables)]
+    changes += listening
     if fields is None:
         shown = _shown(scalings) + (f" under the policy {policy}" if dynamic else "")
         left_out = f"transformers cannot express {shown}: a model saved now loads without it"

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ropewalk.frequencies import RADIANS_PER_UNIT, Frequencies, reduced_turns
+from ropewalk.frequencies import Frequencies, reduced_turns
+from ropewalk.ops.angles import cos_sin
 
 Rows = tuple[Frequencies, ...]
 
@@ -114,15 +115,6 @@ class RotaryTable(nn.Module):
         if self.arrangement.axes == 1 or position_ids.ndim == 2:  # a text stands at the same position on every axis
             return position_ids[..., None]
         return torch.stack([position_ids[axis] for _, axis in self.arrangement.columns_U], dim=-1)
-
-
-def cos_sin(reduced_BTU: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, times `factor`, of angles in units of 2^-64 turn; float64 where the device has it."""
-    real = torch.float32 if reduced_BTU.device.type == "mps" else torch.float64
-    angle_BTU = reduced_BTU.to(real) * RADIANS_PER_UNIT
-    if isinstance(factor, Tensor):
-        factor = factor.to(angle_BTU)
-    return angle_BTU.cos() * factor, angle_BTU.sin() * factor
 
 
 def factors(rows: Sequence[Frequencies]) -> float | Tensor:

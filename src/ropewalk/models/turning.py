@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from ropewalk import config as configs
 from ropewalk.models.tables import RotaryTable
-from ropewalk.ops.rotate import rotate
+from ropewalk.ops.rotation import LAYOUTS, rotate
 
 _FACTOR = 1.0625
 
@@ -33,7 +33,7 @@ class Turned:
         layer: its place in the cache.
         tensor: the attribute of the cache layer.
         table: the name of the table that turns it.
-        start, interleaved: where its pairs lie, as `rotate` takes it.
+        start, layout: where its pairs lie, as `rotate` takes it.
         columns_P: the column of the table for each pair.
         sign: -1 where it turns backwards (nanochat).
         scaled: whether it carries the attention factor, which a norm after the turn takes away (Llama 4).
@@ -43,10 +43,19 @@ class Turned:
     tensor: str
     table: str
     start: int
-    interleaved: bool
+    layout: str
     columns_P: tuple[int, ...]
     sign: int = 1
     scaled: bool = True
+
+    def turn(self, cached: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, in_place: bool = False) -> Tensor:
+        """The cached tensor, [B, H, T, D] or [B, T, D], turned further by these tables of its pairs."""
+        heads = cached if cached.ndim == 4 else cached[:, None]
+        tables, inverse = (cos_BTP, sin_BTP), self.sign < 0
+        turned, _ = rotate(
+            heads, None, None, None, self.layout, tables=tables, start=self.start, inverse=inverse, in_place=in_place
+        )
+        return turned.view_as(cached)
 
 
 def turned_channels(body: Any, tables: Mapping[str, RotaryTable]) -> list[Turned]:
@@ -117,9 +126,10 @@ def _explained(
         for columns_P in dict.fromkeys((column_C[:pairs], column_C[::2][:pairs])):
             angle_BTP = angles[name][list(columns_P)].to(unturned.device)[None, None]
             cos, sin = angle_BTP.cos().float(), angle_BTP.sin().float()
-            for interleaved, sign in itertools.product((False, True), (1, -1)):
-                if len(columns_P) == pairs and _close(rotate(unturned, cos, sign * sin, start, interleaved), told):
-                    yield Turned(layer, tensor, name, start, interleaved, columns_P, sign)
+            for layout, sign in itertools.product(LAYOUTS, (1, -1)):
+                how = Turned(layer, tensor, name, start, layout, columns_P, sign)
+                if len(columns_P) == pairs and _close(how.turn(unturned, cos, sin), told):
+                    yield how
 
 
 def _carries_factor(one: Tensor, longer: Tensor, how: Turned) -> bool:

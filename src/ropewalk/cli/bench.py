@@ -1,0 +1,218 @@
+"""`ropewalk bench rotate`, `bench curve`, `bench decode`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ropewalk.cli.output import Json, Model, people, print_json, results
+from ropewalk.errors import InputError, check_length
+from ropewalk.report.lengths import parse_length
+from ropewalk.scaling import parse
+
+if TYPE_CHECKING:
+    from ropewalk.bench.results import Results
+
+Out = Annotated[str, typer.Option(help="Folder for DEVICE-DATE.json.")]
+Rounds = Annotated[int, typer.Option(help="Times that all are measured, in turn.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float16 or float32; chosen by the device if not given.")]
+Device = Annotated[str, typer.Option(help="As torch names it; a GPU where there is one if not given.")]
+
+_OUT = "benchmarks/results"
+_DTYPES = ("float32", "bfloat16", "float16")
+_OF_A_CASE = 2**28  # bytes as whose moving the fixed work of a case (compiling, short rounds) counts in the bar
+
+group = typer.Typer(help="Measure how fast the rotation and whole models are, against others.", no_args_is_help=True)
+
+
+@group.command("rotate")
+def rotate(
+    shapes: Annotated[str, typer.Option(help="llama-3-8b,qwen3-32b,deepseek-v3,smollm2; all if not given.")] = "",
+    tokens: Annotated[str, typer.Option(help="Lengths of a prefill; none for decoding alone.")] = "4k,32k",
+    batches: Annotated[str, typer.Option(help="Rows of a decoding step; none for prefill alone.")] = "1,16,256",
+    dtype: Annotated[str, typer.Option(help=f"Of q and k: {', '.join(_DTYPES)}.")] = "float32,bfloat16",
+    device: Device = "",
+    rounds: Rounds = 20,
+    out: Out = _OUT,
+    json: Json = False,
+) -> None:
+    """One rotation of q and k: ours, transformers', torch.compile's, flash-attn's, Liger's, vLLM's, FlashInfer's.
+
+    All are checked against float64, then timed in turn, beside a plain copy of the same bytes: the limit.
+    """
+    import torch
+
+    from ropewalk.bench.device import find_device
+    from ropewalk.bench.peers import PEERS
+    from ropewalk.bench.results import Results
+    from ropewalk.bench.rotate import measure
+    from ropewalk.bench.shapes import SHAPES, Case
+    from ropewalk.bench.show import rotate_tables
+    from ropewalk.models.load import default_device
+    from ropewalk.ops import serving
+    from ropewalk.spec import find
+
+    check_length("rounds", rounds, "rounds")
+    place = find_device(device or str(default_device()))
+    steps = [(1, parse_length(part, "tokens")) for part in _parts(tokens)]
+    steps += [(_batch(part), 1) for part in _parts(batches)]
+    cases = [
+        Case(find("shapes", shape, SHAPES, SHAPES), batch, length, getattr(torch, _dtype(kind)), place)
+        for kind in _parts(dtype)
+        for shape in _parts(shapes) or SHAPES
+        for batch, length in steps
+    ]
+    if not cases:
+        raise InputError("tokens", "none, and no batches or dtype", "at least one case to measure")
+    packages = tuple(dict.fromkeys(peer.package for peer in PEERS.values() if peer.package))
+    kept = Results(out, "rotate", place, _command(), packages, {"rotation": serving(place.type).variant})
+    with _progress(kept, sum(_OF_A_CASE + case.moved for case in cases)) as (say, advance):
+        for case in cases:
+            say(str(case))
+            kept.add(measure(case, rounds))
+            advance(_OF_A_CASE + case.moved)
+    _show(kept, json, rotate_tables(kept.part["rows"]))
+
+
+@group.command("curve")
+def curve(
+    model: Model = "smollm2",
+    scaling: Annotated[str, typer.Option(help="name:option=value,... or JSON.")] = "yarn:factor=4",
+    tokens: Annotated[str, typer.Option(help="Lengths to read: 4k,32k.")] = "4k",
+    dtype: Dtype = "",
+    device: Device = "",
+    rounds: Rounds = 8,
+    out: Out = _OUT,
+    json: Json = False,
+) -> None:
+    """A whole pass over a text: scaling on against off, fused against unfused."""
+    _models(
+        "curve",
+        model,
+        scaling,
+        [parse_length(part, "tokens") for part in _parts(tokens)],
+        dtype,
+        device,
+        rounds,
+        out,
+        json,
+    )
+
+
+@group.command("decode")
+def decode(
+    model: Model = "smollm2",
+    scaling: Annotated[str, typer.Option(help="name:option=value,... or JSON.")] = "yarn:factor=4",
+    context: Annotated[str, typer.Option(help="Tokens in the KV cache: 4k,32k.")] = "4k",
+    dtype: Dtype = "",
+    device: Device = "",
+    rounds: Rounds = 24,
+    out: Out = _OUT,
+    json: Json = False,
+) -> None:
+    """Tokens per second behind a context: scaling on against off, fused against unfused."""
+    _models(
+        "decode",
+        model,
+        scaling,
+        [parse_length(part, "context") for part in _parts(context)],
+        dtype,
+        device,
+        rounds,
+        out,
+        json,
+    )
+
+
+def _models(
+    bench: str, name: str, spec: str, lengths: list[int], dtype: str, device: str, rounds: int, out: str, json: bool
+) -> None:
+    from ropewalk.bench import models
+    from ropewalk.bench.device import find_device
+    from ropewalk.bench.results import Results
+    from ropewalk.bench.show import models_tables
+    from ropewalk.models.load import choose_dtype, default_device, load
+    from ropewalk.ops import serving
+
+    check_length("rounds", rounds, "rounds")
+    if not lengths:
+        raise InputError("context" if bench == "decode" else "tokens", "none", "at least one length")
+    scaling = parse(spec)
+    place = find_device(device or str(default_device()))
+    kind = choose_dtype(dtype or None, place)
+    people.print(f"loading {name} ...")
+    model, _ = load(name, dtype=kind, device=str(place))
+    about = {"model": name, "dtype": kind, "scaling": str(scaling), "rotation": serving(place.type).variant}
+    kept = Results(out, bench, place, _command(), (), about)
+    measure = models.prefill if bench == "curve" else models.decode
+    with _progress(kept, sum(lengths) * len(models.WAYS) * (1 + rounds)) as (say, advance):
+        for length in lengths:
+            say(f"{length:,} tokens")
+            kept.add({"tokens": length, **measure(model, scaling, length, rounds, partial(advance, length))})
+    _show(kept, json, models_tables(kept.part))
+
+
+@contextmanager
+def _progress(kept: Results, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+    """A bar with the time that is left; gives what says what is being measured, and what moves the bar on."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}%"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=people, disable=not people.is_terminal) as progress:
+        bar = progress.add_task("", total=total)
+
+        def say(current: str) -> None:
+            progress.update(bar, description=current)
+            if not people.is_terminal:
+                people.print(current, highlight=False)
+
+        def advance(done: int) -> None:
+            progress.update(bar, advance=done)
+
+        try:
+            yield say, advance
+        except KeyboardInterrupt:
+            progress.stop()
+            people.print(f"{len(kept.part['rows'])} measurements are safe in {kept.path}", highlight=False)
+            raise
+
+
+def _show(kept: Results, json: bool, tables: Iterable[Table | str]) -> None:
+    if json:
+        print_json(kept.document)
+        return
+    for table in tables:
+        results.print(table, highlight=False)
+    results.print(f"Results: {kept.path}", highlight=False)
+
+
+def _command() -> str:
+    return shlex.join(["ropewalk", *sys.argv[1:]])
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _batch(text: str) -> int:
+    if not text.isdecimal():
+        raise InputError("batches", text, "whole numbers of rows, as 1,16,256")
+    return check_length("batches", int(text), "rows")
+
+
+def _dtype(text: str) -> str:
+    if text not in _DTYPES:
+        raise InputError("dtype", text, ", ".join(_DTYPES))
+    return text

@@ -1,0 +1,288 @@
+// The rotation on a CPU, as base.py's `Backend.turn` describes it: q and k in one call, each read once and written once.
+//
+// Plain C++ with a C interface: it needs no headers of torch and fits every version. The loops are written for the
+// compiler's vectorizer; the same source is compiled for several instruction sets.
+//
+// Shapes: B batch, H heads, T tokens, D channels of a head, P pairs.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+enum Type : int64_t { FLOAT64 = 0, FLOAT32 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
+
+struct Strides3 { int64_t b, h, t; };   // in elements
+struct Strides2 { int64_t b, t, p; };
+
+struct Heads {  // one of q and k
+    const char* x;
+    char* out;
+    int64_t heads;
+    Strides3 of_x, of_out;
+};
+
+struct Task {  // all int64: packed by cpu.py in this order
+    int64_t type, tensors, batch, tokens, channels, start, pairs, interleaved, inverse, threads;
+    const char *cos, *sin;  // tables, or null
+    Strides2 of_cos, of_sin;
+    const int64_t* positions;
+    int64_t positions_b, positions_t;
+    const int64_t* turns;
+    int64_t turns_b, turns_p;
+    const double* factors;
+    int64_t factors_b;
+    Heads heads[2];
+
+    int64_t width() const { return interleaved ? 2 * pairs : pairs; }  // numbers of a token in a table
+};
+
+// --- numbers ---------------------------------------------------------------------------------------------------------
+
+#if defined(__AVX512F__)  // as many floats as a register holds: compilers take longer vectors apart badly
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+using Doubles = double __attribute__((vector_size(LANES * 8)));
+using Floats = float __attribute__((vector_size(LANES * 4)));
+using Words = uint32_t __attribute__((vector_size(LANES * 4)));
+using Shorts = uint16_t __attribute__((vector_size(LANES * 2)));
+
+struct BFloat16 { uint16_t bits; };
+struct Float16 { uint16_t bits; };
+
+template <class To> inline To from_memory(const void* at) {
+    To to;
+    std::memcpy(&to, at, sizeof to);
+    return to;
+}
+template <class From> inline void to_memory(void* at, From from) { std::memcpy(at, &from, sizeof from); }
+
+inline Doubles load(const double* at) { return from_memory<Doubles>(at); }
+inline Floats load(const float* at) { return from_memory<Floats>(at); }
+inline Floats load(const BFloat16* at) {
+    return Floats(__builtin_convertvector(from_memory<Shorts>(at), Words) << 16);
+}
+inline Floats load(const Float16* at) {
+#if defined(__AVX512F__)
+    return Floats(_mm512_cvtph_ps(from_memory<__m256i>(at)));
+#elif defined(__F16C__)
+    return Floats(_mm256_cvtph_ps(from_memory<__m128i>(at)));
+#else
+    const Words bits = __builtin_convertvector(from_memory<Shorts>(at), Words);
+    const Words magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
+    // Rebias the exponent by a product, which subnormal numbers survive; infinities and NaN are beyond it.
+    const Words value = Words(Floats(magnitude) * 0x1p112f);
+    return Floats((magnitude >= 0x0f800000 ? magnitude | 0x7f800000 : value) | sign);
+#endif
+}
+
+// Rounded to nearest, ties to even.
+inline void store(double* at, Doubles x) { to_memory(at, x); }
+inline void store(float* at, Floats x) { to_memory(at, x); }
+inline void store(BFloat16* at, Floats x) {
+#if defined(__AVX512BF16__)  // subnormal numbers become 0
+    to_memory(at, _mm512_cvtneps_pbh(__m512(x)));
+#else
+    const Words bits = Words(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    to_memory(at, __builtin_convertvector(x == x ? rounded : bits >> 16 | 0x40, Shorts));
+#endif
+}
+inline void store(Float16* at, Floats x) {
+#if defined(__AVX512F__)
+    to_memory(at, _mm512_cvtps_ph(__m512(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+    to_memory(at, _mm256_cvtps_ph(__m256(x), _MM_FROUND_TO_NEAREST_INT));
+#else
+    const Words bits = Words(x), magnitude = bits & 0x7fffffff;
+    const Words normal = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    // Added to 0.5, a subnormal number has its bits rounded to where a half keeps them.
+    const Words subnormal = Words(Floats(magnitude) + 0.5f) - 0x3f000000;
+    Words half = magnitude < 0x38800000 ? subnormal : normal;
+    half = magnitude >= 0x47800000 ? Words{} + 0x7c00 : half;  // 65,536 and more; what rounds up to it carries by itself
+    half = magnitude > 0x7f800000 ? Words{} + 0x7e00 : half;
+    to_memory(at, __builtin_convertvector(half | (bits >> 16 & 0x8000), Shorts));
+#endif
+}
+
+// --- angles ----------------------------------------------------------------------------------------------------------
+
+// cos and sin of turns in units of 2^-64: the nearest quarter of a turn is taken off in integers, the rest is within
+// +-pi/4, where polynomials are right to 3e-8 (least squares at Chebyshev nodes, in the square of the angle).
+inline void cos_sin(int64_t turns, float factor, float& cos, float& sin) {
+    const uint64_t quarter = (uint64_t(turns) + (1ull << 61)) >> 62;
+    const int32_t rest = int32_t(int64_t(uint64_t(turns) - (quarter << 62)) >> 31);
+    const float angle = float(rest) * 7.31459163e-10f;  // 2 pi / 2^33
+    const float square = angle * angle;
+    const float even = 1 + square * (-0.5f + square * (0.0416666227f + square * (-0.0013886748f + square * 2.43892034e-05f)));
+    const float odd = angle + angle * square * (-0.166666502f + square * (0.00833195798f + square * -0.000194934967f));
+    const bool swapped = quarter & 1;
+    const float c = swapped ? odd : even, s = swapped ? even : odd;
+    cos = ((quarter + 1) & 2 ? -c : c) * factor;
+    sin = (quarter & 2 ? -s : s) * factor;
+}
+
+// The tables of some tokens of one row of the batch, as `turn_half` and `turn_interleaved` read them.
+template <class Real>
+void form_tables(const Task& task, int64_t b, int64_t first, int64_t tokens, Real* cos, Real* sin) {
+    const int64_t pairs = task.pairs;
+    const Real sign = task.inverse ? -1 : 1;
+    for (int64_t t = 0; t < tokens; ++t, cos += task.width(), sin += task.width()) {
+        if (task.cos) {
+            const Real* c = reinterpret_cast<const Real*>(task.cos) + b * task.of_cos.b + (first + t) * task.of_cos.t;
+            const Real* s = reinterpret_cast<const Real*>(task.sin) + b * task.of_sin.b + (first + t) * task.of_sin.t;
+            for (int64_t p = 0; p < pairs; ++p) cos[p] = c[p * task.of_cos.p];
+            for (int64_t p = 0; p < pairs; ++p) sin[p] = sign * s[p * task.of_sin.p];
+        } else {
+            const uint64_t position = task.positions[b * task.positions_b + (first + t) * task.positions_t];
+            const int64_t* turns = task.turns + b * task.turns_b;
+            const float factor = float(task.factors[b * task.factors_b]);
+            for (int64_t p = 0; p < pairs; ++p) {
+                float c, s;
+                cos_sin(int64_t(position * uint64_t(turns[p * task.turns_p])), factor, c, s);
+                cos[p] = c, sin[p] = sign * s;
+            }
+        }
+        if (task.interleaved) {
+            for (int64_t p = pairs; p--;) {
+                cos[2 * p] = cos[2 * p + 1] = cos[p];
+                sin[2 * p + 1] = sin[p], sin[2 * p] = -sin[p];
+            }
+        }
+    }
+}
+
+// --- turning ---------------------------------------------------------------------------------------------------------
+
+template <class X, class Real> inline void turn_half(const X* x, X* out, const Real* cos, const Real* sin, int64_t pairs) {
+    const auto turn = [&](const X* a_at, const X* b_at, X* to_a, X* to_b, int64_t p) {
+        const auto a = load(a_at), b = load(b_at), c = load(cos + p), s = load(sin + p);
+        store(to_a, a * c - b * s);
+        store(to_b, b * c + a * s);
+    };
+    int64_t p = 0;
+    for (; p + LANES <= pairs; p += LANES) turn(x + p, x + pairs + p, out + p, out + pairs + p, p);
+    if (const int64_t left = pairs - p) {
+        X a[LANES]{}, b[LANES]{};
+        std::copy_n(x + p, left, a), std::copy_n(x + pairs + p, left, b);
+        turn(a, b, a, b, p);
+        std::copy_n(a, left, out + p), std::copy_n(b, left, out + pairs + p);
+    }
+}
+
+// Neighbours exchanged.
+template <class Vector> inline Vector swapped(Vector x) {
+    if constexpr (LANES == 16) return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    else if constexpr (LANES == 8) return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+    else return __builtin_shufflevector(x, x, 1, 0, 3, 2);
+}
+
+// Channel by channel: cos is there twice, and sin twice, of the sign that it has in each.
+template <class X, class Real>
+inline void turn_interleaved(const X* x, X* out, const Real* cos, const Real* sin, int64_t channels) {
+    const auto turn = [&](const X* at, X* to, int64_t c) {
+        const auto own = load(at);
+        store(to, own * load(cos + c) + swapped(own) * load(sin + c));
+    };
+    int64_t c = 0;
+    for (; c + LANES <= channels; c += LANES) turn(x + c, out + c, c);
+    if (const int64_t left = channels - c) {
+        X some[LANES]{};
+        std::copy_n(x + c, left, some);
+        turn(some, some, c);
+        std::copy_n(some, left, out + c);
+    }
+}
+
+constexpr int64_t TOKENS = 32;  // that are turned with one table, which fits the nearest cache
+
+template <class X, class Real> struct Turner {
+    const Task& task;
+    const Heads& heads;
+
+    void row(int64_t b, int64_t h, int64_t t, const Real* cos, const Real* sin) const {
+        const X* x = reinterpret_cast<const X*>(heads.x) + b * heads.of_x.b + h * heads.of_x.h + t * heads.of_x.t;
+        X* out = reinterpret_cast<X*>(heads.out) + b * heads.of_out.b + h * heads.of_out.h + t * heads.of_out.t;
+        const int64_t start = task.start, end = start + 2 * task.pairs;
+        if (task.interleaved) turn_interleaved(x + start, out + start, cos, sin, 2 * task.pairs);
+        else turn_half(x + start, out + start, cos, sin, task.pairs);
+        if (x != out) {
+            std::copy(x, x + start, out);
+            std::copy(x + end, x + task.channels, out + end);
+        }
+    }
+
+    // In the order in which they lie in memory.
+    void rows(int64_t b, int64_t first, int64_t tokens, const Real* cos, const Real* sin) const {
+        const int64_t width = task.width();
+        if (heads.of_x.h <= heads.of_x.t) {
+            for (int64_t t = 0; t < tokens; ++t)
+                for (int64_t h = 0; h < heads.heads; ++h) row(b, h, first + t, cos + t * width, sin + t * width);
+        } else {
+            for (int64_t h = 0; h < heads.heads; ++h)
+                for (int64_t t = 0; t < tokens; ++t) row(b, h, first + t, cos + t * width, sin + t * width);
+        }
+    }
+};
+
+template <class X, class Real> void turn(const Task& task) {
+    const int64_t blocks = (task.tokens + TOKENS - 1) / TOKENS;
+#pragma omp parallel num_threads(int(task.threads)) if (task.threads > 1)
+    {
+        const int64_t numbers = TOKENS * task.width() + LANES;  // a vector of the last token may reach past it
+        std::unique_ptr<Real[]> tables(new Real[2 * numbers]);
+        Real *cos = tables.get(), *sin = cos + numbers;
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < task.batch * blocks; ++block) {
+            const int64_t b = block / blocks, first = block % blocks * TOKENS;
+            const int64_t tokens = std::min(TOKENS, task.tokens - first);
+            form_tables(task, b, first, tokens, cos, sin);
+            for (int64_t i = 0; i < task.tensors; ++i)
+                Turner<X, Real>{task, task.heads[i]}.rows(b, first, tokens, cos, sin);
+        }
+    }
+}
+
+}  // namespace
+
+// How good a fit this processor is for what this was compiled for; 0: it cannot run.
+extern "C" int ropewalk_fit() {
+#if !defined(__x86_64__)
+    return 1;
+#elif !defined(__AVX2__)
+    return 1;
+#elif !defined(__AVX512F__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 2 : 0;
+#else
+    const bool runs = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if !defined(__AVX512BF16__)
+    return runs ? 3 : 0;
+#else
+    return runs && __builtin_cpu_supports("avx512bf16") ? 4 : 0;
+#endif
+#endif
+}
+
+extern "C" void ropewalk_turn(const int64_t* packed) {
+    Task task;
+    static_assert(sizeof task == 44 * 8);
+    std::memcpy(&task, packed, sizeof task);
+    switch (task.type) {
+        case FLOAT64: return turn<double, double>(task);
+        case FLOAT32: return turn<float, float>(task);
+        case BFLOAT16: return turn<BFloat16, float>(task);
+        default: return turn<Float16, float>(task);
+    }
+}

@@ -1,0 +1,103 @@
+"""The rotation as operators of torch, which torch.compile and torch.export keep whole.
+
+    ropewalk::rotate(Tensor[] x, Tensor[] angles, int start, bool interleaved, bool inverse) -> Tensor[]
+    ropewalk::rotate_(Tensor(a!)[] x, Tensor[] angles, int start, bool interleaved, bool inverse) -> ()
+
+`x`: one or two tensors [B, H, T, D]; `angles`: a form of angles.py. The gradient is the rotation by the opposite angle;
+tables may have one, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropewalk.ops import angles as forms
+from ropewalk.ops.backends import BACKENDS, serving
+
+Place = tuple[int, bool, bool]  # start, interleaved, inverse
+
+_LIBRARY: Any = torch.library.Library("ropewalk", "DEF")  # type: ignore[no-untyped-call]
+_REST = "Tensor[] angles, int start, bool interleaved, bool inverse"
+_LIBRARY.define(f"rotate(Tensor[] x, {_REST}) -> Tensor[]", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.define(f"rotate_(Tensor(a!)[] x, {_REST}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _turn(xs: Sequence[Tensor], outs: Sequence[Tensor], angles: Sequence[Tensor], *place: Any) -> None:
+    backend = serving(xs[0].device.type)
+    for x in (*xs, *outs):
+        if x.stride(-1) != 1:  # no model has its channels apart
+            backend = BACKENDS["reference"]
+    backend.turn(xs, outs, angles, *place)
+
+
+def _rotated(xs: list[Tensor], angles: list[Tensor], *place: Any) -> list[Tensor]:
+    outs = [torch.empty_like(x) for x in xs]
+    _turn(xs, outs, angles, *place)
+    return outs
+
+
+def _rotate_in_place(xs: list[Tensor], angles: list[Tensor], *place: Any) -> None:
+    _turn(xs, xs, angles, *place)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    xs, angles, *ctx.place = inputs
+    ctx.of_tables = len(angles) == 2 and any(part.requires_grad for part in angles)
+    ctx.forms = len(angles)
+    ctx.save_for_backward(*angles, *(xs if ctx.of_tables else ()))
+
+
+def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors  # asked for once, as gradient checkpointing wants it
+    angles, xs = saved[: ctx.forms], saved[ctx.forms :]
+    start, interleaved, inverse = ctx.place
+    turned_back = rotate(list(grads), list(angles), start, interleaved, not inverse)
+    of_angles: list[Tensor | None] = [None] * ctx.forms
+    if ctx.of_tables:
+        cos_BTP, sin_BTP = angles
+        of_cos, of_sin = torch.zeros_like(cos_BTP), torch.zeros_like(sin_BTP)
+        for x_BHTD, grad_BHTD in zip(xs, grads, strict=True):
+            a, b = forms.pairs_of(x_BHTD.to(cos_BTP.dtype), start, cos_BTP.shape[-1], interleaved)
+            grad_a, grad_b = forms.pairs_of(grad_BHTD.to(cos_BTP.dtype), start, cos_BTP.shape[-1], interleaved)
+            of_cos = of_cos + (grad_a * a + grad_b * b).sum(1).sum_to_size(cos_BTP.shape)
+            of_sin = of_sin + (grad_b * a - grad_a * b).sum(1).sum_to_size(sin_BTP.shape)
+        of_angles = [of_cos, -of_sin if inverse else of_sin]
+    return turned_back, of_angles, None, None, None
+
+
+_LIBRARY.impl("rotate", _rotated, "CompositeExplicitAutograd")
+_LIBRARY.impl("rotate_", _rotate_in_place, "CompositeExplicitAutograd")
+torch.library.register_fake("ropewalk::rotate", lambda x, *_: [torch.empty_like(each) for each in x], lib=_LIBRARY)
+torch.library.register_fake("ropewalk::rotate_", lambda *_: None, lib=_LIBRARY)
+torch.library.register_autograd("ropewalk::rotate", _backward, setup_context=_keep, lib=_LIBRARY)
+rotate = torch.ops.ropewalk.rotate.default
+_in_place = torch.ops.ropewalk.rotate_.default
+
+
+class _InPlace(torch.autograd.Function):
+    """`rotate_` under autograd: what it overwrites is not needed, since a rotation is undone by turning back."""
+
+    @staticmethod
+    def forward(ctx: Any, angles: list[Tensor], place: Place, *xs: Tensor) -> tuple[Tensor, ...]:
+        ctx.mark_dirty(*xs)
+        ctx.place = place
+        ctx.save_for_backward(*angles)
+        _in_place(list(xs), angles, *place)
+        return xs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        start, interleaved, inverse = ctx.place
+        return None, None, *rotate(list(grads), list(ctx.saved_tensors), start, interleaved, not inverse)
+
+
+def rotate_in_place(xs: list[Tensor], angles: list[Tensor], *place: Any) -> list[Tensor]:
+    """`ropewalk::rotate_`, differentiable in `xs`."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
+        return list(_InPlace.apply(angles, place, *xs))  # type: ignore[no-untyped-call]
+    _in_place(xs, angles, *place)
+    return xs

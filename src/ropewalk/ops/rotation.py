@@ -1,0 +1,154 @@
+"""`rotate`: turn the pairs of channels of q and k.
+
+Shapes: B batch, H heads, T tokens, D channels of a head, P pairs, N texts packed into one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ropewalk.errors import InputError
+from ropewalk.frequencies import Frequencies
+from ropewalk.ops import angles as forms
+from ropewalk.ops import operator
+from ropewalk.ops.angles import Turns
+
+LAYOUTS = ("half", "interleaved")
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+FrequenciesLike = Frequencies | Sequence[Frequencies] | Turns | Tensor
+
+
+def rotate(
+    q: Tensor,
+    k: Tensor | None = None,
+    positions: Tensor | None = None,
+    frequencies: FrequenciesLike | None = None,
+    layout: str = "half",
+    *,
+    tables: tuple[Tensor, Tensor] | None = None,
+    attention_factor: float | Tensor = 1.0,
+    cu_seqlens: Tensor | None = None,
+    start: int = 0,
+    inverse: bool = False,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Turn pair i of every head at position x by the angle x theta_i (RoFormer, arXiv 2104.09864, eq. 34).
+
+    The angles come from `positions` and `frequencies`, and are then formed where they are used, with exact argument
+    reduction; or from `tables`. They are computed with in float32 (float64 for float64), whatever the dtype of q.
+
+    Args:
+        q, k: [B, H, T, D], k with any number of heads, or None; or [T, H, D] for texts packed one after the other. Any
+            strides: the transpose of [B, T, H, D] is not copied. float64, float32, bfloat16 or float16.
+        positions: whole numbers, [T] or [B, T], within +-2^31; 0, 1, 2 ... when not given, in each packed text.
+        frequencies: what to turn by: one for all rows or one for each (`Frequencies`, a sequence of them), the same
+            brought to the device (`turns`), or a tensor of inverse frequencies, rad/token, [P] or [B, P], which may
+            require a gradient.
+        layout: "half": pair i is channels (i, i + P); "interleaved": (2i, 2i + 1).
+        tables: instead of frequencies, cos and sin of the pairs, [T, P] or [B, T, P]; they may require a gradient.
+        attention_factor: multiplies cos and sin where frequencies are a tensor; a number, or a tensor [] or [B].
+        cu_seqlens: [N + 1], where the packed texts begin, and their end.
+        start: the first channel that turns; channels outside start .. start + 2P - 1 stay as they are.
+        inverse: turn back, by the opposite angles.
+        in_place: overwrite q and k, and return them.
+
+    Returns q and k, turned, with the strides that they came with. Differentiable in q and k (their gradient is the
+    rotation by the opposite angle), and in inverse frequencies, attention factor and tables where they are tensors.
+    Raises InputError for shapes and dtypes that do not fit.
+    """
+    if layout not in LAYOUTS:
+        raise InputError("layout", layout, ", ".join(LAYOUTS))
+    xs = [q] if k is None else [q, k]
+    packed = q.ndim == 3
+    views = [x.transpose(0, 1)[None] for x in xs] if packed else xs
+    batch, channels = _shape(views)
+    angles = _angles(views[0], positions, frequencies, tables, attention_factor, cu_seqlens)
+    pairs, most = angles[1].shape[-1], max(0, (channels - start) // 2)
+    if start < 0 or not 0 < pairs <= most:
+        raise InputError("pairs", f"{pairs} from channel {start} on", f"1 to {most}: q has {channels} channels")
+    if any(part.shape[0] not in (1, batch) for part in angles):
+        raise InputError("rows of the angles", max(part.shape[0] for part in angles), f"1, or {batch} as in q")
+    if in_place and any(size > 1 and not step for x in views for size, step in zip(x.shape, x.stride(), strict=True)):
+        raise InputError("in_place", "heads that share memory", "heads of their own: copy them first")
+    turn = operator.rotate_in_place if in_place else operator.rotate
+    turned = turn(views, angles, start, layout == "interleaved", inverse)
+    if packed:
+        turned = [x[0].transpose(0, 1) for x in turned]
+    return turned[0], turned[1] if len(turned) > 1 else None
+
+
+def _shape(views: Sequence[Tensor]) -> tuple[int, int]:
+    """B and D of q and k, which must fit each other."""
+    q = views[0]
+    for x in views:
+        if x.ndim != 4 or x.ndim != q.ndim:
+            raise InputError("q and k", f"{x.ndim} dimensions", "both [B, H, T, D], or both [T, H, D] for packed texts")
+        if (x.shape[0], *x.shape[2:]) != (q.shape[0], *q.shape[2:]):
+            raise InputError("k", list(x.shape), f"the B, T and D of q, which is {list(q.shape)}")
+        if x.dtype not in _DTYPES or x.dtype != q.dtype or x.device != q.device:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise InputError("dtype", f"{x.dtype} on {x.device}", f"{allowed}; the same for q and k, on one device")
+    return q.shape[0], q.shape[3]
+
+
+def _angles(
+    q_BHTD: Tensor,
+    positions: Tensor | None,
+    frequencies: FrequenciesLike | None,
+    tables: tuple[Tensor, Tensor] | None,
+    attention_factor: float | Tensor,
+    cu_seqlens: Tensor | None,
+) -> list[Tensor]:
+    """The angles, in one of the forms of angles.py."""
+    if (tables is None) == (frequencies is None):
+        raise InputError("frequencies", frequencies, "either frequencies or tables, one of the two")
+    exact = torch.float64 if q_BHTD.dtype == torch.float64 else torch.float32
+    if tables is not None:
+        if positions is not None or cu_seqlens is not None:
+            raise InputError("positions", "beside tables", "none: tables are of positions already")
+        return _tables(q_BHTD, tables, exact)
+    positions_BT = _positions(q_BHTD, positions, cu_seqlens)
+    if isinstance(frequencies, Tensor):
+        inv_freq_BP = frequencies.reshape(-1, frequencies.shape[-1])
+        factors_B = torch.as_tensor(attention_factor, dtype=torch.float64, device=q_BHTD.device).reshape(-1)
+        if torch.is_grad_enabled() and (inv_freq_BP.requires_grad or factors_B.requires_grad):
+            return list(forms.learned_tables(positions_BT, inv_freq_BP, factors_B, exact))
+        device_turns = forms.turns_of(inv_freq_BP, factors_B)
+    elif not isinstance(attention_factor, float) or attention_factor != 1:
+        raise InputError("attention_factor", attention_factor, "none beside frequencies that have their own")
+    else:
+        device_turns = frequencies if isinstance(frequencies, Turns) else forms.turns(frequencies, q_BHTD.device)
+    if exact == torch.float64:
+        return list(forms.tables([positions_BT, *device_turns], exact))
+    return [positions_BT, device_turns.turns_BP, device_turns.factors_B]
+
+
+def _tables(q_BHTD: Tensor, tables: tuple[Tensor, Tensor], exact: torch.dtype) -> list[Tensor]:
+    cos, sin = tables
+    tokens = q_BHTD.shape[2]
+    if cos.shape != sin.shape or cos.ndim not in (2, 3) or cos.shape[-2] != tokens or not cos.is_floating_point():
+        found = f"{list(cos.shape)} and {list(sin.shape)}"
+        raise InputError("tables", found, f"cos and sin of each pair, both [T, P] or [B, T, P] with T = {tokens}")
+    return [part.to(exact) if part.ndim == 3 else part.to(exact)[None] for part in tables]
+
+
+def _positions(q_BHTD: Tensor, positions: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """[B, T] int64; B is 1 where the rows share them."""
+    tokens = q_BHTD.shape[2]
+    if positions is None:
+        position_T = torch.arange(tokens, device=q_BHTD.device)
+        if cu_seqlens is not None:
+            # Of each token, the last beginning that is not after it.
+            text_T = torch.searchsorted(cu_seqlens, position_T, right=True, out_int32=True) - 1
+            position_T = position_T - cu_seqlens[text_T.clamp(0, len(cu_seqlens) - 2)]
+        return position_T[None]
+    if cu_seqlens is not None:
+        raise InputError("cu_seqlens", "beside positions", "one of the two")
+    if positions.ndim not in (1, 2) or positions.shape[-1] != tokens or positions.is_floating_point():
+        found = f"{list(positions.shape)} of {positions.dtype}"
+        raise InputError("positions", found, f"whole numbers, [T] or [B, T] with T = {tokens}")
+    return positions.to(torch.int64) if positions.ndim == 2 else positions.to(torch.int64)[None]

@@ -1,0 +1,115 @@
+"""What is wrong is found out and not timed; what is right is compared with its like."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ropewalk.bench import rotate as bench
+from ropewalk.bench.peers import PEERS, Peer
+from ropewalk.bench.rotate import measure
+from ropewalk.bench.shapes import Case, Shape
+from ropewalk.ops import rotate
+
+SHAPE = Shape("small", 3, 2, 8, 10_000.0, "")
+CASE = Case(SHAPE, 1, 40, torch.float32, torch.device("cpu"))
+
+
+class Right(Peer):
+    """A peer that does what it should, or what a test makes of it."""
+
+    name = "right"
+
+    def __init__(self, change=lambda q, k: (q, k), shift=0, **options):
+        self.change, self.shift, self.options = change, shift, options
+
+    def prepare(self, inputs):
+        positions, frequencies = inputs.positions_BT + self.shift, inputs.frequencies
+        return lambda: self.change(*rotate(inputs.q_BHTD, inputs.k_BHTD, positions, frequencies, **self.options))
+
+
+class Overwrites(Right):
+    """The same in place."""
+
+    name = "overwrites"
+    in_place = True
+
+    def __init__(self):
+        super().__init__(in_place=True)
+
+
+def last_token_left(q, k):
+    q[:, :, -1] = 1.0
+    return q, k
+
+
+WRONG = {
+    "the other way": Right(inverse=True),
+    "one position on": Right(shift=1),
+    "the other layout": Right(layout="interleaved"),
+    "k left out": Right(lambda q, k: (q, torch.zeros_like(k))),
+    "one token": Right(last_token_left),
+    "not a number": Right(lambda q, k: (q * torch.nan, k)),
+    "too coarse": Right(lambda q, k: (q.half().float(), k)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_peer_is_reported_and_not_timed(name):
+    found = measure(CASE, 1, {"copy": PEERS["copy"], name: WRONG[name]})["contestants"]
+    assert "turns wrongly" in found[name]["reason"]
+    assert "seconds" not in found[name]
+    assert "seconds" in found["copy"]
+
+
+def test_a_peer_that_fails_is_reported_in_one_line_and_takes_nobody_with_it():
+    def fails(q, k):
+        raise RuntimeError("no kernel\nfor this device")
+
+    found = measure(CASE, 1, {"fails": Right(fails), "right": Right()})["contestants"]
+    assert found["fails"]["reason"] == "RuntimeError: no kernel"
+    assert "seconds" in found["right"]
+
+
+def test_one_that_ruins_q_and_k_ruins_nothing_for_those_after_it():
+    class Ruins(Overwrites):
+        def prepare(self, inputs):
+            return inputs.q_BHTD.zero_
+
+    found = measure(CASE, 1, {"ruins": Ruins(), "overwrites": Overwrites(), "right": Right()})["contestants"]
+    assert "reason" in found["ruins"]
+    assert found["overwrites"]["error"] < 1e-6
+    assert found["right"]["error"] < 1e-6
+
+
+def test_what_is_missing_is_said():
+    found = measure(CASE, 1, {"vLLM": PEERS["FlashInfer"]})["contestants"]["vLLM"]
+    assert found == {"role": "peer", "in_place": True, "reason": found["reason"]}
+    assert found["reason"]
+
+
+def test_ratios_are_to_the_copy_and_to_the_fastest_peer_of_the_same_kind(monkeypatch):
+    times = {"copy": 1.0, "copy into": 0.5, "ropewalk": 2.0, "ropewalk in place": 1.0, "right": 4.0, "slow": 8.0}
+    times["overwrites"] = 3.0
+    peers = {name: PEERS[name] for name in list(times)[:4]}
+    peers |= {"slow": Right(), "right": Right(), "overwrites": Overwrites()}
+    monkeypatch.setattr(bench, "in_turn", lambda works, rounds, _: {name: [times[name]] * rounds for name in works})
+    row = measure(CASE, 3, peers)
+    found = row["contestants"]
+    assert (row["rounds"], row["bytes"]) == (3, 2 * 4 * 40 * (3 + 2) * 8)
+    assert found["ropewalk"]["of_limit"]["median"] == 0.5
+    assert found["ropewalk in place"]["of_limit"]["median"] == 0.5
+    assert (found["ropewalk"]["best_peer"], found["ropewalk"]["of_best_peer"]["median"]) == ("right", 2.0)
+    in_place = found["ropewalk in place"]
+    assert (in_place["best_peer"], in_place["of_best_peer"]["median"]) == ("overwrites", 3.0)
+    assert (found["right"]["best_peer"], found["right"]["of_best_peer"]["median"]) == ("slow", 2.0)
+    assert (found["overwrites"]["best_peer"], found["overwrites"]["of_best_peer"]["median"]) == ("right", 4 / 3)
+    assert found["copy"]["gb_per_second"] == row["bytes"] / 1e9
+    assert not {"of_limit", "of_best_peer"} & set(found["copy"])
+
+
+def test_more_tokens_than_are_checked_have_their_first_and_last_checked(monkeypatch):
+    monkeypatch.setattr(bench, "_SAMPLED", 7)
+    found = measure(CASE, 1, {"right": Right(), "one token": Right(last_token_left)})["contestants"]
+    assert "seconds" in found["right"]
+    assert "reason" in found["one token"]
