@@ -84,7 +84,7 @@ class RotaryTable(nn.Module):
         else:
             angle_BTU = self.answer[0].expand(*position_ids.shape[-2:], -1)
             cos_BTU, sin_BTU = angle_BTU.cos() * self.answer[1], angle_BTU.sin() * self.answer[1]
-        dtype = x.dtype if self.arrangement.follows_dtype else torch.float32
+        dtype = x.dtype if self.arrangement.follows_dtype else torch.promote_types(x.dtype, torch.float32)
         cos_BTC, sin_BTC = (part_BTU.to(dtype)[..., self.column_C].to(x.device) for part_BTU in (cos_BTU, sin_BTU))
         return torch.complex(cos_BTC, sin_BTC) if self.arrangement.complex else (cos_BTC, sin_BTC)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ropewalk.ops import angles as forms
 from ropewalk.ops.backends import BACKENDS, serving
@@ -74,8 +75,37 @@ _LIBRARY.impl("rotate_", _rotate_in_place, "CompositeExplicitAutograd")
 torch.library.register_fake("ropewalk::rotate", lambda x, *_: [torch.empty_like(each) for each in x], lib=_LIBRARY)
 torch.library.register_fake("ropewalk::rotate_", lambda *_: None, lib=_LIBRARY)
 torch.library.register_autograd("ropewalk::rotate", _backward, setup_context=_keep, lib=_LIBRARY)
-rotate = torch.ops.ropewalk.rotate.default
+_out_of_place = torch.ops.ropewalk.rotate.default
 _in_place = torch.ops.ropewalk.rotate_.default
+
+
+def _unwatched(xs: Sequence[Tensor], angles: Sequence[Tensor]) -> bool:
+    """Whether a call may go to the backend as it is.
+
+    The way through the dispatcher and back to Python takes 10 us with warm caches and 100 with cold ones: as long as
+    turning a hundred tokens. So it is gone only where somebody is there to see it: a gradient, a compiler, a mode or
+    transform of torch, a profiler, a subclass of Tensor.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+    ):
+        return False
+    grad = torch.is_grad_enabled()
+    for each in (*xs, *angles):
+        if type(each) is not Tensor or (grad and each.requires_grad):
+            return False
+    return True
+
+
+def rotate(xs: list[Tensor], angles: list[Tensor], *place: Any) -> list[Tensor]:
+    """`ropewalk::rotate`."""
+    turn = _rotated if _unwatched(xs, angles) else _out_of_place
+    turned: list[Tensor] = turn(xs, angles, *place)
+    return turned
 
 
 class _InPlace(torch.autograd.Function):
@@ -97,6 +127,10 @@ class _InPlace(torch.autograd.Function):
 
 def rotate_in_place(xs: list[Tensor], angles: list[Tensor], *place: Any) -> list[Tensor]:
     """`ropewalk::rotate_`, differentiable in `xs`."""
+    if _unwatched(xs, angles):
+        _rotate_in_place(xs, angles, *place)
+        torch.autograd.graph.increment_version(xs)
+        return xs
     if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
         return list(_InPlace.apply(angles, place, *xs))  # type: ignore[no-untyped-call]
     _in_place(xs, angles, *place)

@@ -70,10 +70,12 @@ def rotate(
     pairs, most = angles[1].shape[-1], max(0, (channels - start) // 2)
     if start < 0 or not 0 < pairs <= most:
         raise InputError("pairs", f"{pairs} from channel {start} on", f"1 to {most}: q has {channels} channels")
-    if any(part.shape[0] not in (1, batch) for part in angles):
-        raise InputError("rows of the angles", max(part.shape[0] for part in angles), f"1, or {batch} as in q")
-    if in_place and any(size > 1 and not step for x in views for size, step in zip(x.shape, x.stride(), strict=True)):
-        raise InputError("in_place", "heads that share memory", "heads of their own: copy them first")
+    for part in angles:
+        if part.shape[0] not in (1, batch):
+            raise InputError("rows of the angles", part.shape[0], f"1, or {batch} as in q")
+    for x in views if in_place else ():
+        if 0 in x.stride() and any(size > 1 and not step for size, step in zip(x.shape, x.stride(), strict=True)):
+            raise InputError("in_place", "heads that share memory", "heads of their own: copy them first")
     turn = operator.rotate_in_place if in_place else operator.rotate
     turned = turn(views, angles, start, layout == "interleaved", inverse)
     if packed:

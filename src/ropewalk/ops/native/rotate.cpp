@@ -14,6 +14,9 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace {
 
@@ -133,7 +136,7 @@ inline void cos_sin(int64_t turns, float factor, float& cos, float& sin) {
     sin = (quarter & 2 ? -s : s) * factor;
 }
 
-// The tables of some tokens of one row of the batch, as `turn_half` and `turn_interleaved` read them.
+// The tables of some tokens of one row of the batch, as `Half` and `Interleaved` read them.
 template <class Real>
 void form_tables(const Task& task, int64_t b, int64_t first, int64_t tokens, Real* cos, Real* sin) {
     const int64_t pairs = task.pairs;
@@ -165,78 +168,134 @@ void form_tables(const Task& task, int64_t b, int64_t first, int64_t tokens, Rea
 
 // --- turning ---------------------------------------------------------------------------------------------------------
 
-template <class X, class Real> inline void turn_half(const X* x, X* out, const Real* cos, const Real* sin, int64_t pairs) {
-    const auto turn = [&](const X* a_at, const X* b_at, X* to_a, X* to_b, int64_t p) {
-        const auto a = load(a_at), b = load(b_at), c = load(cos + p), s = load(sin + p);
-        store(to_a, a * c - b * s);
-        store(to_b, b * c + a * s);
-    };
-    int64_t p = 0;
-    for (; p + LANES <= pairs; p += LANES) turn(x + p, x + pairs + p, out + p, out + pairs + p, p);
-    if (const int64_t left = pairs - p) {
-        X a[LANES]{}, b[LANES]{};
-        std::copy_n(x + p, left, a), std::copy_n(x + pairs + p, left, b);
-        turn(a, b, a, b, p);
-        std::copy_n(a, left, out + p), std::copy_n(b, left, out + pairs + p);
-    }
-}
+template <class Real> using Vector = decltype(load(static_cast<const Real*>(nullptr)));
 
 // Neighbours exchanged.
-template <class Vector> inline Vector swapped(Vector x) {
+template <class Numbers> inline Numbers swapped(Numbers x) {
     if constexpr (LANES == 16) return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
     else if constexpr (LANES == 8) return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
     else return __builtin_shufflevector(x, x, 1, 0, 3, 2);
 }
 
-// Channel by channel: cos is there twice, and sin twice, of the sign that it has in each.
+struct Half {  // the second channel of a pair lies `pairs` after the first
+    int64_t pairs;
+
+    template <class X, class Numbers> void turn(const X* x, X* out, Numbers cos, Numbers sin) const {
+        turn(x, x + pairs, out, out + pairs, cos, sin);
+    }
+    template <class X, class Numbers>
+    static void turn(const X* x_a, const X* x_b, X* out_a, X* out_b, Numbers cos, Numbers sin) {
+        const Numbers a = load(x_a), b = load(x_b);
+        store(out_a, a * cos - b * sin);
+        store(out_b, b * cos + a * sin);
+    }
+    template <class X, class Numbers> void turn_some(const X* x, X* out, int64_t some, Numbers cos, Numbers sin) const {
+        X a[LANES]{}, b[LANES]{};
+        std::copy_n(x, some, a), std::copy_n(x + pairs, some, b);
+        turn(a, b, a, b, cos, sin);
+        std::copy_n(a, some, out), std::copy_n(b, some, out + pairs);
+    }
+};
+
+struct Interleaved {  // channel by channel: cos is there twice, and sin twice, of the sign that it has in each
+    template <class X, class Numbers> void turn(const X* x, X* out, Numbers cos, Numbers sin) const {
+        const Numbers own = load(x);
+        store(out, own * cos + swapped(own) * sin);
+    }
+    template <class X, class Numbers> void turn_some(const X* x, X* out, int64_t some, Numbers cos, Numbers sin) const {
+        X own[LANES]{};
+        std::copy_n(x, some, own);
+        turn(own, own, cos, sin);
+        std::copy_n(own, some, out);
+    }
+};
+
+template <class X> struct Rows {  // heads of one token, or tokens of one head: numbers to turn, and how far apart
+    const X* x;
+    X* out;
+    int64_t count, x_step, out_step, table_step;
+};
+
+// Some vectors of every row. Where the rows share a table it stays in registers.
+template <int vectors, bool shared, class X, class Real, class Layout>
+void turn_vectors(Layout layout, Rows<X> rows, const Real* cos, const Real* sin) {
+    Vector<Real> c[vectors], s[vectors];
+    for (int64_t row = 0; row < rows.count; ++row) {
+        if (!shared || row == 0) {
+            for (int i = 0; i < vectors; ++i) c[i] = load(cos + i * LANES), s[i] = load(sin + i * LANES);
+            cos += rows.table_step, sin += rows.table_step;
+        }
+        for (int i = 0; i < vectors; ++i) layout.turn(rows.x + i * LANES, rows.out + i * LANES, c[i], s[i]);
+        rows.x += rows.x_step, rows.out += rows.out_step;
+    }
+}
+
+template <bool shared, class X, class Real, class Layout>
+void turn_rows(Layout layout, Rows<X> rows, const Real* cos, const Real* sin, int64_t width) {
+    int64_t done = 0;
+    const auto rest = [&] { return Rows<X>{rows.x + done, rows.out + done, rows.count, rows.x_step, rows.out_step, rows.table_step}; };
+    for (; done + 4 * LANES <= width; done += 4 * LANES) turn_vectors<4, shared>(layout, rest(), cos + done, sin + done);
+    for (; done + LANES <= width; done += LANES) turn_vectors<1, shared>(layout, rest(), cos + done, sin + done);
+    if (done < width) {
+        for (int64_t row = 0; row < rows.count; ++row) {
+            const int64_t at = row * rows.table_step + done;
+            layout.turn_some(rows.x + row * rows.x_step + done, rows.out + row * rows.out_step + done, width - done,
+                             load(cos + at), load(sin + at));
+        }
+    }
+}
+
+template <bool shared, class X, class Real>
+void turn_rows(const Task& task, Rows<X> rows, const Real* cos, const Real* sin) {
+    const Rows<X> turning{rows.x + task.start, rows.out + task.start, rows.count, rows.x_step, rows.out_step, rows.table_step};
+    if (task.interleaved) turn_rows<shared>(Interleaved{}, turning, cos, sin, task.width());
+    else turn_rows<shared>(Half{task.pairs}, turning, cos, sin, task.width());
+    const int64_t end = task.start + 2 * task.pairs;
+    if (rows.x == rows.out || end - task.start == task.channels) return;
+    for (int64_t row = 0; row < rows.count; ++row) {
+        const X* x = rows.x + row * rows.x_step;
+        X* out = rows.out + row * rows.out_step;
+        std::copy(x, x + task.start, out);
+        std::copy(x + end, x + task.channels, out + end);
+    }
+}
+
+// Some tokens of all heads, in the order in which they lie in memory.
 template <class X, class Real>
-inline void turn_interleaved(const X* x, X* out, const Real* cos, const Real* sin, int64_t channels) {
-    const auto turn = [&](const X* at, X* to, int64_t c) {
-        const auto own = load(at);
-        store(to, own * load(cos + c) + swapped(own) * load(sin + c));
-    };
-    int64_t c = 0;
-    for (; c + LANES <= channels; c += LANES) turn(x + c, out + c, c);
-    if (const int64_t left = channels - c) {
-        X some[LANES]{};
-        std::copy_n(x + c, left, some);
-        turn(some, some, c);
-        std::copy_n(some, left, out + c);
+void turn_heads(const Task& task, const Heads& heads, int64_t b, int64_t first, int64_t tokens, const Real* cos, const Real* sin) {
+    const Strides3 &in = heads.of_x, &to = heads.of_out;
+    const X* x = reinterpret_cast<const X*>(heads.x) + b * in.b + first * in.t;
+    X* out = reinterpret_cast<X*>(heads.out) + b * to.b + first * to.t;
+    const int64_t width = task.width();
+    if (in.h <= in.t) {
+        for (int64_t t = 0; t < tokens; ++t) {
+            const Rows<X> of_token{x + t * in.t, out + t * to.t, heads.heads, in.h, to.h, 0};
+            turn_rows<true>(task, of_token, cos + t * width, sin + t * width);
+        }
+    } else {
+        for (int64_t h = 0; h < heads.heads; ++h)
+            turn_rows<false>(task, Rows<X>{x + h * in.h, out + h * to.h, tokens, in.t, to.t, width}, cos, sin);
     }
 }
 
 constexpr int64_t TOKENS = 32;  // that are turned with one table, which fits the nearest cache
 
-template <class X, class Real> struct Turner {
-    const Task& task;
-    const Heads& heads;
-
-    void row(int64_t b, int64_t h, int64_t t, const Real* cos, const Real* sin) const {
-        const X* x = reinterpret_cast<const X*>(heads.x) + b * heads.of_x.b + h * heads.of_x.h + t * heads.of_x.t;
-        X* out = reinterpret_cast<X*>(heads.out) + b * heads.of_out.b + h * heads.of_out.h + t * heads.of_out.t;
-        const int64_t start = task.start, end = start + 2 * task.pairs;
-        if (task.interleaved) turn_interleaved(x + start, out + start, cos, sin, 2 * task.pairs);
-        else turn_half(x + start, out + start, cos, sin, task.pairs);
-        if (x != out) {
-            std::copy(x, x + start, out);
-            std::copy(x + end, x + task.channels, out + end);
-        }
-    }
-
-    // In the order in which they lie in memory.
-    void rows(int64_t b, int64_t first, int64_t tokens, const Real* cos, const Real* sin) const {
-        const int64_t width = task.width();
-        if (heads.of_x.h <= heads.of_x.t) {
-            for (int64_t t = 0; t < tokens; ++t)
-                for (int64_t h = 0; h < heads.heads; ++h) row(b, h, first + t, cos + t * width, sin + t * width);
-        } else {
-            for (int64_t h = 0; h < heads.heads; ++h)
-                for (int64_t t = 0; t < tokens; ++t) row(b, h, first + t, cos + t * width, sin + t * width);
-        }
-    }
-};
+// New memory of some size is not there yet: it comes when it is first written to, a page at a time. Page by page of 4 KiB
+// that takes three times as long as turning; in pages of 2 MiB, as long as turning.
+void ask_for_large_pages(const Task& task, const Heads& heads, int64_t size) {
+#if defined(MADV_HUGEPAGE)
+    const auto last = [](int64_t count, int64_t stride) { return (count - 1) * stride; };
+    const int64_t numbers = last(task.batch, heads.of_out.b) + last(heads.heads, heads.of_out.h) +
+                            last(task.tokens, heads.of_out.t) + task.channels;
+    const uintptr_t page = 4096, large = 2 << 20, begin = reinterpret_cast<uintptr_t>(heads.out);
+    const uintptr_t from = (begin + page - 1) / page * page, to = (begin + numbers * size) / page * page;
+    if (heads.x != heads.out && from + 2 * large < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+#endif
+}
 
 template <class X, class Real> void turn(const Task& task) {
+    if (task.batch * task.tokens == 0) return;
+    for (int64_t i = 0; i < task.tensors; ++i) ask_for_large_pages(task, task.heads[i], sizeof(X));
     const int64_t blocks = (task.tokens + TOKENS - 1) / TOKENS;
 #pragma omp parallel num_threads(int(task.threads)) if (task.threads > 1)
     {
@@ -248,8 +307,7 @@ template <class X, class Real> void turn(const Task& task) {
             const int64_t b = block / blocks, first = block % blocks * TOKENS;
             const int64_t tokens = std::min(TOKENS, task.tokens - first);
             form_tables(task, b, first, tokens, cos, sin);
-            for (int64_t i = 0; i < task.tensors; ++i)
-                Turner<X, Real>{task, task.heads[i]}.rows(b, first, tokens, cos, sin);
+            for (int64_t i = 0; i < task.tensors; ++i) turn_heads<X>(task, task.heads[i], b, first, tokens, cos, sin);
         }
     }
 }
