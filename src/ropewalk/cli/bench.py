@@ -57,6 +57,7 @@ def rotate(
     from ropewalk.bench.show import rotate_tables
     from ropewalk.models.load import default_device
     from ropewalk.ops import serving
+    from ropewalk.report.speed import draw_speed
     from ropewalk.spec import find
 
     check_length("rounds", rounds, "rounds")
@@ -78,6 +79,7 @@ def rotate(
             say(str(case))
             kept.add(measure(case, rounds))
             advance(_OF_A_CASE + case.moved)
+    draw_speed(kept.part["rows"], kept.path.with_suffix(".png"), kept.document["device"])
     _show(kept, json, rotate_tables(kept.part["rows"]))
 
 

@@ -91,14 +91,11 @@ def _unwatched(xs: Sequence[Tensor], angles: Sequence[Tensor]) -> bool:
         or is_in_torch_dispatch_mode()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
+        or torch._C._autograd._profiler_enabled()
     ):
         return False
     grad = torch.is_grad_enabled()
-    for each in (*xs, *angles):
-        if type(each) is not Tensor or (grad and each.requires_grad):
-            return False
-    return True
+    return all(type(each) is Tensor and not (grad and each.requires_grad) for each in (*xs, *angles))
 
 
 def rotate(xs: list[Tensor], angles: list[Tensor], *place: Any) -> list[Tensor]:

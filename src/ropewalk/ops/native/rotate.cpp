@@ -232,16 +232,17 @@ void turn_vectors(Layout layout, Rows<X> rows, const Real* cos, const Real* sin)
 
 template <bool shared, class X, class Real, class Layout>
 void turn_rows(Layout layout, Rows<X> rows, const Real* cos, const Real* sin, int64_t width) {
-    int64_t done = 0;
-    const auto rest = [&] { return Rows<X>{rows.x + done, rows.out + done, rows.count, rows.x_step, rows.out_step, rows.table_step}; };
-    for (; done + 4 * LANES <= width; done += 4 * LANES) turn_vectors<4, shared>(layout, rest(), cos + done, sin + done);
-    for (; done + LANES <= width; done += LANES) turn_vectors<1, shared>(layout, rest(), cos + done, sin + done);
-    if (done < width) {
-        for (int64_t row = 0; row < rows.count; ++row) {
-            const int64_t at = row * rows.table_step + done;
-            layout.turn_some(rows.x + row * rows.x_step + done, rows.out + row * rows.out_step + done, width - done,
-                             load(cos + at), load(sin + at));
-        }
+    while (width >= LANES) {
+        const int64_t vectors = std::min<int64_t>(width / LANES, 4), done = vectors * LANES;
+        if (vectors == 4) turn_vectors<4, shared>(layout, rows, cos, sin);
+        else if (vectors == 3) turn_vectors<3, shared>(layout, rows, cos, sin);
+        else if (vectors == 2) turn_vectors<2, shared>(layout, rows, cos, sin);
+        else turn_vectors<1, shared>(layout, rows, cos, sin);
+        rows.x += done, rows.out += done, cos += done, sin += done, width -= done;
+    }
+    for (int64_t row = 0; width && row < rows.count; ++row) {
+        layout.turn_some(rows.x, rows.out, width, load(cos), load(sin));
+        rows.x += rows.x_step, rows.out += rows.out_step, cos += rows.table_step, sin += rows.table_step;
     }
 }
 
