@@ -23,7 +23,7 @@ def bench(run, tmp_path, monkeypatch):
 @pytest.fixture
 def kept(tmp_path):
     def _call():
-        (path,) = (tmp_path / "out").iterdir()
+        (path,) = (tmp_path / "out").glob("*.json")
         return json.loads(path.read_text())
 
     return _call
@@ -69,8 +69,10 @@ def test_whole_models(bench, kept, tiny_folder, what, option):
     assert "scaling on against off" in out
 
 
-def test_benches_share_a_file(bench, kept, tiny_folder):
+def test_benches_share_a_file(bench, kept, tiny_folder, tmp_path):
     bench("rotate", *TINY)
+    (picture,) = (tmp_path / "out").glob("*.png")
+    assert picture.stat().st_size > 10_000
     bench("curve", tiny_folder, "--tokens", "8", "--dtype", "float32", "--rounds", "1")
     assert set(kept()) == {"device", "date", "rotate", "curve"}
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -79,7 +80,10 @@ def rotate(
             say(str(case))
             kept.add(measure(case, rounds))
             advance(_OF_A_CASE + case.moved)
-    draw_speed(kept.part["rows"], kept.path.with_suffix(".png"), kept.document["device"])
+    if find_spec("matplotlib"):
+        draw_speed(kept.part["rows"], kept.path.with_suffix(".png"), kept.document["device"])
+    else:
+        people.print("no picture: matplotlib is not installed")
     _show(kept, json, rotate_tables(kept.part["rows"]))
 
 
