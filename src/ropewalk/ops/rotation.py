@@ -65,7 +65,7 @@ def rotate(
     xs = [q] if k is None else [q, k]
     packed = q.ndim == 3
     views = [x.transpose(0, 1)[None] for x in xs] if packed else xs
-    batch, channels = _shape(views)
+    batch, _, _, channels = _shape(views)
     angles = _angles(views[0], positions, frequencies, tables, attention_factor, cu_seqlens)
     pairs, most = angles[1].shape[-1], max(0, (channels - start) // 2)
     if start < 0 or not 0 < pairs <= most:
@@ -83,18 +83,20 @@ def rotate(
     return turned[0], turned[1] if len(turned) > 1 else None
 
 
-def _shape(views: Sequence[Tensor]) -> tuple[int, int]:
-    """B and D of q and k, which must fit each other."""
-    q = views[0]
-    for x in views:
-        if x.ndim != 4 or x.ndim != q.ndim:
-            raise InputError("q and k", f"{x.ndim} dimensions", "both [B, H, T, D], or both [T, H, D] for packed texts")
-        if (x.shape[0], *x.shape[2:]) != (q.shape[0], *q.shape[2:]):
-            raise InputError("k", list(x.shape), f"the B, T and D of q, which is {list(q.shape)}")
-        if x.dtype not in _DTYPES or x.dtype != q.dtype or x.device != q.device:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise InputError("dtype", f"{x.dtype} on {x.device}", f"{allowed}; the same for q and k, on one device")
-    return q.shape[0], q.shape[3]
+def _shape(views: Sequence[Tensor]) -> torch.Size:
+    """[B, H, T, D] of q, which k must fit."""
+    q, k = views[0], views[-1]
+    shape, of_k = q.shape, k.shape
+    if len(shape) != 4 or len(of_k) != 4:
+        found = f"{q.ndim} and {k.ndim} dimensions"
+        raise InputError("q and k", found, "both [B, H, T, D], or both [T, H, D] for packed texts")
+    if of_k[0] != shape[0] or of_k[2:] != shape[2:]:
+        raise InputError("k", list(of_k), f"the B, T and D of q, which is {list(shape)}")
+    if q.dtype not in _DTYPES or k.dtype != q.dtype or k.device != q.device:
+        found = f"{q.dtype} on {q.device}, and {k.dtype} on {k.device}"
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise InputError("q and k", found, f"{allowed}; the same for both, on one device")
+    return shape
 
 
 def _angles(
@@ -135,7 +137,8 @@ def _tables(q_BHTD: Tensor, tables: tuple[Tensor, Tensor], exact: torch.dtype) -
     if cos.shape != sin.shape or cos.ndim not in (2, 3) or cos.shape[-2] != tokens or not cos.is_floating_point():
         found = f"{list(cos.shape)} and {list(sin.shape)}"
         raise InputError("tables", found, f"cos and sin of each pair, both [T, P] or [B, T, P] with T = {tokens}")
-    return [part.to(exact) if part.ndim == 3 else part.to(exact)[None] for part in tables]
+    parts = [part if part.dtype == exact else part.to(exact) for part in tables]
+    return parts if cos.ndim == 3 else [part[None] for part in parts]
 
 
 def _positions(q_BHTD: Tensor, positions: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
