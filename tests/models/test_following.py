@@ -747,6 +747,50 @@ class TestRefusing:
         assert "\n" not in str(error.value)
 
 
+class TestInPlace:
+    """Where torch lets them be overwritten, cached keys are turned where they lie."""
+
+    FREQUENCIES = tuple(SCALING.frequencies(ROPE, length) for length in (LENGTH, 2 * LENGTH))
+
+    def turn(self, keys):
+        arrangement = Arrangement(1, tuple((pair, 0) for pair in range(8)), (*range(8),) * 2, False, True)
+        table = RotaryTable(self.FREQUENCIES[0], arrangement, torch.device("cpu"))
+        layer = SimpleNamespace(keys=keys)
+        carried = Carried("any", {"all": table.rows}, torch.arange(keys.shape[-2])[None])
+        channels = [Turned(0, "keys", "all", 0, "half", tuple(range(8)), 1)]
+        rows = {"all": (self.FREQUENCIES[1],)}
+        carried.turn(SimpleNamespace(layers=[layer]), rows, {"all": table}, channels, keep_reference=False)
+        return layer.keys
+
+    def test_they_stay_where_they_are(self):
+        keys = torch.randn(1, 2, 40, 16)
+        before = keys.clone()
+        turned = self.turn(keys)
+        assert turned.data_ptr() == keys.data_ptr()
+        assert not torch.equal(keys, before)
+
+    def test_not_those_of_inference_mode_outside_it(self):
+        with torch.inference_mode():
+            keys = torch.randn(1, 2, 40, 16)
+        before = keys.tolist()
+        assert torch.equal(self.turn(keys), self.turn(torch.tensor(before)))
+        assert keys.tolist() == before
+
+    def test_not_those_with_a_gradient(self):
+        keys = torch.randn(1, 2, 40, 16, requires_grad=True)
+        self.turn(keys * 1).sum().backward()
+        assert keys.grad.abs().max() > 0
+
+    @BOTH_KINDS
+    def test_filled_in_inference_mode(self, policy):
+        model = extended(policy)
+        with torch.inference_mode():
+            cache = model(LONG[:, :20], use_cache=True).past_key_values
+        assert torch.allclose(
+            go_on(model, LONG[:, 20:], cache), read(extended(policy), LONG, 20, 76)[0][:, 20:], atol=EXACT
+        )
+
+
 class TestPrecision:
     """10,000 turns of keys in bfloat16, against the key that is turned once from what it was before any turn."""
 
