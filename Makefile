@@ -1,6 +1,7 @@
 # make demo   the main job on the built-in model and text
 # make test   all tests
 # make lint   style and types
+# make bench  how fast the rotation and the built-in model are, beside others, on this device: benchmarks/results/DEVICE-DATE.json
 # make engines        the serving engines that can run here, each in an environment of its own under .engines
 # make test-engines   the tests that run them
 # Everything else is installed into .venv, once; `make clean` takes it all away.
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint engines test-engines clean
+.PHONY: demo test lint bench engines test-engines clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo
@@ -21,6 +22,11 @@ lint: .venv/lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+bench: .venv/demo
+	.venv/bin/ropewalk bench rotate
+	.venv/bin/ropewalk bench curve
+	.venv/bin/ropewalk bench decode
 
 engines: .venv/test
 	.venv/bin/python -m ropewalk.verify.environments
