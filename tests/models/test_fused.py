@@ -217,6 +217,48 @@ class TestTheModel:
         assert torch.equal(tiny.logits(rw.extend(llama, YARN, fuse=True)), want)
         assert torch.equal(tiny.logits(rw.restore(llama)), plain)
 
+    @pytest.mark.parametrize("of", ["self_attn", "rotary_emb"])
+    @pytest.mark.parametrize("at_first", [False, True])
+    def test_hooks_of_accelerate_that_come_or_go(self, llama, of, at_first):
+        """Between `extend` and `restore`: what the module holds of its own forward is then another thing."""
+        hooks = pytest.importorskip("accelerate.hooks")
+        plain = tiny.logits(llama)
+        want = tiny.logits(rw.extend(copy.deepcopy(llama), YARN, fuse=True))
+        modules = [module for name, module in llama.named_modules() if name.endswith(of)]
+
+        def toggle(there):
+            for module in modules:
+                hooks.add_hook_to_module(module, hooks.ModelHook()) if there else hooks.remove_hook_from_module(module)
+
+        toggle(at_first)
+        rw.extend(llama, YARN, fuse=True)
+        toggle(not at_first)
+        assert torch.equal(tiny.logits(llama), want)
+        assert torch.equal(tiny.logits(rw.restore(llama)), plain)
+        toggle(False)
+        assert torch.equal(tiny.logits(llama), plain)
+        assert all(type(module).__module__.startswith("transformers") for module in modules)
+        assert not any(hasattr(module, "ropewalk") for module in modules)
+
+    @pytest.mark.parametrize("what", ["eager_attention_forward", "method"])
+    def test_what_was_replaced_before_is_seen(self, monkeypatch, what):
+        """Also by a model that is fused after another one of its kind."""
+        rw.extend(tiny.build("llama"), YARN, fuse=True)
+        model, calls = tiny.build("llama"), []
+        model.set_attn_implementation("eager")
+        where, name = (modeling_llama.LlamaAttention, "forward") if what == "method" else (modeling_llama, what)
+        own = getattr(where, name)
+
+        @functools.wraps(own)
+        def counted(*args, **kwargs):
+            calls.append(1)
+            return own(*args, **kwargs)
+
+        monkeypatch.setattr(where, name, counted)
+        rw.extend(model, YARN, fuse=True)
+        tiny.logits(model)
+        assert len(calls) == 2
+
     def test_a_replaced_forward_is_refused(self, llama):
         attention = llama.model.layers[1].self_attn
         attention.forward = functools.partial(type(attention).forward, attention)
@@ -281,6 +323,10 @@ def with_values(q, k, v, cos, sin, unsqueeze_dim=1):
     return (*OWN(q, k, cos, sin, unsqueeze_dim), v)
 
 
+def backwards_if_told(q, k, cos, sin, unsqueeze_dim=1, backwards=False):
+    return OWN(q, k, cos, -sin if backwards else sin, unsqueeze_dim)
+
+
 def without_tables(q, k, *tables):
     return OWN(q, k, *tables)
 
@@ -293,7 +339,7 @@ class OfTheKernelsPackage(nn.Module):
 class TestAsking:
     """Functions in the place of Llama's own."""
 
-    @pytest.mark.parametrize("function", [shifted, by_position, in_float32, with_values])
+    @pytest.mark.parametrize("function", [shifted, by_position, in_float32, with_values, backwards_if_told])
     def test_another_function_is_refused_by_name(self, monkeypatch, llama, function):
         monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", function)
         with pytest.raises(rw.InputError, match=f"fuse: found 'apply_rotary_pos_emb of {__name__}"):

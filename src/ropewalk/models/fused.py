@@ -14,20 +14,20 @@ Shapes: as in tables.py, and H heads, D channels of a head.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import CellType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ropewalk.errors import InputError
-from ropewalk.models.mixed import Mixin
-from ropewalk.models.rotary import Swap
+from ropewalk.models.rotary import Swap, become
 from ropewalk.models.tables import Arrangement, RotaryTable
 from ropewalk.ops.rotation import LAYOUTS, rotate
 
@@ -94,7 +94,7 @@ class Rotation:
         return x_BHTD.transpose(1, 2) if after_tokens else x_BHTD
 
 
-def fusions(body: Any, tables: Mapping[str, RotaryTable]) -> list[Swap]:
+def fusions(body: Any, tables: Mapping[str, RotaryTable]) -> list[Callable[[], None]]:
     """The changes after which a decoder turns by `rotate`, and its tables come in float32; `tables`: all it is served.
 
     Raises InputError when a function of it does what `rotate` does not, and when there is none.
@@ -102,14 +102,17 @@ def fusions(body: Any, tables: Mapping[str, RotaryTable]) -> list[Swap]:
     arrangements = {table.arrangement for table in tables.values()}
     learned = functools.cache(lambda name, function: _learned(name, function, arrangements))
     of_class: dict[Any, Any] = {}
-    changes: list[Swap] = []
+    changes: list[Callable[[], None]] = []
     for module in body.modules():
         original: Any = type(module)
         if original not in of_class:
             rotations = tuple((name, learned(name, function)) for name, function in _functions(original).items())
             of_class[original] = _fused(original, rotations) if rotations else None
         if of_class[original] is not None:
-            changes += _installed(module, of_class[original])
+            change = become(module, of_class[original])
+            if change is None:
+                raise InputError("fuse", original.__name__, "attention whose forward nothing else has replaced")
+            changes.append(change)
     if not changes:
         raise InputError("fuse", type(body).__name__, "a model whose attention turns q and k by a function with tables")
     # Nothing but `rotate`, which computes in float32, reads the tables now: rounding them would only lose.
@@ -117,39 +120,48 @@ def fusions(body: Any, tables: Mapping[str, RotaryTable]) -> list[Swap]:
     return changes + [Swap(table, "arrangement", each) for table, each in zip(tables.values(), exact, strict=True)]
 
 
-def _installed(module: Any, fused: Any) -> Iterator[Swap]:
-    yield Swap(module, "__class__", fused)
-    if "_old_forward" in vars(module):  # a hook of accelerate (device_map) calls this, and not the class's
-        yield Swap(module, "_old_forward", MethodType(fused.forward, module))
-    elif "forward" in vars(module):
-        raise InputError("fuse", type(module).__name__, "attention whose forward nothing else has replaced")
-
-
-class _Fused(Mixin):
+class _Fused:
     """Mixed into the class of a module together with its methods, copied."""
 
     ropewalk_rotations: tuple[tuple[str, Rotation], ...]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        cls = type(self)
+        memo[id(self)] = copied = cls.__new__(cls)
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def __reduce__(self) -> Any:
         return _blank, (type(self).__bases__[1], self.ropewalk_rotations), self.__dict__
 
 
-@functools.cache
 def _fused(original: Any, rotations: tuple[tuple[str, Rotation], ...]) -> Any:
-    """The class of `original` modules that find these rotations under these names; always the same one."""
+    """A class of `original` modules that find these rotations under these names.
+
+    It is of one model, not kept for others: its methods hold what stands in the source file at this moment.
+    """
     named = dict(rotations)
     methods = {
         name: _copied(method, named)
         for name, method in inspect.getmembers(original, inspect.isfunction)
-        if named.keys() & set(inspect.unwrap(method).__code__.co_names)
+        if named.keys() & _names(inspect.unwrap(method).__code__)
     }
     fields = {"__module__": original.__module__, "ropewalk_rotations": rotations}
     return type(original.__name__, (_Fused, original), fields | methods)
 
 
 def _blank(original: Any, rotations: tuple[tuple[str, Rotation], ...]) -> Any:
-    cls = _fused(original, rotations)
+    cls = _unpickled(original, rotations)
     return cls.__new__(cls)
+
+
+_unpickled = functools.cache(_fused)  # one class for all modules of a pickle
+
+
+def _names(code: CodeType) -> set[str]:
+    """Global names of a function, and of those that it defines."""
+    inner = (_names(each) for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*inner)
 
 
 def _copied(function: Any, named: Mapping[str, Rotation]) -> Any:
@@ -177,7 +189,7 @@ def _functions(original: Any) -> dict[str, Any]:
     found = {}
     for _, method in inspect.getmembers(original, inspect.isfunction):
         inner = inspect.unwrap(method)
-        for name in inner.__code__.co_names:
+        for name in sorted(_names(inner.__code__)):
             function = inner.__globals__.get(name)
             if callable(function) and not isinstance(function, type) and _tables_of(_parameters(function)):
                 found[name] = function
@@ -266,12 +278,23 @@ def _asked(
                 _table(arrangement, cos_BTC.to(each), sin_BTC.to(each))
                 for each in (torch.float32, dtype if arrangement.follows_dtype else torch.float32)
             )
-            call = {**call, **said, **rest}
+            call = {**call, **said}
+            own_tables, exact_tables = (dict(zip(tables, each, strict=True)) for each in (own, exact))
             try:
-                answer = function(**call, **dict(zip(tables, own, strict=True)))
+                answer = function(**call, **own_tables)
             except Exception:  # it is the model's own code, which takes some of these calls and others not
                 continue
-            yield _Question(call | dict(zip(tables, exact, strict=True)), answer)
+            yield _Question(call | exact_tables, answer)
+            if rest:
+                yield _Question(call | exact_tables, _told(function, {**call, **own_tables, **rest}))
+
+
+def _told(function: Any, call: Mapping[str, Any]) -> Any:
+    """The answer where all that can be told is told; None, which no rotation gives, where that matters."""
+    try:
+        return function(**call)
+    except Exception:
+        return None
 
 
 def _table(arrangement: Arrangement, cos_BTC: Tensor, sin_BTC: Tensor) -> tuple[Tensor, ...]:

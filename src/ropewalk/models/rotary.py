@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -56,6 +56,34 @@ class Swap:
         else:
             setattr(self.of, self.name, self.value)
         self.value = held
+
+
+@dataclass
+class Become:
+    """The class of a module to exchange for another; exchanged again, everything is as before.
+
+    What the module holds of its own forward goes along: accelerate's hooks keep it as `_old_forward`, and put it back
+    as `forward` when they are taken off.
+    """
+
+    module: Any
+    other: Any
+
+    def __call__(self) -> None:
+        own = type(self.module)
+        for name in _held_forwards(self.module):
+            setattr(self.module, name, MethodType(self.other.forward, self.module))
+        self.module.__class__, self.other = self.other, own
+
+
+def become(module: Any, other: Any) -> Become | None:
+    """The change of a module's class; None where something else has replaced its forward, which would not follow."""
+    return None if "forward" in vars(module) and not _held_forwards(module) else Become(module, other)
+
+
+def _held_forwards(module: Any) -> list[str]:
+    own = type(module).forward
+    return [name for name in ("forward", "_old_forward") if getattr(vars(module).get(name), "__func__", None) is own]
 
 
 @dataclass
@@ -134,16 +162,14 @@ class RotaryModule:
         """What transformers builds in its place for another config."""
         return RotaryModule(self.path, type(self.module)(config).to(self.device))
 
-    def install(self, tables: dict[str, RotaryTable]) -> list[Swap]:
+    def install(self, tables: dict[str, RotaryTable]) -> list[Callable[[], None]]:
         """The changes after which the module serves these tables."""
         original: Any = type(self.module)
         exact = mixed(_Exact, original)
-        changes = [Swap(self.module, "ropewalk", nn.ModuleDict(tables)), Swap(self.module, "__class__", exact)]
-        if "_old_forward" in vars(self.module):  # a hook of accelerate (device_map) calls this, and not the class's
-            changes.append(Swap(self.module, "_old_forward", MethodType(exact.forward, self.module)))
-        elif "forward" in vars(self.module):
+        change = become(self.module, exact)
+        if change is None:
             raise _unsupported(self, "something has replaced its forward")
-        return changes
+        return [Swap(self.module, "ropewalk", nn.ModuleDict(tables)), change]
 
 
 def rotary_modules(model: nn.Module, text_config: Any) -> list[RotaryModule]:
