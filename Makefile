@@ -34,7 +34,7 @@ engines: .venv/test
 test-engines: engines
 	.venv/bin/pytest -m engines
 
-.venv/demo: pyproject.toml constraints.txt
+.venv/demo: pyproject.toml constraints.txt hatch_build.py src/ropewalk/ops/native/rotate.cpp
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ropewalk needs Python 3.11 or newer")'
 	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	$(PIP) -e '.[hf,plot]'

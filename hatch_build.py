@@ -16,7 +16,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = Path("src/ropewalk/ops/native/rotate.cpp")
-FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-w"]
+FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-w", "-Wno-psabi"]
 WIDE = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 VARIANTS = {
     "x86_64": {"avx512_bf16": [*WIDE, "-mavx512bf16"], "avx512": WIDE, "avx2": ["-march=x86-64-v3"]},
@@ -39,11 +39,14 @@ class CompileRotation(BuildHookInterface):  # type: ignore[type-arg]
             if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
                 unfinished = library.with_suffix(f".{os.getpid()}")
                 command = [*compiler.split(), *FLAGS, *flags, str(source), "-o", str(unfinished)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    self.app.display_warning(f"rotate.cpp is not compiled for {variant}: {done.stderr.strip()[:500]}")
+                library.unlink(missing_ok=True)  # what is older than its source must not be loaded
+                try:
+                    subprocess.run(command, capture_output=True, text=True, check=True)
+                    unfinished.replace(library)
+                except (OSError, subprocess.CalledProcessError) as error:
+                    said = getattr(error, "stderr", "") or str(error)
+                    self.app.display_warning(f"rotate.cpp is not compiled for {variant}: {said.strip()[-500:]}")
                     continue
-                unfinished.replace(library)
             build_data["artifacts"].append(str(library.relative_to(self.root)))
         if build_data["artifacts"]:
             build_data["pure_python"] = False

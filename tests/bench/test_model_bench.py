@@ -9,6 +9,7 @@ import torch
 
 import ropewalk as rw
 from ropewalk.bench import models
+from ropewalk.errors import InputError
 from ropewalk.models.extend import extension_of
 
 YARN = rw.YaRN(factor=4)
@@ -68,8 +69,49 @@ def test_what_is_measured(measure, model, monkeypatch):
     }
     tokens = 24 if measure is models.prefill else models.AT_A_TIME
     assert row["ways"]["scaled"]["tokens_per_second"]["median"] == tokens / 4.0
+    assert (row["rounds"], row["ways"]["scaled"]["taken"]) == (4, [4.0] * 4)
     assert extension_of(model) is None
     assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.parametrize(
+    ("measure", "read"), [(models.prefill, [24]), (models.decode, models.AT_A_TIME * [1])], ids=["prefill", "decode"]
+)
+def test_what_is_read_while_time_is_taken(measure, read, model, monkeypatch):
+    timed, kept = [], []
+
+    def seconds_of(work, _):
+        hook = model.register_forward_pre_hook(
+            lambda _, arguments, options: timed.append(arguments[0].shape[1]) or kept.append(options["logits_to_keep"]),
+            with_kwargs=True,
+        )
+        work()
+        hook.remove()
+        return 1.0
+
+    monkeypatch.setattr(models, "seconds_of", seconds_of)
+    measure(model, YARN, 24, 1, lambda: None)
+    assert timed == 2 * 4 * read
+    assert set(kept) == {1}
+
+
+def test_a_length_that_fails_is_a_row_with_its_reason(model, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("no such cache\nat all")
+
+    monkeypatch.setattr(models, "_forward", fails)
+    row = models.measure("decode", model, YARN, 24, 1, lambda: None)
+    assert row == {"tokens": 24, "reason": "ValueError: no such cache"}
+    assert extension_of(model) is None
+
+
+def test_a_scaling_that_the_model_cannot_take_is_the_callers_mistake(model, monkeypatch):
+    def refuses(*_, **__):
+        raise InputError("scaling", "yarn", "another")
+
+    monkeypatch.setattr(models, "extend", refuses)
+    with pytest.raises(InputError, match="scaling"):
+        models.measure("curve", model, YARN, 24, 1, lambda: None)
 
 
 def test_each_way_decodes_its_own_text(model, monkeypatch):

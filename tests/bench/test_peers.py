@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from ropewalk.bench.peers import PEERS, Peer
+from ropewalk.bench.peers import PEERS, Peer, copying
 from ropewalk.bench.peers.flash_attn import FlashAttn
 from ropewalk.bench.rotate import measure, turned
 from ropewalk.bench.shapes import SHAPES, Case, Inputs, Shape
+from ropewalk.known import known
 
 CPU = torch.device("cpu")
 HALF = Shape("half", 3, 2, 8, 10_000.0, "")
@@ -74,11 +75,74 @@ def test_what_torch_compiles():
 
 def test_the_limits_move_the_same_bytes_and_turn_nothing():
     inputs = Inputs(case_of(INTERLEAVED))
-    new, into = (PEERS[name].prepare(inputs) for name in ("copy", "copy into"))
-    for copies in (new(), into()):
-        assert [torch.equal(*pair) for pair in zip(copies, (inputs.q_BHTD, inputs.k_BHTD), strict=True)] == [True, True]
+    own = (inputs.q_BHTD, inputs.k_BHTD)
+    for name in ("copy", "copy into", "copy, large pages")[: 3 if sys.platform == "linux" else 2]:
+        copies = (call := PEERS[name].prepare(inputs))()
+        assert [torch.equal(*pair) for pair in zip(copies, own, strict=True)] == [True, True]
+        again = call()
+        for first, second, x in zip(copies, again, own, strict=True):
+            assert first.data_ptr() != x.data_ptr()
+            assert (first.data_ptr() == second.data_ptr()) == (name == "copy into")
+    into = PEERS["copy into"].prepare(inputs)
     assert into()[0].data_ptr() == into()[0].data_ptr() != inputs.q_BHTD.data_ptr()
     assert inputs.case.moved == 2 * 4 * 5 * (4 + 1) * 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_large_pages_are_asked_for_on_whole_pages_of_large_copies(monkeypatch):
+    asked = []
+    monkeypatch.setattr(copying.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=_Recorded(asked)))
+    case = case_of(Shape("large", 2, 1, 8, 10_000.0, ""), tokens=100_000)  # q has 6.1 MiB, k 3.1
+    inputs = Inputs(case)
+    q_BHTD, k_BHTD = PEERS["copy, large pages"].prepare(inputs)()
+    assert torch.equal(q_BHTD, inputs.q_BHTD)
+    assert torch.equal(k_BHTD, inputs.k_BHTD)
+    ((begin, length, advice),) = asked
+    assert (begin % 4096, length % 4096, advice) == (0, 0, 14)  # MADV_HUGEPAGE of <asm-generic/mman-common.h>
+    before, behind = begin - q_BHTD.data_ptr(), q_BHTD.data_ptr() + q_BHTD.nbytes - begin - length
+    assert 0 <= before < 4096
+    assert 0 <= behind < 4096
+
+
+class _Recorded:
+    """A function of C that keeps what it is called with."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, *arguments):
+        self.calls.append(arguments)
+
+
+def test_large_pages_are_of_the_memory_of_cpus():
+    peer = PEERS["copy, large pages"]
+    assert peer.missing(Case(HALF, 1, 5, torch.float32, torch.device("cuda")))
+    assert "too small" in peer.missing(case_of(HALF)) or sys.platform != "linux"
+    assert (peer.missing(case_of(HALF, tokens=2**16)) is None) == (sys.platform == "linux")  # q has 6 MiB
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("llama-3-8b", "meta-llama/Llama-3.1-8B-Instruct"), ("deepseek-v3", "deepseek-ai/DeepSeek-V3")],
+)
+def test_shapes_are_as_published(name, model):
+    shape, config = SHAPES[name], known()[model].config
+    latent = "kv_lora_rank" in config
+    assert shape.heads == config["num_attention_heads"]
+    assert shape.kv_heads == (1 if latent else config["num_key_value_heads"])
+    assert shape.base == config["rope_theta"]
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    assert shape.dim == (config["qk_rope_head_dim"] if latent else head_dim)
+    assert (shape.before_q, shape.before_k) == (config.get("qk_nope_head_dim", 0), config.get("kv_lora_rank", 0))
+
+
+def test_shapes_that_are_not_among_the_known():
+    # Qwen/Qwen3-32B and HuggingFaceTB/SmolLM2-135M-Instruct, config.json
+    shapes = [SHAPES[name] for name in ("qwen3-32b", "smollm2")]
+    assert [(shape.heads, shape.kv_heads, shape.dim, shape.base) for shape in shapes] == [
+        (64, 8, 128, 1_000_000.0),
+        (9, 3, 64, 100_000.0),
+    ]
 
 
 def test_shapes_are_views_as_projections_give_them():
@@ -90,7 +154,8 @@ def test_shapes_are_views_as_projections_give_them():
 
 
 def test_rows_of_a_decoding_step_stand_at_positions_of_their_own():
-    assert len(Inputs(case_of(HALF, 3, 1)).positions_BT.unique()) == 3
+    assert Inputs(case_of(HALF, 3, 1)).positions_BT.tolist() == [[4096], [4193], [4290]]
+    assert Inputs(case_of(HALF, 1, 3)).positions_BT.tolist() == [[0, 1, 2]]
 
 
 def test_in_place_turns_do_not_make_the_numbers_vanish():
@@ -105,6 +170,16 @@ def test_in_place_turns_do_not_make_the_numbers_vanish():
 def test_those_that_need_a_gpu_say_so():
     for name in ("flash-attn", "Liger-Kernel", "FlashInfer"):
         assert PEERS[name].missing(case_of(HALF))
+
+
+def test_nothing_is_looked_for_where_it_could_not_run(monkeypatch):
+    def imports(module):
+        raise AssertionError(module)
+
+    monkeypatch.setattr("ropewalk.bench.peers.base.found", imports)
+    assert PEERS["flash-attn"].missing(case_of(HALF)) == "runs on CUDA devices"
+    on_gpu = Case(INTERLEAVED, 1, 5, torch.float32, torch.device("cuda"))
+    assert PEERS["Liger-Kernel"].missing(on_gpu) == "turns the half layout"
 
 
 def test_what_one_cannot_turn(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ropewalk.bench import timing
-from ropewalk.bench.timing import in_turn, repeated, speed, spread
+from ropewalk.bench.timing import in_turn, repeated, rounded, speed, spread
 
 CPU = torch.device("cpu")
 
@@ -47,7 +47,24 @@ def test_a_short_call_is_repeated_for_20_ms_and_the_time_is_of_one(clock):
     seconds = repeated(lambda: calls.append(1) or clock.move(0.0005), CPU)
     calls.clear()
     assert seconds() == pytest.approx(0.0005)
-    assert len(calls) == 40
+    assert 40 <= len(calls) <= 50
+
+
+def test_waiting_for_the_device_is_not_work(clock, monkeypatch):
+    monkeypatch.setattr(timing, "synchronise", lambda _: clock.move(0.0005))  # twice around each part
+    calls = []
+    seconds = repeated(lambda: calls.append(1) or clock.move(0.0001), CPU)
+    calls.clear()
+    assert seconds() == pytest.approx(0.0001, rel=0.05)
+    assert len(calls) >= 190
+
+
+def test_the_first_call_is_not_one_to_go_by(clock):
+    calls = []
+    seconds = repeated(lambda: clock.move(0.0005 if calls else 3.0) or calls.append(1), CPU)
+    calls[:] = [1]
+    assert seconds() == pytest.approx(0.0005)
+    assert len(calls) - 1 >= 40
 
 
 def test_a_long_call_is_made_once(clock):
@@ -60,9 +77,34 @@ def test_a_long_call_is_made_once(clock):
 
 def test_what_is_done_before_is_told_how_many_calls_follow_and_is_not_timed(clock):
     told = []
-    seconds = repeated(lambda: clock.move(0.001), CPU, lambda n: told.append(n) or clock.move(5.0), at_a_time=8)
+    calls = []
+    work = lambda: calls.append(1) or clock.move(0.001)  # noqa: E731
+    seconds = repeated(work, CPU, lambda n: told.append(n) or clock.move(5.0), at_a_time=8)
+    assert sum(told) == len(calls)  # while the number of calls is sought, too
+    told.clear()
     assert seconds() == pytest.approx(0.001)
-    assert told == [8, 8, 4]
+    assert told[:2] == [8, 8]
+    assert 20 <= sum(told) <= 25
+
+
+def test_one_that_fails_is_left_out_and_the_others_go_on():
+    def fails():
+        if failing:
+            raise ValueError("no more")
+        failing.append(True)
+        return 1.0
+
+    failing, told = [], []
+    works = {"a": lambda: 5.0, "fails": fails, "b": lambda: 6.0}
+    taken = in_turn(works, 3, failed=lambda name, error: told.append((name, type(error))))
+    assert taken == {"a": [5.0] * 3, "b": [6.0] * 3}
+    assert told == [("fails", ValueError)]
+    with pytest.raises(ValueError, match="no more"):
+        in_turn(works, 3)
+
+
+def test_seconds_are_kept_to_five_digits():
+    assert rounded([1.23456789e-5, 12.3456789]) == [1.2346e-5, 12.346]
 
 
 def test_spread_is_median_and_quartiles():

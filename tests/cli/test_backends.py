@@ -36,4 +36,4 @@ def test_another_by_the_environment(name):
 def test_one_that_is_none():
     done = asked(ROPEWALK_ROTATION="cuda")
     assert done.returncode == 2
-    assert done.stderr == "ropewalk: error: rotation backend: found 'cuda'; allowed: c++, reference, triton\n"
+    assert done.stderr == "ropewalk: error: ROPEWALK_ROTATION: found 'cuda'; allowed: reference, c++\n"

@@ -762,6 +762,7 @@ class TestInPlace:
         carried.turn(SimpleNamespace(layers=[layer]), rows, {"all": table}, channels, keep_reference=False)
         return layer.keys
 
+    @torch.no_grad()
     def test_they_stay_where_they_are(self):
         keys = torch.randn(1, 2, 40, 16)
         before = keys.clone()
@@ -775,6 +776,13 @@ class TestInPlace:
         before = keys.tolist()
         assert torch.equal(self.turn(keys), self.turn(torch.tensor(before)))
         assert keys.tolist() == before
+
+    @torch.no_grad()
+    def test_not_those_that_rows_share(self):
+        keys = torch.randn(1, 2, 40, 16).expand(3, -1, -1, -1)
+        before = keys.clone()
+        assert torch.equal(self.turn(keys), self.turn(keys.clone()))
+        assert torch.equal(keys, before)
 
     def test_not_those_with_a_gradient(self):
         keys = torch.randn(1, 2, 40, 16, requires_grad=True)

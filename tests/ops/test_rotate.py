@@ -1,5 +1,6 @@
 """`rotate`, on every backend of this CPU, against the same turn written with complex numbers in float64."""
 
+from contextlib import nullcontext
 from typing import ClassVar
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ropewalk as rw
 from ropewalk.errors import InputError
-from ropewalk.ops import BACKENDS, rotate, serving, turns, use
+from ropewalk.ops import BACKENDS, Turns, rotate, serving, turns, use
 from ropewalk.ops.backends import reference
 from ropewalk.ops.backends.cpu import NATIVE, Cpu
 
@@ -162,6 +165,37 @@ def test_any_sizes(batch, heads, tokens, pairs, start, after, layout, dtype, see
 
 
 @LAYOUTS
+def test_tables_and_heads_of_the_opposite_sign(backend, layout):
+    """Views that stand for the negative of what they hold, as the imaginary part of a conjugate does."""
+    q, angle_TP = numbers(1, 3, 9, 48).float(), numbers(9, 24).float()
+    cis_TP = torch.polar(torch.ones_like(angle_TP), angle_TP).conj()
+    assert cis_TP.imag.is_neg()
+    want, _ = rotate(q, None, tables=(cis_TP.real.clone(), cis_TP.imag.clone()), layout=layout)
+    assert torch.allclose(rotate(q, None, tables=(cis_TP.real, cis_TP.imag), layout=layout)[0], want, atol=1e-6)
+    turned, _ = rotate(torch._neg_view(q), None, tables=(cis_TP.real, cis_TP.imag), layout=layout)
+    assert torch.allclose(turned, -want, atol=1e-6)
+
+
+@LAYOUTS
+def test_k_with_its_channels_apart(backend, layout):
+    q, k = (numbers(1, heads, 9, 48, seed=heads).float() for heads in (3, 2))
+    want = rotate(q, k, frequencies=SCALED[0], layout=layout)
+    apart = strided("channels apart", 1, 2, 9, 48, seed=0).float().copy_(k)
+    for turned, right in zip(rotate(q, apart, frequencies=SCALED[0], layout=layout), want, strict=True):
+        assert torch.allclose(turned, right, atol=1e-6)
+
+
+def test_angles_that_lie_apart(backend):
+    """Positions and turns with strides of their own."""
+    q = numbers(2, 3, 9, 48).float()
+    positions_BT = torch.randint(0, 9999, (2, 9), generator=torch.Generator().manual_seed(1))
+    prepared = turns(SCALED[:2])
+    apart = Turns(*(part.T.contiguous().T if part.ndim == 2 else part for part in prepared))
+    want, _ = rotate(q, None, positions_BT, prepared)
+    assert torch.equal(rotate(q, None, positions_BT.T.contiguous().T, apart)[0], want)
+
+
+@LAYOUTS
 def test_q_alone_and_back_again(backend, layout):
     q = numbers(2, 3, 9, 48).float()
     turned, none = rotate(q, None, frequencies=SCALED[0], layout=layout)
@@ -310,7 +344,25 @@ class TestGradients:
         def turned(q, k):
             return rotate(q * 1, k * 1, None, inv_freq.detach(), layout, attention_factor=1.3, in_place=True)
 
+        def of_projections(q, k):  # views, which is how heads come
+            views = [(x * 1).flatten(2).unflatten(2, x.shape[2:]).transpose(1, 2) for x in (q, k)]
+            return rotate(*views, None, inv_freq.detach()[:1], layout, in_place=True)
+
         assert torch.autograd.gradcheck(turned, (q, k))
+        assert torch.autograd.gradcheck(of_projections, (q[:, :1], k))
+
+    def test_what_cannot_be_overwritten_is_untouched(self, backend):
+        leaf = numbers(1, 2, 5, 48).float().requires_grad_()
+        before = leaf.detach().clone()
+        inv_freq = torch.rand(24, requires_grad=True)
+        for q, frequencies, said in [
+            (leaf, SCALED[0], "a leaf that requires a gradient"),
+            (leaf[:, 1:], SCALED[0], "a leaf that requires a gradient"),
+            (before, inv_freq, "angles that require a gradient"),
+        ]:
+            with pytest.raises(InputError, match=f"in_place: found '{said}'"):
+                rotate(q, None, frequencies=frequencies, in_place=True)
+            assert torch.equal(leaf, before)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_are_the_opposite_turn(self, backend, dtype):
@@ -355,6 +407,76 @@ class TestOperators:
         q, k = self.heads()
         for ours, want in zip(compiled(q, k), turned(q, k), strict=True):
             assert torch.equal(ours, want)
+
+    def test_direct_calls_are_checked(self):
+        """As those that `rotate` makes: with less they would read what is not there."""
+        q, k = self.heads()
+        cos, sin = (part[None] for part in self.FORMS["tables"]["tables"])
+        for angles, said in [
+            ([cos[:, :1], sin[:, :1]], "tokens of the angles: found 1; allowed: 6"),
+            ([torch.cat([cos] * 3), torch.cat([sin] * 3)], "rows of the angles: found 3; allowed: 1, or 2"),
+        ]:
+            for turn in (torch.ops.ropewalk.rotate, torch.ops.ropewalk.rotate_):
+                with pytest.raises(InputError, match=said):
+                    turn([q, k], angles, 0, False, False)
+
+    def test_no_gradient_is_lost_in_silence(self):
+        q, k = self.heads(grad=True)
+        angles = [part[None] for part in self.FORMS["tables"]["tables"]]
+        with pytest.raises(RuntimeError, match="no gradient of its own"):
+            torch.ops.ropewalk.rotate_([q * 1, k], angles, 0, False, False)
+        for differentiated in (self.dual, self.jvp):
+            with pytest.raises(RuntimeError, match="forward-mode"):
+                differentiated(q.detach())
+
+    @staticmethod
+    def dual(q):
+        with torch.autograd.forward_ad.dual_level():
+            rotate(torch.autograd.forward_ad.make_dual(q, q), None, frequencies=SCALED[0])
+
+    @staticmethod
+    def jvp(q):
+        torch.func.jvp(lambda x: rotate(x, None, frequencies=SCALED[0])[0], (q,), (q,))
+
+    @pytest.mark.parametrize("in_place", [False, True])
+    def test_what_watches_sees_it(self, in_place):
+        """A profiler, a mode of torch, a subclass of Tensor, the compiler of TorchScript: the operator is called."""
+        q, k = self.heads()
+
+        class Seen(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                calls.append(function)
+                return function(*args, **(kwargs or {}))
+
+        calls = []
+        with Seen():
+            rotate(q, k, frequencies=SCALED[0], in_place=in_place)
+        assert any("ropewalk::rotate" in str(call._schema) for call in calls)
+        with torch.profiler.profile() as profiled:
+            rotate(q, k, frequencies=SCALED[0], in_place=in_place)
+        assert any(event.key.startswith("ropewalk::rotate") for event in profiled.key_averages())
+        traced = torch.jit.trace(lambda q: rotate(q, None, frequencies=SCALED[0])[0], (q,), check_trace=False)
+        assert "ropewalk::rotate" in str(traced.graph)
+
+    @pytest.mark.parametrize("watched", [False, True])
+    def test_overwriting_is_told(self, watched):
+        """What a gradient needs and is overwritten raises when it is taken."""
+        q, weight = self.heads()[0], torch.ones(1, requires_grad=True)
+        loss = (weight * q).sum()
+        with torch.profiler.profile() if watched else nullcontext():
+            rotate(q, None, frequencies=SCALED[0], in_place=True)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+    @pytest.mark.parametrize("mode", [torch.inference_mode, FakeTensorMode])
+    def test_what_is_kept_is_of_no_mode(self, mode):
+        """The same frequencies, first used inside a mode and then outside it."""
+        frequencies = rw.Frequencies(np.linspace(0.1, 1, 24) + (0.5 if mode is FakeTensorMode else 0))
+        with mode():
+            turns(frequencies)
+        q, _ = self.heads(grad=True)
+        rotate(q, None, frequencies=frequencies)[0].sum().backward()
+        assert q.grad.abs().max() > 0
 
     def test_compiled_gradients(self):
         torch._dynamo.reset()
@@ -416,6 +538,10 @@ class TestMistakes:
             ({"tables": (torch.zeros(5, 4), torch.zeros(5, 3))}, r"found '\[5, 4\] and \[5, 3\]'"),
             ({"tables": (torch.zeros(3, 5, 4), torch.zeros(3, 5, 4))}, "rows of the angles: found 3; allowed: 1, or 2"),
             ({"start": 1}, "allowed: 1 to 3"),
+            ({"attention_factor": 2}, "attention_factor: found 2; allowed: none beside tables"),
+            ({"cu_seqlens": torch.tensor([0, 5])}, "positions: found 'beside tables'"),
+            ({"tables": (torch.zeros(5, 4, device="meta"),) * 2}, "device of the angles: .*cpu as q"),
+            ({"k": Q, "q": Q, "in_place": True}, "in_place: found 'heads that share memory'"),
             ({"start": -1}, "from channel -1"),
             ({"q": Q[0, 0]}, "2 and 4 dimensions"),
             ({"k": K[:, :, :4]}, r"k: found \[2, 1, 4, 8\]"),
@@ -431,6 +557,11 @@ class TestMistakes:
         ("change", "said"),
         [
             ({"positions": torch.arange(4)}, r"positions: found '\[4\] of torch.int64'; .*T = 5"),
+            ({"frequencies": []}, "frequencies: found"),
+            ({"frequencies": "yarn"}, "frequencies: found"),
+            ({"frequencies": torch.tensor(1.0)}, r"frequencies: found '\[\] of torch.float32'"),
+            ({"cu_seqlens": torch.tensor([0.0, 5.0])}, r"cu_seqlens: found '\[2\] of torch.float32'"),
+            ({"cu_seqlens": torch.tensor([], dtype=torch.int32)}, r"cu_seqlens: found '\[0\]"),
             ({"positions": torch.zeros(5)}, "of torch.float32'; allowed: whole numbers"),
             ({"positions": torch.zeros(3, 5, dtype=torch.int32)}, "rows of the angles: found 3"),
             ({"frequencies": [SMALL] * 3}, "rows of the angles: found 3"),

@@ -1,24 +1,42 @@
-"""What numbers are of: the device and the versions."""
+"""What numbers are of: the device, the versions and what else moves them."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ropewalk.errors import InputError
+from ropewalk.ops.backends import VARIABLE
+
+_VARIABLES = (
+    VARIABLE,
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_LAUNCH_BLOCKING",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TRITON_INTERPRET",
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+)
 
 
 def find_device(name: str) -> torch.device:
     """The device of that name. Raises InputError for one that is not there."""
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):  # a torch that was built without it asserts
+        torch.ones(1, device=device).item()  # meta has tensors, and no numbers in them
+    except Exception:  # whatever a torch that was built without it raises: AssertionError, ModuleNotFoundError, ...
         raise InputError("device", name, "a device of torch that is here, as cpu or cuda:0") from None
     return device
 
@@ -31,6 +49,11 @@ def device_name(device: torch.device) -> str:
         return f"{platform.processor() or platform.machine()} {device.type}"
     threads = torch.get_num_threads()
     return f"{_cpu()}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """While it lasts, a CUDA device is the current one: kernels of Triton go there, wherever their tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def slug(name: str) -> str:
@@ -47,6 +70,26 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return known | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
+
+
+def surroundings() -> dict[str, Any]:
+    """What else numbers depend on: `system`, `threads`, the `environment` that is set, `large_pages`."""
+    return {
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "large_pages": _large_pages(),
+    }
+
+
+def _large_pages() -> str | None:
+    """Which memory Linux gives in large pages: always, madvise (what asks for them) or never; None elsewhere."""
+    try:
+        modes = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    chosen = re.search(r"\[(\w+)\]", modes)
+    return chosen and chosen[1]
 
 
 def _cpu() -> str:

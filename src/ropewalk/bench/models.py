@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropewalk.bench.timing import in_turn, seconds_of, speed, spread
+from ropewalk.bench.device import current
+from ropewalk.bench.reason import reason_of
+from ropewalk.bench.timing import in_turn, rounded, seconds_of, speed, spread
+from ropewalk.errors import InputError
 from ropewalk.models.extend import extend, restore
 from ropewalk.scaling import Scaling
 
@@ -27,6 +30,22 @@ COMPARED = {
     "fused against unfused": ("fused", "plain"),
     "fused against unfused, scaled": ("scaled, fused", "scaled"),
 }
+
+
+def measure(
+    bench: str, model: Any, scaling: Scaling, tokens: int, rounds: int, tell: Callable[[], None]
+) -> dict[str, Any]:
+    """The row of a length: what `prefill` ("curve") or `decode` says, or the `reason` why it could not be measured.
+
+    Raises InputError for a scaling that the model cannot take.
+    """
+    try:
+        found = (prefill if bench == "curve" else decode)(model, scaling, tokens, rounds, tell)
+    except InputError:
+        raise
+    except Exception as error:  # memory that is short, a cache that the model does not take: other lengths may go
+        found = {"reason": reason_of(error)}
+    return {"tokens": tokens, **found}
 
 
 def put(model: Any, way: str, scaling: Scaling) -> None:
@@ -78,7 +97,7 @@ def decode(model: Any, scaling: Scaling, context: int, rounds: int, tell: Callab
 def _measured(model: Any, works: dict[str, Callable[[], float]], tokens: int, rounds: int) -> dict[str, Any]:
     """The numbers of all ways, each of whose works takes so many tokens, and their comparisons."""
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), current(model.device):
             for work in works.values():
                 work()  # warm
             taken = in_turn(works, rounds)
@@ -86,8 +105,13 @@ def _measured(model: Any, works: dict[str, Callable[[], float]], tokens: int, ro
         restore(model)
     ways = {}
     for way, seconds in taken.items():
-        ways[way] = {"seconds": spread(seconds), "tokens_per_second": spread([tokens / each for each in seconds])}
+        ways[way] = {
+            "taken": rounded(seconds),
+            "seconds": spread(seconds),
+            "tokens_per_second": spread([tokens / each for each in seconds]),
+        }
     return {
+        "rounds": rounds,
         "ways": ways,
         "speed": {name: speed(taken[one], taken[other]) for name, (one, other) in COMPARED.items()},
     }

@@ -1,16 +1,16 @@
-"""The file of a device and a day: what each bench measured, whole after every case."""
+"""The file of a device and a day: what every run of a bench measured, whole after every case."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ropewalk.bench.device import device_name, slug, versions
+from ropewalk.bench.device import device_name, slug, surroundings, versions
 from ropewalk.errors import InputError
 from ropewalk.files import writable_folder, write_whole
 
@@ -18,11 +18,12 @@ _PACKAGES = ("ropewalk", "torch", "transformers", "numpy", "triton")
 
 
 class Results:
-    """DEVICE-DATE.json in a folder, and in it the part of one bench; what other benches kept there stays.
+    """DEVICE-DATE.json in a folder, and in it one run of one bench; the runs that are there stay.
 
     Attributes:
         path: of the file.
-        part: what this bench measured: `command`, `versions`, what it is told of itself, `rows`.
+        run: what is measured now: `bench`, `started`, `command`, `versions`, `surroundings`, what it is told of itself,
+            `rows`.
     """
 
     def __init__(
@@ -38,32 +39,34 @@ class Results:
 
         Raises InputError for a folder that cannot be written, and a file there that is none of these.
         """
-        self._about = {"device": device_name(device), "date": time.strftime("%Y-%m-%d")}
+        now = datetime.now().astimezone()
+        self._about = {"device": device_name(device), "date": f"{now:%Y-%m-%d}"}
         self.path = writable_folder(folder) / f"{slug(self._about['device'])}-{self._about['date']}.json"
-        self._bench = bench
-        self.part: dict[str, Any] = {
+        self.run: dict[str, Any] = {
+            "bench": bench,
+            "started": now.isoformat(),
             "command": command,
             "versions": versions((*_PACKAGES, *packages)),
+            **surroundings(),
             **about,
             "rows": [],
         }
-        self._kept()
+        self._others()
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep one more case."""
-        self.part["rows"].append(row)
-        write_whole(self.path, json.dumps({**self._kept(), **self.document}, indent=1) + "\n")
+        self.run["rows"].append(row)
+        write_whole(self.path, json.dumps({**self._about, "runs": [*self._others(), self.run]}, indent=1) + "\n")
 
     @property
     def document(self) -> dict[str, Any]:
-        """What this bench measured, as one JSON document."""
-        return {**self._about, self._bench: self.part}
+        """What this run measured, as one JSON document."""
+        return {**self._about, **self.run}
 
-    def _kept(self) -> dict[str, Any]:
+    def _others(self) -> list[dict[str, Any]]:
+        """The other runs in the file, read anew each time: another process may be adding to it."""
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
-        except (OSError, ValueError):
-            found = None
-        if not isinstance(found, dict):
-            raise InputError("out", str(self.path), "a folder where that file is what bench wrote, or is not")
-        return found
+            runs = json.loads(self.path.read_text(encoding="utf-8"))["runs"] if self.path.exists() else []
+            return [run for run in runs if run["started"] != self.run["started"]]
+        except (OSError, ValueError, LookupError, TypeError):
+            raise InputError("out", str(self.path), "a folder where that file is what bench wrote, or is not") from None

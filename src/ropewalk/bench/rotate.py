@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropewalk.bench.device import current
 from ropewalk.bench.peers import PEERS, Peer
+from ropewalk.bench.peers.copying import LARGE_PAGES
+from ropewalk.bench.reason import reason_of
 from ropewalk.bench.shapes import Case, Inputs
-from ropewalk.bench.timing import in_turn, repeated, speed, spread
+from ropewalk.bench.timing import in_turn, repeated, rounded, speed, spread
 
 _SAMPLED = 1024  # tokens of a row whose rotation is checked
 _ALLOWED = 8  # roundings of the dtype, of a pair's length: tables, products and sums in bfloat16 make five
@@ -23,51 +26,69 @@ _CASE_SECONDS = 10.0  # after which a case begins no further round
 def measure(case: Case, rounds: int, peers: Mapping[str, Peer] = PEERS) -> dict[str, Any]:
     """Check every contestant against the float64 rotation, then time those that are right, in turn.
 
-    Returns the row of the case. Of each contestant: `seconds`, `gb_per_second` of the bytes that must move, speed
-    against the copy of its kind (`of_limit`), into new memory for one out of place and into existing memory for one in
-    place; speed against the fastest peer of its kind, or of all where there is none (`of_best_peer`, `best_peer`); its
-    largest `error` as a part of a pair's length; or the `reason` why it was not timed.
+    Returns the row of the case. Of each contestant: seconds of a call in every round (`taken`) and their spread
+    (`seconds`), `gb_per_second` of the bytes that must move, speed against the copy of its kind (`of_limit`), into new
+    memory for one out of place and into existing memory for one in place; of ours out of place also against the copy
+    into large pages (`of_large_pages`); speed against the fastest peer of its kind, or of all where there is none
+    (`of_best_peer`, `best_peer`); its largest `error` as a part of a pair's length; or the `reason` why it was not
+    timed. A case that cannot be measured at all, as when memory is short, has a `reason` itself and no contestants.
     """
-    with torch.inference_mode():
-        inputs = Inputs(case)
-        found: dict[str, dict[str, Any]] = {}
-        works: dict[str, Callable[[], float]] = {}
-        for name, peer in peers.items():
-            found[name] = {"role": peer.role, "in_place": peer.in_place}
-            try:
-                if (missing := peer.missing(case)) is not None:
-                    raise LookupError(missing)
-                call = peer.prepare(inputs)
-                if peer.role != "limit":
-                    found[name]["error"] = _checked(peer, inputs, call)
-                works[name] = repeated(call, case.device, inputs.spend if peer.in_place else None)
-            except Exception as error:  # others' code may fail in any way, and must not take the rest with it
-                found[name]["reason"] = _first_line(error)
-                if peer.in_place:
-                    inputs.fill()
-        taken = in_turn(works, rounds, _CASE_SECONDS)
-    for name, seconds in taken.items():
-        found[name] |= _numbers(name, seconds, taken, peers, case)
-    return {
+    row = {
         "shape": case.shape.name,
         "batch": case.batch,
         "tokens": case.tokens,
         "dtype": str(case.dtype).removeprefix("torch."),
         "bytes": case.moved,
-        "rounds": max(map(len, taken.values()), default=0),
-        "contestants": found,
     }
+    try:
+        with torch.inference_mode(), current(case.device):
+            found, taken = _contest(Inputs(case), rounds, peers)
+    except Exception as error:  # the cases after it may well fit
+        return {**row, "reason": reason_of(error)}
+    for name, seconds in taken.items():
+        found[name] |= _numbers(name, seconds, taken, peers, case)
+    return {**row, "rounds": max(map(len, taken.values()), default=0), "contestants": found}
+
+
+def _contest(
+    inputs: Inputs, rounds: int, peers: Mapping[str, Peer]
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
+    """What is known of each contestant without its times, and the seconds of those that never failed."""
+    case = inputs.case
+    found: dict[str, dict[str, Any]] = {}
+    works: dict[str, Callable[[], float]] = {}
+    calls: dict[str, Callable[[], object]] = {}
+
+    def failed(name: str, error: Exception) -> None:
+        found[name]["reason"] = reason_of(error)
+        if peers[name].in_place and name in calls:  # who knows what it left in q and k
+            inputs.fill()
+
+    for name, peer in peers.items():
+        found[name] = {"role": peer.role, "in_place": peer.in_place}
+        try:
+            if (missing := peer.missing(case)) is not None:
+                raise LookupError(missing)
+            calls[name] = peer.prepare(inputs)
+            if peer.role != "limit":
+                found[name]["error"] = _checked(peer, inputs, calls[name])
+            works[name] = repeated(calls[name], case.device, inputs.spend if peer.in_place else None)
+        except Exception as error:  # others' code may fail in any way, and must not take the rest with it
+            failed(name, error)
+    return found, in_turn(works, rounds, _CASE_SECONDS, failed)
 
 
 def _numbers(
     name: str, seconds: Sequence[float], taken: Mapping[str, Sequence[float]], peers: Mapping[str, Peer], case: Case
 ) -> dict[str, Any]:
     own = peers[name]
-    numbers: dict[str, Any] = {"seconds": spread(seconds)}
+    numbers: dict[str, Any] = {"taken": rounded(seconds), "seconds": spread(seconds)}
     numbers["gb_per_second"] = case.moved / numbers["seconds"]["median"] / 1e9
     limit = "copy into" if own.in_place else "copy"
     if own.role != "limit" and limit in taken:
         numbers["of_limit"] = speed(seconds, taken[limit])
+    if own.role == "ours" and not own.in_place and LARGE_PAGES in taken:
+        numbers["of_large_pages"] = speed(seconds, taken[LARGE_PAGES])
     others = [other for other in taken if other != name and peers[other].role == "peer"]
     alike = [other for other in others if peers[other].in_place == own.in_place]
     if own.role != "limit" and others:
@@ -112,10 +133,3 @@ def _complex(x_BHSD: Tensor, inputs: Inputs) -> Tensor:
 
 def _lengths(x_BHSD: Tensor, inputs: Inputs) -> Tensor:
     return _complex(x_BHSD, inputs).abs()
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, in one line of bearable length; a `LookupError` of ours as it stands."""
-    lines = str(error).strip().splitlines()
-    said = lines[0][:200] if lines else ""
-    return said if type(error) in (LookupError, ArithmeticError) else f"{type(error).__name__}: {said}"

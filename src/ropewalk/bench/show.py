@@ -15,23 +15,31 @@ def rotate_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table | str]:
     """A table of each case; at the end what its columns say, and why some were not timed."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        for name, found in row["contestants"].items():
+        for name, found in row.get("contestants", {}).items():
             if (reason := found.get("reason")) and reason not in reasons.setdefault(name, []):
                 reasons[name].append(reason)
     said = [
         "±: half the distance of the quartiles. x copy: speed against a plain copy, into new memory, or for what works "
-        "in place into existing memory. x peer: speed against the fastest peer, of those that work alike if any do.",
+        "in place into existing memory. x large: against a copy into new memory in large pages, which ours asks "
+        "for. x peer: speed against the fastest peer, of those that work alike if any do.",
         *(f"{name}, not timed: {'; '.join(why)}" for name, why in reasons.items() if why),
     ]
     return [*map(_case_table, rows), *said]
 
 
-def _case_table(row: Mapping[str, Any]) -> Table:
+def _case_table(row: Mapping[str, Any]) -> Table | str:
     phase = f"decode, batch {row['batch']}" if row["tokens"] == 1 else f"prefill, {row['tokens']:,} tokens"
-    title = f"{row['shape']}, {phase}, {row['dtype']}, {row['bytes'] / 2**20:,.3g} MiB moved, {row['rounds']} rounds"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    title = f"{row['shape']}, {phase}, {row['dtype']}, {row['bytes'] / 2**20:,.3g} MiB moved"
+    if "reason" in row:
+        return f"{title}, not measured: {row['reason']}"
+    title += f", {row['rounds']} rounds"
+    ratios = {"x copy": "of_limit", "x large": "of_large_pages", "x peer": "of_best_peer"}
+    if not any("of_large_pages" in found for found in row["contestants"].values()):
+        del ratios["x large"]
+    # Without padding: the box leaves a space between columns, and 80 characters have to do.
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("", no_wrap=True)
-    for column in ("time", "±", "GB/s", "x copy", "x peer"):
+    for column in ("time", "±", "GB/s", *ratios):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("the peer", no_wrap=True)
     for name, found in row["contestants"].items():
@@ -40,17 +48,20 @@ def _case_table(row: Mapping[str, Any]) -> Table:
                 f"[bold]{name}[/bold]" if found["role"] == "ours" else name,
                 *_times(found["seconds"]),
                 f"{found['gb_per_second']:.1f}",
-                *(f"{found[ratio]['median']:.2f}" if ratio in found else "" for ratio in ("of_limit", "of_best_peer")),
+                *(f"{found[ratio]['median']:.2f}" if ratio in found else "" for ratio in ratios.values()),
                 found.get("best_peer", ""),
             )
     return table
 
 
-def models_tables(part: Mapping[str, Any]) -> list[Table | str]:
+def models_tables(run: Mapping[str, Any]) -> list[Table | str]:
     """Of each length what the ways of going take, and their comparisons."""
     tables: list[Table | str] = []
-    for row in part["rows"]:
-        title = f"{part['model']} in {part['dtype']}, {part['scaling']}, {row['tokens']:,} tokens"
+    for row in run["rows"]:
+        title = f"{run['model']} in {run['dtype']}, {run['scaling']}, {row['tokens']:,} tokens"
+        if "reason" in row:
+            tables.append(f"{title}, not measured: {row['reason']}")
+            continue
         ways = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         ways.add_column("", no_wrap=True)
         for column in ("time", "±", "tokens/s"):

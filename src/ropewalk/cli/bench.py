@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -63,7 +63,7 @@ def rotate(
 
     check_length("rounds", rounds, "rounds")
     place = find_device(device or str(default_device()))
-    steps = [(1, parse_length(part, "tokens")) for part in _parts(tokens)]
+    steps = [(1, _prefill(part)) for part in _parts(tokens)]
     steps += [(_batch(part), 1) for part in _parts(batches)]
     cases = [
         Case(find("shapes", shape, SHAPES, SHAPES), batch, length, getattr(torch, _dtype(kind)), place)
@@ -71,6 +71,7 @@ def rotate(
         for shape in _parts(shapes) or SHAPES
         for batch, length in steps
     ]
+    cases = list(dict.fromkeys(cases))
     if not cases:
         raise InputError("tokens", "none, and no batches or dtype", "at least one case to measure")
     packages = tuple(dict.fromkeys(peer.package for peer in PEERS.values() if peer.package))
@@ -80,11 +81,15 @@ def rotate(
             say(str(case))
             kept.add(measure(case, rounds))
             advance(_OF_A_CASE + case.moved)
+    rows = kept.run["rows"]
+    contestants = [found for row in rows for found in row.get("contestants", {}).values()]
+    ours = [found for found in contestants if found["role"] == "ours"]
+    _need_one(kept, "seconds", ours or rows)
     if find_spec("matplotlib"):
-        draw_speed(kept.part["rows"], kept.path.with_suffix(".png"), kept.document["device"])
+        draw_speed(rows, kept.path.with_suffix(".png"), kept.document["device"])
     else:
         people.print("no picture: matplotlib is not installed")
-    _show(kept, json, rotate_tables(kept.part["rows"]))
+    _show(kept, json, rotate_tables(rows))
 
 
 @group.command("curve")
@@ -150,24 +155,28 @@ def _models(
     check_length("rounds", rounds, "rounds")
     if not lengths:
         raise InputError("context" if bench == "decode" else "tokens", "none", "at least one length")
+    lengths = list(dict.fromkeys(lengths))
     scaling = parse(spec)
     place = find_device(device or str(default_device()))
     kind = choose_dtype(dtype or None, place)
-    people.print(f"loading {name} ...")
-    model, _ = load(name, dtype=kind, device=str(place))
     about = {"model": name, "dtype": kind, "scaling": str(scaling), "rotation": serving(place.type).variant}
     kept = Results(out, bench, place, _command(), (), about)
-    measure = models.prefill if bench == "curve" else models.decode
+    people.print(f"loading {name} ...")
+    model, _ = load(name, dtype=kind, device=str(place))
     with _progress(kept, sum(lengths) * len(models.WAYS) * (1 + rounds)) as (say, advance):
         for length in lengths:
             say(f"{length:,} tokens")
-            kept.add({"tokens": length, **measure(model, scaling, length, rounds, partial(advance, length))})
-    _show(kept, json, models_tables(kept.part))
+            kept.add(models.measure(bench, model, scaling, length, rounds, partial(advance, length)))
+    _need_one(kept, "ways", kept.run["rows"])
+    _show(kept, json, models_tables(kept.run))
 
 
 @contextmanager
 def _progress(kept: Results, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
-    """A bar with the time that is left; gives what says what is being measured, and what moves the bar on."""
+    """A bar with the time that is left; gives what says what is being measured, and what moves the bar on.
+
+    What others' code prints meanwhile goes to standard error.
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -176,7 +185,8 @@ def _progress(kept: Results, total: int) -> Iterator[tuple[Callable[[str], None]
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=people, disable=not people.is_terminal) as progress:
+    bars = Progress(*columns, console=people, disable=not people.is_terminal)
+    with redirect_stdout(sys.stderr), bars as progress:
         bar = progress.add_task("", total=total)
 
         def say(current: str) -> None:
@@ -191,8 +201,15 @@ def _progress(kept: Results, total: int) -> Iterator[tuple[Callable[[str], None]
             yield say, advance
         except KeyboardInterrupt:
             progress.stop()
-            people.print(f"{len(kept.part['rows'])} measurements are safe in {kept.path}", highlight=False)
+            people.print(f"{len(kept.run['rows'])} measurements are safe in {kept.path}", highlight=False)
             raise
+
+
+def _need_one(kept: Results, key: str, measured: Sequence[Mapping[str, Any]]) -> None:
+    """Raises RuntimeError with the reasons where nothing of ours has its numbers under `key`."""
+    if not any(key in found for found in measured):
+        reasons = dict.fromkeys(found["reason"] for found in measured)
+        raise RuntimeError(f"nothing of ours could be timed: {'; '.join(reasons)} ({kept.path})")
 
 
 def _show(kept: Results, json: bool, tables: Iterable[Table | str]) -> None:
@@ -210,6 +227,13 @@ def _command() -> str:
 
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _prefill(text: str) -> int:
+    tokens = parse_length(text, "tokens")
+    if tokens == 1:
+        raise InputError("tokens", text, "a prefill of 2 tokens or more; --batches is for decoding")
+    return tokens
 
 
 def _batch(text: str) -> int:

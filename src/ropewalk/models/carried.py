@@ -245,8 +245,9 @@ def _factor(rows: Rows, table: RotaryTable) -> Tensor:
 
 
 def _writable(cached: Tensor) -> bool:
-    """Whether torch lets it be overwritten: no gradient runs through it, and it is of this mode."""
-    return not cached.requires_grad and (not cached.is_inference() or torch.is_inference_mode_enabled())
+    """Whether it can be overwritten: no gradient may need it, it is of this mode, and no rows share their memory."""
+    of_this_mode = not cached.is_inference() or torch.is_inference_mode_enabled()
+    return not torch.is_grad_enabled() and of_this_mode and 0 not in cached.stride()
 
 
 def _picked(held: Tensor, indices_B: Tensor, dim: int) -> Tensor:

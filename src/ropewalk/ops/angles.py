@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from ropewalk.errors import InputError
 from ropewalk.frequencies import RADIANS_PER_UNIT, Frequencies, reduced_turns
 
 
@@ -40,22 +42,31 @@ class Turns(NamedTuple):
 def turns(frequencies: Frequencies | Sequence[Frequencies], device: torch.device | str = "cpu") -> Turns:
     """Bring frequencies to a device once, for many rotations: one for all rows, or one for each.
 
-    torch.compile takes a single one for a constant; several have to be brought beforehand.
+    torch.compile takes a single one for a constant; several, or any with `dynamic=True`, have to be brought beforehand.
     """
     rows = (frequencies,) if isinstance(frequencies, Frequencies) else tuple(frequencies)
+    if not rows or not all(
+        isinstance(each, Frequencies) and each.inv_freq.shape == rows[0].inv_freq.shape for each in rows
+    ):
+        raise InputError("frequencies", rows, "one or several `Frequencies` of as many pairs, or a tensor")
     return _turns(rows, torch.device(device))
 
 
 @functools.lru_cache(maxsize=64)
 def _turns(rows: tuple[Frequencies, ...], device: torch.device) -> Turns:
     high, low = zip(*(frequencies.turns() for frequencies in rows), strict=True)
-    factors_B = torch.tensor([frequencies.attention_factor for frequencies in rows], dtype=torch.float64)
-    turns_BP, rest_BP = (torch.stack([torch.from_numpy(part_P) for part_P in part]) for part in (high, low))
-    return Turns(turns_BP.to(device), factors_B.to(device), rest_BP.to(device))
+    # They are kept for calls in every mode of torch, so they are made in none.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
+        factors_B = torch.tensor([frequencies.attention_factor for frequencies in rows], dtype=torch.float64)
+        turns_BP, rest_BP = (torch.stack([torch.from_numpy(part_P) for part_P in part]) for part in (high, low))
+        return Turns(turns_BP.to(device), factors_B.to(device), rest_BP.to(device))
 
 
 def turns_of(inv_freq_BP: Tensor, factors_B: Tensor) -> Turns:
-    """The same for inverse frequencies that are a tensor, rad/token."""
+    """The same for inverse frequencies that are a tensor, rad/token, whose turns are as right as float64 has them.
+
+    At position 2^31 that leaves 2e-7 rad.
+    """
     turns_BP = inv_freq_BP.double() / (2 * math.pi)
     # Half of it fits int64 whatever the fraction; doubling overflows into what it is modulo one turn.
     halves_BP = ((turns_BP - turns_BP.round()) * 2.0**63).to(torch.int64)
@@ -89,6 +100,21 @@ def cos_sin(reduced: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(factor, Tensor):
         factor = factor.to(angle)
     return angle.cos() * factor, angle.sin() * factor
+
+
+def check(q_BHTD: Tensor, angles: Sequence[Tensor], start: int) -> None:
+    """Raise InputError where angles do not fit q: another device, other tokens, more rows or pairs than it has."""
+    batch, _, tokens, channels = q_BHTD.shape
+    pairs, most = angles[1].shape[-1], max(0, (channels - start) // 2)
+    if start < 0 or not 0 < pairs <= most:
+        raise InputError("pairs", f"{pairs} from channel {start} on", f"1 to {most}: q has {channels} channels")
+    if angles[0].shape[1] != tokens:
+        raise InputError("tokens of the angles", angles[0].shape[1], f"{tokens} as in q")
+    for part in angles:
+        if part.shape[0] not in (1, batch):
+            raise InputError("rows of the angles", part.shape[0], f"1, or {batch} as in q")
+        if part.device != q_BHTD.device:
+            raise InputError("device of the angles", part.device, f"{q_BHTD.device} as q")
 
 
 def pairs_of(x: Tensor, start: int, pairs: int, interleaved: bool) -> tuple[Tensor, Tensor]:

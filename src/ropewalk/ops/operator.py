@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ropewalk.errors import InputError
 from ropewalk.ops import angles as forms
 from ropewalk.ops.backends import BACKENDS, serving
 
@@ -27,22 +29,39 @@ _LIBRARY.define(f"rotate(Tensor[] x, {_REST}) -> Tensor[]", tags=(torch.Tag.pt2_
 _LIBRARY.define(f"rotate_(Tensor(a!)[] x, {_REST}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def _turn(xs: Sequence[Tensor], outs: Sequence[Tensor], angles: Sequence[Tensor], *place: Any) -> None:
+def _turn(xs: Sequence[Tensor], outs: Sequence[Tensor], angles: Sequence[Tensor], *place: *Place) -> None:
     backend = serving(xs[0].device.type)
+    # What no model has is left to torch: channels that lie apart, views that stand for the opposite of what they hold.
     for x in (*xs, *outs):
-        if x.stride(-1) != 1:  # no model has its channels apart
+        if x.stride(-1) != 1 or x.is_neg():
+            backend = BACKENDS["reference"]
+    for part in angles:
+        if part.is_neg():
             backend = BACKENDS["reference"]
     backend.turn(xs, outs, angles, *place)
 
 
-def _rotated(xs: list[Tensor], angles: list[Tensor], *place: Any) -> list[Tensor]:
+def _rotated(xs: list[Tensor], angles: list[Tensor], *place: *Place) -> list[Tensor]:
     outs = [torch.empty_like(x) for x in xs]
     _turn(xs, outs, angles, *place)
     return outs
 
 
-def _rotate_in_place(xs: list[Tensor], angles: list[Tensor], *place: Any) -> None:
+def _rotate_in_place(xs: list[Tensor], angles: list[Tensor], *place: *Place) -> None:
     _turn(xs, xs, angles, *place)
+    torch.autograd.graph.increment_version(xs)
+
+
+def _checked(turn: Any) -> Any:
+    """For calls of the operators themselves, which have not come by way of `rotate`."""
+
+    def checked(xs: list[Tensor], angles: list[Tensor], *place: *Place) -> Any:
+        forms.check(xs[0], angles, place[0])
+        if forward_ad._current_level >= 0:  # it would be 0, in silence
+            raise RuntimeError("ropewalk::rotate has no forward-mode derivative (jvp); take the backward one")
+        return turn(xs, angles, *place)
+
+    return checked
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -70,8 +89,8 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     return turned_back, of_angles, None, None, None
 
 
-_LIBRARY.impl("rotate", _rotated, "CompositeExplicitAutograd")
-_LIBRARY.impl("rotate_", _rotate_in_place, "CompositeExplicitAutograd")
+_LIBRARY.impl("rotate", _checked(_rotated), "CompositeExplicitAutograd")
+_LIBRARY.impl("rotate_", _checked(_rotate_in_place), "CompositeExplicitAutograd")
 torch.library.register_fake("ropewalk::rotate", lambda x, *_: [torch.empty_like(each) for each in x], lib=_LIBRARY)
 torch.library.register_fake("ropewalk::rotate_", lambda *_: None, lib=_LIBRARY)
 torch.library.register_autograd("ropewalk::rotate", _backward, setup_context=_keep, lib=_LIBRARY)
@@ -91,6 +110,7 @@ def _unwatched(xs: Sequence[Tensor], angles: Sequence[Tensor]) -> bool:
         or is_in_torch_dispatch_mode()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
         or torch._C._autograd._profiler_enabled()
     ):
         return False
@@ -98,37 +118,61 @@ def _unwatched(xs: Sequence[Tensor], angles: Sequence[Tensor]) -> bool:
     return all(type(each) is Tensor and not (grad and each.requires_grad) for each in (*xs, *angles))
 
 
-def rotate(xs: list[Tensor], angles: list[Tensor], *place: Any) -> list[Tensor]:
-    """`ropewalk::rotate`."""
+def rotate(xs: list[Tensor], angles: list[Tensor], *place: *Place) -> list[Tensor]:
+    """`ropewalk::rotate`, of angles that fit."""
     turn = _rotated if _unwatched(xs, angles) else _out_of_place
     turned: list[Tensor] = turn(xs, angles, *place)
     return turned
 
 
+def _in_place_alone(xs: list[Tensor], angles: list[Tensor], *place: *Place) -> None:
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (*xs, *angles)):
+        raise RuntimeError(
+            "ropewalk::rotate_ has no gradient of its own; `ropewalk.ops.rotate(..., in_place=True)` has"
+        )
+    with torch._C._AutoDispatchBelowAutograd():
+        _in_place(xs, angles, *place)
+
+
+_LIBRARY.impl("rotate_", _in_place_alone, "Autograd")
+
+
 class _InPlace(torch.autograd.Function):
-    """`rotate_` under autograd: what it overwrites is not needed, since a rotation is undone by turning back."""
+    """`rotate_` under autograd: what it overwrites is not needed, since a rotation is undone by turning back.
+
+    One tensor at a time: of several, torch lets none be a view.
+    """
 
     @staticmethod
-    def forward(ctx: Any, angles: list[Tensor], place: Place, *xs: Tensor) -> tuple[Tensor, ...]:
-        ctx.mark_dirty(*xs)
+    def forward(ctx: Any, angles: list[Tensor], place: Place, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
         ctx.place = place
         ctx.save_for_backward(*angles)
-        _in_place(list(xs), angles, *place)
-        return xs
+        _in_place([x], angles, *place)
+        return x
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         start, interleaved, inverse = ctx.place
-        return None, None, *rotate(list(grads), list(ctx.saved_tensors), start, interleaved, not inverse)
+        return None, None, rotate([grad], list(ctx.saved_tensors), start, interleaved, not inverse)[0]
 
 
-def rotate_in_place(xs: list[Tensor], angles: list[Tensor], *place: Any) -> list[Tensor]:
-    """`ropewalk::rotate_`, differentiable in `xs`."""
+def rotate_in_place(xs: list[Tensor], angles: list[Tensor], *place: *Place) -> list[Tensor]:
+    """`ropewalk::rotate_`, of angles that fit; differentiable in `xs`.
+
+    Raises InputError where torch could not tell what is overwritten: for leaves, and angles that require a gradient.
+    """
     if _unwatched(xs, angles):
         _rotate_in_place(xs, angles, *place)
-        torch.autograd.graph.increment_version(xs)
         return xs
-    if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
-        return list(_InPlace.apply(angles, place, *xs))  # type: ignore[no-untyped-call]
-    _in_place(xs, angles, *place)
-    return xs
+    of_tables = torch.is_grad_enabled() and len(angles) == 2 and any(part.requires_grad for part in angles)
+    if not of_tables and not (torch.is_grad_enabled() and any(x.requires_grad for x in xs)):
+        _in_place(xs, angles, *place)
+        return xs
+    if of_tables:
+        raise InputError("in_place", "angles that require a gradient", "it out of place")
+    if any(x.requires_grad and (x.is_leaf or (x._base is not None and x._base.is_leaf)) for x in xs):
+        raise InputError(
+            "in_place", "a leaf that requires a gradient", "it out of place, as in all operations of torch"
+        )
+    return [_InPlace.apply(angles, place, x) for x in xs]  # type: ignore[no-untyped-call]

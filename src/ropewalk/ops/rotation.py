@@ -51,12 +51,12 @@ def rotate(
         layout: "half": pair i is channels (i, i + P); "interleaved": (2i, 2i + 1).
         tables: instead of frequencies, cos and sin of the pairs, [T, P] or [B, T, P]; they may require a gradient.
         attention_factor: multiplies cos and sin where frequencies are a tensor; a number, or a tensor [] or [B].
-        cu_seqlens: [N + 1], where the packed texts begin, and their end.
+        cu_seqlens: [N + 1], where the packed texts begin, from 0 on, and their end, T.
         start: the first channel that turns; channels outside start .. start + 2P - 1 stay as they are.
         inverse: turn back, by the opposite angles.
         in_place: overwrite q and k, and return them.
 
-    Returns q and k, turned, with the strides that they came with. Differentiable in q and k (their gradient is the
+    Returns q and k, turned, in the order in which they lay in memory. Differentiable in q and k (their gradient is the
     rotation by the opposite angle), and in inverse frequencies, attention factor and tables where they are tensors.
     Raises InputError for shapes and dtypes that do not fit.
     """
@@ -65,16 +65,12 @@ def rotate(
     xs = [q] if k is None else [q, k]
     packed = q.ndim == 3
     views = [x.transpose(0, 1)[None] for x in xs] if packed else xs
-    batch, _, _, channels = _shape(views)
+    _check(views)
     angles = _angles(views[0], positions, frequencies, tables, attention_factor, cu_seqlens)
-    pairs, most = angles[1].shape[-1], max(0, (channels - start) // 2)
-    if start < 0 or not 0 < pairs <= most:
-        raise InputError("pairs", f"{pairs} from channel {start} on", f"1 to {most}: q has {channels} channels")
-    for part in angles:
-        if part.shape[0] not in (1, batch):
-            raise InputError("rows of the angles", part.shape[0], f"1, or {batch} as in q")
+    forms.check(views[0], angles, start)
     for x in views if in_place else ():
-        if 0 in x.stride() and any(size > 1 and not step for size, step in zip(x.shape, x.stride(), strict=True)):
+        shared = 0 in x.stride() and any(size > 1 and not step for size, step in zip(x.shape, x.stride(), strict=True))
+        if shared or k is q:
             raise InputError("in_place", "heads that share memory", "heads of their own: copy them first")
     turn = operator.rotate_in_place if in_place else operator.rotate
     turned = turn(views, angles, start, layout == "interleaved", inverse)
@@ -83,8 +79,8 @@ def rotate(
     return turned[0], turned[1] if len(turned) > 1 else None
 
 
-def _shape(views: Sequence[Tensor]) -> torch.Size:
-    """[B, H, T, D] of q, which k must fit."""
+def _check(views: Sequence[Tensor]) -> None:
+    """Raise InputError where k does not fit q."""
     q, k = views[0], views[-1]
     shape, of_k = q.shape, k.shape
     if len(shape) != 4 or len(of_k) != 4:
@@ -96,7 +92,6 @@ def _shape(views: Sequence[Tensor]) -> torch.Size:
         found = f"{q.dtype} on {q.device}, and {k.dtype} on {k.device}"
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         raise InputError("q and k", found, f"{allowed}; the same for both, on one device")
-    return shape
 
 
 def _angles(
@@ -111,19 +106,24 @@ def _angles(
     if (tables is None) == (frequencies is None):
         raise InputError("frequencies", frequencies, "either frequencies or tables, one of the two")
     exact = torch.float64 if q_BHTD.dtype == torch.float64 else torch.float32
+    own_factor = isinstance(attention_factor, Tensor) or attention_factor != 1
+    if own_factor and not isinstance(frequencies, Tensor):
+        raise InputError("attention_factor", attention_factor, "none beside tables and frequencies that have their own")
     if tables is not None:
         if positions is not None or cu_seqlens is not None:
             raise InputError("positions", "beside tables", "none: tables are of positions already")
         return _tables(q_BHTD, tables, exact)
     positions_BT = _positions(q_BHTD, positions, cu_seqlens)
     if isinstance(frequencies, Tensor):
+        if frequencies.ndim not in (1, 2) or not frequencies.is_floating_point():
+            raise InputError(
+                "frequencies", f"{list(frequencies.shape)} of {frequencies.dtype}", "[P] or [B, P], rad/token"
+            )
         inv_freq_BP = frequencies.reshape(-1, frequencies.shape[-1])
         factors_B = torch.as_tensor(attention_factor, dtype=torch.float64, device=q_BHTD.device).reshape(-1)
         if torch.is_grad_enabled() and (inv_freq_BP.requires_grad or factors_B.requires_grad):
             return list(forms.learned_tables(positions_BT, inv_freq_BP, factors_B, exact))
         device_turns = forms.turns_of(inv_freq_BP, factors_B)
-    elif not isinstance(attention_factor, float) or attention_factor != 1:
-        raise InputError("attention_factor", attention_factor, "none beside frequencies that have their own")
     else:
         device_turns = frequencies if isinstance(frequencies, Turns) else forms.turns(frequencies, q_BHTD.device)
     if exact == torch.float64:
@@ -147,13 +147,20 @@ def _positions(q_BHTD: Tensor, positions: Tensor | None, cu_seqlens: Tensor | No
     if positions is None:
         position_T = torch.arange(tokens, device=q_BHTD.device)
         if cu_seqlens is not None:
+            if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or not _whole(cu_seqlens):
+                found = f"{list(cu_seqlens.shape)} of {cu_seqlens.dtype}"
+                raise InputError("cu_seqlens", found, "whole numbers [N + 1]: where each text begins, and the end")
             # Of each token, the last beginning that is not after it.
             text_T = torch.searchsorted(cu_seqlens, position_T, right=True, out_int32=True) - 1
-            position_T = position_T - cu_seqlens[text_T.clamp(0, len(cu_seqlens) - 2)]
+            position_T = position_T - cu_seqlens.to(torch.int64)[text_T.clamp(0, len(cu_seqlens) - 2)]
         return position_T[None]
     if cu_seqlens is not None:
         raise InputError("cu_seqlens", "beside positions", "one of the two")
-    if positions.ndim not in (1, 2) or positions.shape[-1] != tokens or positions.is_floating_point():
+    if positions.ndim not in (1, 2) or positions.shape[-1] != tokens or not _whole(positions):
         found = f"{list(positions.shape)} of {positions.dtype}"
         raise InputError("positions", found, f"whole numbers, [T] or [B, T] with T = {tokens}")
     return positions.to(torch.int64) if positions.ndim == 2 else positions.to(torch.int64)[None]
+
+
+def _whole(numbers: Tensor) -> bool:
+    return not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)

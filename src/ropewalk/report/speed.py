@@ -13,7 +13,7 @@ _COLOURS = {"ours": "#d1495b", "peer": "#30638e"}
 
 def draw_speed(rows: Sequence[Mapping[str, Any]], path: Path, device: str) -> None:
     """A panel for each shape and dtype of the prefills: speed against a plain copy, a mark for each length."""
-    prefills = [row for row in rows if row["tokens"] > 1]
+    prefills = [row for row in rows if row["tokens"] > 1 and "reason" not in row]
     down = list(dict.fromkeys(row["dtype"] for row in prefills))
     across = list(dict.fromkeys(row["shape"] for row in prefills))
     lengths = sorted({row["tokens"] for row in prefills})

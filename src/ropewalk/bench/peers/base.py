@@ -50,12 +50,12 @@ class Peer(ABC):
 
 def needs(case: Case, *modules: str, cuda: bool = True, interleaved: bool = True) -> str | None:
     """Why one who needs these modules, a CUDA device, the half layout is not there; None when all is."""
-    if not any(map(found, modules)):
-        return f"{' or '.join(modules)} is not installed"
     if cuda and case.device.type != "cuda":
         return "runs on CUDA devices"
     if not interleaved and case.shape.layout == "interleaved":
         return "turns the half layout"
+    if not any(map(found, modules)):  # last: to look for a module is to import the package that it is in
+        return f"{' or '.join(modules)} is not installed"
     return None
 
 

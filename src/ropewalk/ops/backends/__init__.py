@@ -27,16 +27,17 @@ def serving(device_type: str) -> Backend:
     return _serving.get(device_type) or _serving[""]
 
 
-def use(name: str | None = None) -> None:
+def use(name: str | None = None, said_in: str = "rotation backend") -> None:
     """Let this backend turn from now on, on the devices that it serves; without a name the fastest, as at first.
 
-    Raises InputError for an unknown one, and for one that cannot run here.
+    Raises InputError, naming `said_in`, for an unknown one and for one that cannot run here.
     """
     usable = sorted((each for each in BACKENDS.values() if each.missing() is None), key=lambda each: each.rank)
     if name is not None:
-        asked = specs.find("rotation backend", name, BACKENDS, BACKENDS)
+        names = {each.name: each for each in usable}
+        asked = specs.find(said_in, name, BACKENDS, names)
         if (missing := asked.missing()) is not None:
-            raise InputError("rotation backend", name, f"{', '.join(each.name for each in usable)}; {missing}")
+            raise InputError(said_in, name, f"{', '.join(names)}; {missing}")
         usable.append(asked)
     _serving.clear()
     for each in usable:
@@ -44,4 +45,4 @@ def use(name: str | None = None) -> None:
         _serving.update(dict.fromkeys(each.devices or [*_serving, ""], each))
 
 
-use(os.environ.get(VARIABLE))
+use(os.environ.get(VARIABLE), VARIABLE)

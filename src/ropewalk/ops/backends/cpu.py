@@ -15,6 +15,7 @@ from ropewalk.ops.backends.base import Backend
 
 NATIVE = Path(__file__).parents[1] / "native"
 _TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+_BYTES = 44 * 8  # of a `Task` in rotate.cpp
 _PACKS = [struct.Struct(form).pack for form in ("", "35q72x", "44q")]  # `Task` in rotate.cpp, with one of heads or two
 _NOTHING = (0,) * 8  # in place of tables, or of positions
 _GRAIN = 2**15  # numbers that are worth a thread
@@ -30,15 +31,20 @@ class Cpu(Backend):
     def __init__(self, libraries: Sequence[Path] = tuple(NATIVE.glob("*.so"))) -> None:
         """`libraries`: rotate.cpp, compiled; the best of them is taken."""
         self._turn: Any = None
-        self._missing = "it was not compiled when ropewalk was installed, for want of a C++ compiler with OpenMP"
+        self._missing = (
+            "none of what was compiled is for this processor"
+            if libraries
+            else "it was not compiled when ropewalk was installed, for want of a C++ compiler with OpenMP (GCC 11 on)"
+        )
         best = 0
         for path in libraries:
             try:
                 library = ctypes.CDLL(str(path))
-            except OSError as error:
+                fit = library.ropewalk_fit(_BYTES)
+            except (OSError, AttributeError) as error:
                 self._missing = str(error)
                 continue
-            if (fit := library.ropewalk_fit()) > best:
+            if fit > best:
                 best, self.instructions = fit, path.stem.removeprefix("rotate_")
                 self._turn = library.ropewalk_turn
                 self._turn.argtypes, self._turn.restype = (ctypes.c_char_p,), None

@@ -172,9 +172,15 @@ template <class Real> using Vector = decltype(load(static_cast<const Real*>(null
 
 // Neighbours exchanged.
 template <class Numbers> inline Numbers swapped(Numbers x) {
-    if constexpr (LANES == 16) return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-    else if constexpr (LANES == 8) return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
-    else return __builtin_shufflevector(x, x, 1, 0, 3, 2);
+#if defined(__clang__)
+    Numbers exchanged;
+    for (int i = 0; i < LANES; ++i) exchanged[i] = x[i ^ 1];
+    return exchanged;
+#else
+    decltype(x == x) neighbours;
+    for (int i = 0; i < LANES; ++i) neighbours[i] = i ^ 1;
+    return __builtin_shuffle(x, neighbours);
+#endif
 }
 
 struct Half {  // the second channel of a pair lies `pairs` after the first
@@ -315,8 +321,9 @@ template <class X, class Real> void turn(const Task& task) {
 
 }  // namespace
 
-// How good a fit this processor is for what this was compiled for; 0: it cannot run.
-extern "C" int ropewalk_fit() {
+// How good a fit this processor is for what this was compiled for; 0: it cannot run, or `Task` is not of this size.
+extern "C" int ropewalk_fit(int bytes) {
+    if (bytes != sizeof(Task)) return 0;
 #if !defined(__x86_64__)
     return 1;
 #elif !defined(__AVX2__)
