@@ -184,6 +184,7 @@ template <class Numbers> inline Numbers swapped(Numbers x) {
 }
 
 struct Half {  // the second channel of a pair lies `pairs` after the first
+    static constexpr int channels = 2;  // of x to one of a table
     int64_t pairs;
 
     template <class X, class Numbers> void turn(const X* x, X* out, Numbers cos, Numbers sin) const {
@@ -204,6 +205,8 @@ struct Half {  // the second channel of a pair lies `pairs` after the first
 };
 
 struct Interleaved {  // channel by channel: cos is there twice, and sin twice, of the sign that it has in each
+    static constexpr int channels = 1;
+
     template <class X, class Numbers> void turn(const X* x, X* out, Numbers cos, Numbers sin) const {
         const Numbers own = load(x);
         store(out, own * cos + swapped(own) * sin);
@@ -229,14 +232,15 @@ constexpr int AHEAD = 2048;
 // Some vectors of every row. Where the rows share a table it stays in registers.
 template <int vectors, bool shared, class X, class Real, class Layout>
 void turn_vectors(Layout layout, Rows<X> rows, const Real* cos, const Real* sin) {
-    constexpr int row_bytes = 2 * vectors * LANES * sizeof(X);
+    constexpr int row_bytes = Layout::channels * vectors * LANES * sizeof(X);
     Vector<Real> c[vectors], s[vectors];
     for (int64_t row = 0; row < rows.count; ++row) {
         if (!shared || row == 0) {
             for (int i = 0; i < vectors; ++i) c[i] = load(cos + i * LANES), s[i] = load(sin + i * LANES);
             cos += rows.table_step, sin += rows.table_step;
         }
-        for (int i = 0; i < row_bytes; i += 64) __builtin_prefetch(reinterpret_cast<const char*>(rows.x) + AHEAD + i);
+        const X* ahead = rows.x + AHEAD / row_bytes * rows.x_step;
+        for (int i = 0; i < row_bytes; i += 64) __builtin_prefetch(reinterpret_cast<const char*>(ahead) + i);
         for (int i = 0; i < vectors; ++i) layout.turn(rows.x + i * LANES, rows.out + i * LANES, c[i], s[i]);
         rows.x += rows.x_step, rows.out += rows.out_step;
     }
