@@ -20,13 +20,12 @@ def keep(name: str, document: dict[str, Any]) -> None:
     import transformers
 
     import ropewalk
+    from ropewalk.bench.device import cpu_model
 
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
     about = {
         "command": " ".join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": {
             "python": platform.python_version(),
             "ropewalk": ropewalk.__version__,

@@ -48,7 +48,7 @@ def device_name(device: torch.device) -> str:
     if device.type != "cpu":
         return f"{platform.processor() or platform.machine()} {device.type}"
     threads = torch.get_num_threads()
-    return f"{_cpu()}, {threads} {'thread' if threads == 1 else 'threads'}"
+    return f"{cpu_model()}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
@@ -92,7 +92,8 @@ def _large_pages() -> str | None:
     return chosen and chosen[1]
 
 
-def _cpu() -> str:
+def cpu_model() -> str:
+    """What the processor calls itself, or its kind where it does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

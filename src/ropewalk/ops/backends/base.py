@@ -56,3 +56,9 @@ class Backend(ABC):
 
         Computes in float32, or float64 for float64, and rounds once.
         """
+
+
+def strides_of(part: Tensor) -> tuple[int, ...]:
+    """The strides of a part of the angles; where one row is for all, every row is the first."""
+    strides = part.stride()
+    return (0, *strides[1:]) if part.shape[0] == 1 else strides

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropewalk.ops.backends.base import Backend
+from ropewalk.ops.backends.base import Backend, strides_of
 
 NATIVE = Path(__file__).parents[1] / "native"
 _TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -72,17 +72,11 @@ class Cpu(Backend):
         task += [start, angles[1].shape[-1], interleaved, inverse, threads]
         if len(angles) == 2:
             cos, sin = angles
-            task += [cos.data_ptr(), sin.data_ptr(), *_strides(cos), *_strides(sin), *_NOTHING]
+            task += [cos.data_ptr(), sin.data_ptr(), *strides_of(cos), *strides_of(sin), *_NOTHING]
         else:
             task += _NOTHING
             for part in angles:
-                task += [part.data_ptr(), *_strides(part)]
+                task += [part.data_ptr(), *strides_of(part)]
         for x, out in zip(xs, outs, strict=True):
             task += [x.data_ptr(), out.data_ptr(), x.shape[1], *x.stride()[:3], *out.stride()[:3]]
         self._turn(_PACKS[len(xs)](*task))
-
-
-def _strides(part: Tensor) -> tuple[int, ...]:
-    """Of a form of angles, where one row may be for all."""
-    strides = part.stride()
-    return strides if part.shape[0] > 1 else (0, *strides[1:])

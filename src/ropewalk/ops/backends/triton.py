@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropewalk.ops.backends.base import Backend
+from ropewalk.ops.backends.base import Backend, strides_of
 
 # To tune on a device. A program turns a tile of at most 8 heads, and of as many tokens as make up these bytes (4 of
 # 8 heads x 128 channels in bfloat16); a thread holds 64 of them: four accesses of 16 bytes are under way at a time.
@@ -115,7 +115,7 @@ def plan(
     (tile_tokens, tile_heads, tile_pairs), warps = tile(max(q_heads, k_heads), tokens, pairs, xs[0].element_size())
     rest = (
         *(each.stride() for each in of_x),
-        *(_strides(first), _strides(second), _strides(factors), tokens),
+        *(strides_of(first), strides_of(second), strides_of(factors), tokens),
         *(q_heads, k_heads, channels, pairs, start, interleaved, inverse, len(angles) == 3, outs[0] is xs[0]),
         *(tile_tokens, tile_heads, tile_pairs),
     )
@@ -135,11 +135,6 @@ def tile(heads: int, tokens: int, pairs: int, size: int) -> tuple[tuple[int, int
     tile_tokens = 1 if tokens == 1 else max(1, _TILE_BYTES // (tile_heads * row))
     warps = min(max(1, tile_tokens * tile_heads * row // _WARP_BYTES), _MOST_WARPS)
     return (tile_tokens, tile_heads, tile_pairs), warps
-
-
-def _strides(part: Tensor) -> tuple[int, ...]:
-    """Where rows share it, every row is the first."""
-    return part.stride() if part.shape[0] != 1 else (0, *part.stride()[1:])
 
 
 def _power_of_two(number: int) -> int:
