@@ -24,12 +24,12 @@ lint: .venv/lint
 	.venv/bin/mypy
 
 bench: .venv/demo
-	.venv/bin/ropewalk bench rotate
-	.venv/bin/ropewalk bench curve
-	.venv/bin/ropewalk bench decode
+	.venv/bin/python -m benchmarks.speed rotate
+	.venv/bin/python -m benchmarks.speed curve
+	.venv/bin/python -m benchmarks.speed decode
 
 engines: .venv/test
-	.venv/bin/python -m ropewalk.verify.environments
+	.venv/bin/python -m ropewalk.serving.verify.environments
 
 test-engines: engines
 	.venv/bin/pytest -m engines

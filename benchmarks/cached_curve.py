@@ -26,7 +26,7 @@ from transformers import DynamicCache
 import ropewalk as rw
 from ropewalk.evaluate.perplexity import token_nll
 from ropewalk.evaluate.texts import read_text
-from ropewalk.models.carried import Carried
+from ropewalk.models.key_state import KeyState
 
 L = 8192
 POINTS = 1024  # a point of the curve every so many tokens
@@ -49,12 +49,12 @@ WAYS = {
 @contextmanager
 def stale() -> Iterator[None]:
     """Inside, cached keys stay as they are when the frequencies change."""
-    turn = Carried.turn
-    Carried.turn = lambda self, cache, rows, *_: setattr(self, "rows", dict(rows))  # type: ignore[method-assign]
+    turn = KeyState.turn
+    KeyState.turn = lambda self, cache, rows, *_: setattr(self, "rows", dict(rows))  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Carried.turn = turn  # type: ignore[method-assign]
+        KeyState.turn = turn  # type: ignore[method-assign]
 
 
 def anew_nll(model: Any, ids_T: torch.Tensor, chunk: int) -> list[float]:

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 import ropewalk as rw
 from ropewalk.evaluate.texts import read_text
-from ropewalk.models.carried import carried_by
+from ropewalk.models.key_state import get_key_state
 
 AT_A_TIME = 32
 WAYS = {
@@ -48,7 +48,7 @@ class Decoder:
 
     @property
     def turns(self) -> int:
-        carried = carried_by(self.cache)
+        carried = get_key_state(self.cache)
         return 0 if carried is None else carried.turns
 
     def decode(self, tokens: int) -> float:
@@ -62,7 +62,7 @@ class Decoder:
 
 
 def reference_bytes(cache: Any) -> int:
-    carried = carried_by(cache)
+    carried = get_key_state(cache)
     held = [] if carried is None else list(carried.references.values())
     return sum(keys.numel() * keys.itemsize for each in held for keys in each.keys.values())
 

@@ -18,9 +18,9 @@ def keep(name: str, document: dict[str, Any]) -> None:
     import numpy
     import torch
     import transformers
+    from benchmarks.speed.device import cpu_model
 
     import ropewalk
-    from ropewalk.bench.device import cpu_model
 
     about = {
         "command": " ".join(["python", *sys.argv]),

@@ -16,9 +16,9 @@ import transformers
 from common import keep
 
 import ropewalk as rw
-from ropewalk.evaluate.reader import Reader
 from ropewalk.evaluate.sample import Sample
 from ropewalk.evaluate.tasks import parse_task
+from ropewalk.evaluate.text_generator import Reader
 from ropewalk.evaluate.texts import read_text
 
 

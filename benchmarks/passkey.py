@@ -22,7 +22,7 @@ from common import keep, kept
 
 import ropewalk as rw
 from ropewalk.evaluate.texts import read_text
-from ropewalk.models.carried import carried_by
+from ropewalk.models.key_state import get_key_state
 
 L = 8192
 FILLER = "The grass grows. The river runs. The lamp is lit. We walk on. And then we turn back. "
@@ -75,7 +75,7 @@ def generated(model: Any, tokenizer: Any, ids: list[int], key: int) -> tuple[boo
         do_sample=False,
         return_dict_in_generate=True,
     )
-    carried = carried_by(out.past_key_values)
+    carried = get_key_state(out.past_key_values)
     turns = 0 if carried is None else carried.turns
     return str(key) in tokenizer.decode(out.sequences[0, len(ids) :]), turns
 

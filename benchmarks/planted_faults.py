@@ -10,18 +10,15 @@ the trained length: for those 8,704 tokens are read.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from common import keep, kept
+from tests.helpers.planted_faults import MEANT, OF_THE_CODE, of_the_configuration, transformers_here, written_into
 
-from ropewalk.export import export_model
-from ropewalk.verify import Verification, verify
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "verify"))
-from planted import MEANT, OF_THE_CODE, of_the_configuration, transformers_here, written_into
+from ropewalk.serving.export import export_model
+from ropewalk.serving.verify import Verification, verify
 
 NAME = "verify_faults"
 PAST = 8704  # of 8,192 trained tokens

@@ -17,7 +17,7 @@ from pathlib import Path
 from common import RESULTS, keep
 
 from ropewalk.scaling.longrope import LongRoPE
-from ropewalk.verify import verify
+from ropewalk.serving.verify import verify
 
 PAIRS = 32
 SHORT = tuple(round(1 + 0.1 * i / PAIRS, 4) for i in range(PAIRS))

@@ -98,7 +98,7 @@ def test_a_frequency_of_zero_stands_still():
     ],
 )
 def test_what_has_no_table(positions, dtype, field):
-    with pytest.raises(rw.InputError, match=f"^{field}: found ") as caught:
+    with pytest.raises(rw.InputError, match=f"^{field}: got ") as caught:
         rw.NoScaling().frequencies(rw.Rope(8)).cos_sin(positions, dtype)
     assert caught.value.field == field
 

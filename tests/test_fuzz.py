@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.parametrize(("what", "count"), [("configs", 600), ("ggufs", 300)])
 def test_damage_gives_a_verdict_or_one_clear_line(what, count):
-    script = Path(__file__).parent / "fuzz.py"
+    script = Path(__file__).parent / "helpers" / "fuzz.py"
     done = subprocess.run([sys.executable, script, what, str(count), "7"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     counts = {line.split(":")[0] for line in done.stdout.splitlines()}

@@ -55,6 +55,6 @@ def test_ropes_of_equal_numbers_are_equal():
     ],
 )
 def test_what_cannot_be_a_rope(field, arguments):
-    with pytest.raises(rw.InputError, match=f"^{field}: found .*; allowed: ") as caught:
+    with pytest.raises(rw.InputError, match=f"^{field}: got .*; expected ") as caught:
         rw.Rope(**arguments)
     assert caught.value.field == field

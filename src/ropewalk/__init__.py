@@ -8,20 +8,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ropewalk import policy as _policy
 from ropewalk import scaling as _scaling
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
-from ropewalk.plan import plan
+from ropewalk.planning import plan
 from ropewalk.rope import Rope
 from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling import policies as _policy
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time every registered method is here
+    from ropewalk.evaluate.evaluation import run_evaluation
     from ropewalk.evaluate.perplexity import perplexity_curve
-    from ropewalk.evaluate.run import run_evaluation
     from ropewalk.models.extend import extend, restore
     from ropewalk.models.load import load
-    from ropewalk.policy import Continuous, Request, Stepped
     from ropewalk.scaling.abf import ABF
     from ropewalk.scaling.by_parts import DynamicNTKByParts, NTKByParts
     from ropewalk.scaling.critical_base import CriticalBase
@@ -30,6 +29,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time every registered
     from ropewalk.scaling.longrope import LongRoPE
     from ropewalk.scaling.none import NoScaling
     from ropewalk.scaling.ntk import NTK, DynamicNTK
+    from ropewalk.scaling.policies import ContinuousPolicy, RequestPolicy, SteppedPolicy
     from ropewalk.scaling.proportional import Proportional
     from ropewalk.scaling.tutorial import LogNTK, PowerNTK
     from ropewalk.scaling.yarn import DynamicYaRN, YaRN
@@ -41,7 +41,7 @@ _LAZY = {
     "restore": "ropewalk.models.extend",
     "load": "ropewalk.models.load",
     "perplexity_curve": "ropewalk.evaluate.perplexity",
-    "run_evaluation": "ropewalk.evaluate.run",
+    "run_evaluation": "ropewalk.evaluate.evaluation",
 }
 _METHODS = {cls.__name__: cls for cls in _scaling.REGISTRY.values()}
 _POLICIES = {cls.__name__: cls for cls in _policy.POLICIES.values()}

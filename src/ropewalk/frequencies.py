@@ -32,7 +32,7 @@ _DTYPES = ("float64", "float32", "float16")
 Integers = TypeVar("Integers")
 
 
-def reduced_turns(positions: Any, high: Integers, low: Integers) -> Integers:
+def fractional_turns(positions: Any, high: Integers, low: Integers) -> Integers:
     """Fraction of a turn at each position, as signed int64 in units of 2^-64 turn.
 
     Arguments are int64 arrays (numpy or torch) that broadcast; `positions` within +-2^31.
@@ -109,6 +109,6 @@ class Frequencies:
         if given.size and max(abs(int(given.min())), abs(int(given.max()))) > MAX_POSITION:
             raise InputError("positions", f"{given.min()} to {given.max()}", "at most 2^31 either way")
         high, low = self.turns()
-        angle = reduced_turns(given.astype(np.int64)[..., None], high, low) * RADIANS_PER_UNIT
+        angle = fractional_turns(given.astype(np.int64)[..., None], high, low) * RADIANS_PER_UNIT
         cos, sin = self.attention_factor * np.cos(angle), self.attention_factor * np.sin(angle)
         return cos.astype(dtype), sin.astype(dtype)

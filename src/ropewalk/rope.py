@@ -42,7 +42,7 @@ class Rope:
         if not whole or not 2 <= self.dim <= 65_536 or self.dim % 2:
             raise InputError("dim", self.dim, "an even number of rotary dimensions, from 2 to 65,536")
         object.__setattr__(self, "dim", int(self.dim))
-        object.__setattr__(self, "base", check_number("base", self.base, least=1, above=True))
+        object.__setattr__(self, "base", check_number("base", self.base, minimum=1, exclusive=True))
         if self.original_length is not None:
             object.__setattr__(self, "original_length", check_length("original_length", self.original_length))
         if self.layout not in ("half", "interleaved"):

@@ -6,10 +6,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from ropewalk.errors import InputError
+from ropewalk.errors import InputError, UnknownNameError
 
 T = TypeVar("T")
 
@@ -34,25 +33,13 @@ def read_spec(spec: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def find(kind: str, name: object, by_name: Mapping[str, T], shown: Mapping[str, T]) -> T:
-    """The entry of that name, in either case, with `-` or `_`.
-
-    `shown`: what to list when there is none. Raises InputError then.
-    """
-    key = str(name).strip().lower().replace("_", "-")
-    if key not in by_name:
-        near = get_close_matches(key, by_name, n=1)
-        raise InputError(kind, name, ", ".join(shown) + (f" (nearest: {near[0]})" if near else ""))
-    return by_name[key]
-
-
 def build(described: type[T], options: Mapping[str, Any]) -> T:
     """An instance of the dataclass with those options. Raises InputError for an unknown or a missing one."""
     cls: Any = described
     allowed = [f.name for f in fields(cls)]
     for option in options:
         if option not in allowed:
-            raise InputError(f"{cls.name}: option", option, ", ".join(allowed))
+            raise UnknownNameError(f"{cls.name}: option", option, allowed)
     for f in fields(cls):
         if f.default is MISSING and f.name not in options:
             raise InputError(f"{cls.name}: {f.name}", None, f"a value, as in {cls.name}:{f.name}=...")

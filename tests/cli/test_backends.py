@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ropewalk.ops import BACKENDS, serving
+from ropewalk.ops import BACKENDS, backend_for
 
 
 def asked(*arguments, **environment):
@@ -21,7 +21,7 @@ def test_says_what_serves(run):
     rows = {row["name"]: row for row in json.loads(out)}
     assert status == 0
     assert set(rows) == set(BACKENDS)
-    assert "cpu" in rows[serving("cpu").name]["serves"]
+    assert "cpu" in rows[backend_for("cpu").name]["serves"]
     assert rows["c++"]["variant"].startswith("c++ (")
     assert "other devices" in rows["reference"]["serves"]
 
@@ -36,4 +36,4 @@ def test_another_by_the_environment(name):
 def test_one_that_is_none():
     done = asked(ROPEWALK_ROTATION="cuda")
     assert done.returncode == 2
-    assert done.stderr == "ropewalk: error: ROPEWALK_ROTATION: found 'cuda'; allowed: reference, c++\n"
+    assert done.stderr == "ropewalk: error: ROPEWALK_ROTATION: got 'cuda'; expected reference, c++\n"

@@ -79,7 +79,7 @@ def test_chunks_and_policies(curve):
     for options, parts in (
         ({"chunk": "0"}, ("chunk", "'0'")),
         ({"chunk": "many"}, ("chunk", "'many'")),
-        ({"policy": "steped"}, ("policy", "'steped'", "nearest: stepped")),
+        ({"policy": "steped"}, ("policy", "'steped'", "did you mean stepped")),
         ({"policy": "stepped:factors=[4,2]"}, ("stepped: factors", "rising order")),
         ({"policy": "continuous:every=0"}, ("continuous: every", "0")),
         ({"policy": "continuous:margin=0.5"}, ("continuous: margin", "0.5", "at least 1")),

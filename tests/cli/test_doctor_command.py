@@ -87,8 +87,8 @@ def test_a_target_that_a_gguf_does_not_reach(run):
     [
         (("nowhere/config.json",), "a file or folder that exists"),
         (("smollm2", "--engine", "vllm"), "a folder with config.json"),
-        (("smollm2", "--engine", "nobody"), "engine: found 'nobody'"),
-        (("smollm2", "--target", "far"), "target: found 'far'"),
+        (("smollm2", "--engine", "nobody"), "engine: got 'nobody'"),
+        (("smollm2", "--target", "far"), "target: got 'far'"),
     ],
 )
 def test_a_call_that_is_wrong(run, arguments, says):

@@ -64,11 +64,11 @@ def test_json_and_the_same_command_again(run, asked):
 
 
 def test_workers_give_the_same(run, asked, tmp_path):
-    alone = json.loads(run(*asked, "--json")[1])
+    in_process_executor = json.loads(run(*asked, "--json")[1])
     asked[asked.index("--out") + 1] = tmp_path / "two"
     status, out, err = run(*asked, "--json", "--jobs", "2")
     assert status == 0, err
-    assert json.loads(out)["cells"] == alone["cells"]
+    assert json.loads(out)["cells"] == in_process_executor["cells"]
 
 
 def test_interrupted_it_goes_on(asked, run, tmp_path):
@@ -95,19 +95,19 @@ def test_interrupted_it_goes_on(asked, run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--task", "passkye"), "task: found 'passkye'; allowed: .*passkey"),
-        (("--task", "generate:OWN,metric=f7"), "metric: found 'f7'; allowed: exact-match, "),
-        (("--task", "generate:nowhere.jsonl"), r"generate: file: found 'nowhere.jsonl \(No such file"),
-        (("--task", "perplexity:no.txt"), "text: found 'no.txt'"),
-        (("--lengths", "40,20000"), "lengths: found 20000; allowed: from 2 to the 300 tokens of the text"),
-        (("--lengths", ""), "lengths: found 'none'; allowed: at least one"),
-        (("--samples", "0"), "samples: found 0; allowed: a whole number"),
-        (("--jobs", "-1"), "jobs: found -1"),
-        (("--policy", "never"), "policy: found 'never'"),
-        (("--scaling", "yarn"), "yarn: factor: found None"),
-        (("--dtype", "int3"), "dtype: found 'int3'"),
-        (("--ray", "127.0.0.1:1"), "ray: found '127.0.0.1:1 .*refused.*; allowed: auto, or HOST:PORT"),
-        (("--out", "/proc/no"), "out: found '/proc/no"),
+        (("--task", "passkye"), "task: got 'passkye'; expected .*passkey"),
+        (("--task", "generate:OWN,metric=f7"), "metric: got 'f7'; expected exact-match, "),
+        (("--task", "generate:nowhere.jsonl"), r"generate: file: got 'nowhere.jsonl \(No such file"),
+        (("--task", "perplexity:no.txt"), "text: got 'no.txt'"),
+        (("--lengths", "40,20000"), "lengths: got 20000; expected from 2 to the 300 tokens of the text"),
+        (("--lengths", ""), "lengths: got 'none'; expected at least one"),
+        (("--samples", "0"), "samples: got 0; expected a whole number"),
+        (("--jobs", "-1"), "jobs: got -1"),
+        (("--policy", "never"), "policy: got 'never'"),
+        (("--scaling", "yarn"), "yarn: factor: got None"),
+        (("--dtype", "int3"), "dtype: got 'int3'"),
+        (("--ray", "127.0.0.1:1"), "ray: got '127.0.0.1:1 .*refused.*; expected auto, or HOST:PORT"),
+        (("--out", "/proc/no"), "out: got '/proc/no"),
     ],
 )
 def test_bad_input_in_one_line(run, tiny_folder, words, own, tmp_path, change, message):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from completions_server import Greedy, serving
+from tests.helpers.completions_server import Greedy, serving
 
 import ropewalk as rw
 
@@ -49,7 +49,7 @@ def test_results_of_a_server_are_not_taken_for_those_of_the_model(run, asked, se
 
 
 def test_what_a_server_answered_before_it_fell_is_kept(run, asked, served, tmp_path, monkeypatch):
-    monkeypatch.setattr("ropewalk.server._PAUSE", 0.0)
+    monkeypatch.setattr("ropewalk.completions._PAUSE", 0.0)
     fallen = []
 
     def falls(body):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 
-from ropewalk.engines import ENGINES
 from ropewalk.scaling import REGISTRY
+from ropewalk.serving.engines import ENGINES
 
 
 def test_a_folder_for_the_engine_and_the_command_that_starts_it(run, tiny_folder, tmp_path):
@@ -74,5 +74,5 @@ def test_a_file_in_the_place_of_the_folder_is_a_wrong_call(run, tiny_folder, tmp
     call = ("export", tiny_folder, "--scaling", "yarn:factor=4", "--engine", "vllm", "--out", tmp_path / "out")
     status, said, err = run(*call)
     assert (status, said) == (2, "")
-    assert "out: found" in err
+    assert "out: got" in err
     assert (tmp_path / "out").read_text() == "mine"

@@ -38,53 +38,53 @@ def refused(source):
 @pytest.mark.parametrize(
     ("change", "begins"),
     [
-        ({"head_dim": 63}, "dim: found 63"),
-        ({"head_dim": "64"}, "head_dim: found '64'"),
-        ({"head_dim": -64}, "head_dim: found -64"),
-        ({"head_dim": 64.0}, "head_dim: found 64.0"),
-        ({"head_dim": True}, "head_dim: found True"),
-        ({"head_dim": None, "hidden_size": None}, "head_dim: found None"),
-        ({"num_attention_heads": "8"}, "num_attention_heads: found '8'"),
-        ({"num_hidden_layers": [4]}, "num_hidden_layers: found [4]"),
-        ({"num_hidden_layers": 10**12}, "layers: found 1000000000000"),
-        ({"num_key_value_heads": "4"}, "num_key_value_heads: found '4'"),
-        ({"sliding_window": "4096"}, "sliding_window: found '4096'"),
-        ({"kv_lora_rank": "512"}, "kv_lora_rank: found '512'"),
-        ({"qk_rope_head_dim": 63}, "dim: found 63"),
-        ({"qk_rope_head_dim": "64"}, "qk_rope_head_dim: found '64'"),
-        ({"layer_types": 4}, "layer_types: found 4"),
-        ({"layer_types": [1, 2]}, "layer_types: found [1, 2]"),
-        ({"partial_rotary_factor": 0.49}, "dim: found 31"),
-        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: found 1.5"),
-        ({"partial_rotary_factor": -0.5}, "partial_rotary_factor: found -0.5"),
-        ({"partial_rotary_factor": "0.5"}, "partial_rotary_factor: found '0.5'"),
-        ({"partial_rotary_factor": math.nan}, "partial_rotary_factor: found nan"),
-        ({"partial_rotary_factor": math.inf}, "partial_rotary_factor: found inf"),
-        ({"rope_theta": "10000"}, "base: found '10000'"),
-        ({"rope_theta": 1}, "base: found 1"),
-        ({"rope_theta": -1.0}, "base: found -1.0"),
-        ({"max_position_embeddings": "8192"}, "max_position_embeddings: found '8192'"),
-        ({"max_position_embeddings": -1}, "max_position_embeddings: found -1"),
-        ({"max_position_embeddings": 8192.5}, "max_position_embeddings: found 8192.5"),
-        ({"original_max_position_embeddings": "2048"}, "original_max_position_embeddings: found '2048'"),
-        ({"original_max_position_embeddings": True}, "original_max_position_embeddings: found True"),
-        ({"rope_scaling": "yarn"}, "rope_parameters: found 'yarn'"),
-        ({"rope_scaling": [4.0]}, "rope_parameters: found [4.0]"),
-        ({"rope_scaling": {"rope_type": "axial"}}, "scaling: found 'axial'"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "linear: factor: found None"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "linear: factor: found '2'"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "linear: factor: found 0.5"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": True}}, "linear: factor: found True"),
+        ({"head_dim": 63}, "dim: got 63"),
+        ({"head_dim": "64"}, "head_dim: got '64'"),
+        ({"head_dim": -64}, "head_dim: got -64"),
+        ({"head_dim": 64.0}, "head_dim: got 64.0"),
+        ({"head_dim": True}, "head_dim: got True"),
+        ({"head_dim": None, "hidden_size": None}, "head_dim: got None"),
+        ({"num_attention_heads": "8"}, "num_attention_heads: got '8'"),
+        ({"num_hidden_layers": [4]}, "num_hidden_layers: got [4]"),
+        ({"num_hidden_layers": 10**12}, "layers: got 1000000000000"),
+        ({"num_key_value_heads": "4"}, "num_key_value_heads: got '4'"),
+        ({"sliding_window": "4096"}, "sliding_window: got '4096'"),
+        ({"kv_lora_rank": "512"}, "kv_lora_rank: got '512'"),
+        ({"qk_rope_head_dim": 63}, "dim: got 63"),
+        ({"qk_rope_head_dim": "64"}, "qk_rope_head_dim: got '64'"),
+        ({"layer_types": 4}, "layer_types: got 4"),
+        ({"layer_types": [1, 2]}, "layer_types: got [1, 2]"),
+        ({"partial_rotary_factor": 0.49}, "dim: got 31"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: got 1.5"),
+        ({"partial_rotary_factor": -0.5}, "partial_rotary_factor: got -0.5"),
+        ({"partial_rotary_factor": "0.5"}, "partial_rotary_factor: got '0.5'"),
+        ({"partial_rotary_factor": math.nan}, "partial_rotary_factor: got nan"),
+        ({"partial_rotary_factor": math.inf}, "partial_rotary_factor: got inf"),
+        ({"rope_theta": "10000"}, "base: got '10000'"),
+        ({"rope_theta": 1}, "base: got 1"),
+        ({"rope_theta": -1.0}, "base: got -1.0"),
+        ({"max_position_embeddings": "8192"}, "max_position_embeddings: got '8192'"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings: got -1"),
+        ({"max_position_embeddings": 8192.5}, "max_position_embeddings: got 8192.5"),
+        ({"original_max_position_embeddings": "2048"}, "original_max_position_embeddings: got '2048'"),
+        ({"original_max_position_embeddings": True}, "original_max_position_embeddings: got True"),
+        ({"rope_scaling": "yarn"}, "rope_parameters: got 'yarn'"),
+        ({"rope_scaling": [4.0]}, "rope_parameters: got [4.0]"),
+        ({"rope_scaling": {"rope_type": "axial"}}, "scaling: got 'axial'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "linear: factor: got None"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "linear: factor: got '2'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "linear: factor: got 0.5"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": True}}, "linear: factor: got True"),
         ({"rope_scaling": {**LINEAR, "original_max_position_embeddings": [1]}}, "original_max_position_embeddings: "),
         # contradictions
         (
             {"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 16_384}},
-            "yarn: factor: found 0.5",
+            "yarn: factor: got 0.5",
         ),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 32}}, "yarn: beta_fast: "),
         (
             {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4, "high_freq_factor": 1}},
-            "llama3: high_freq_factor: found 1",
+            "llama3: high_freq_factor: got 1",
         ),
         (
             {"rope_scaling": {"rope_type": "longrope", "short_factor": [1], "long_factor": [1, 2]}},
@@ -115,7 +115,7 @@ def test_ill_typed_and_contradictory_values(change, begins):
 )
 def test_what_is_no_model_with_ropes(source, says):
     message = refused(source)
-    assert message.startswith("model: found ")
+    assert message.startswith("model: got ")
     assert says in message
 
 
@@ -123,7 +123,7 @@ def test_an_original_length_is_missed_when_it_is_needed():
     bare = {key: value for key, value in LLAMA.items() if key != "max_position_embeddings"}
     layer = read({**bare, "rope_scaling": {"type": "yarn", "factor": 4.0}}).ropes["all"]
     assert layer.rope.original_length is None
-    with pytest.raises(rw.InputError, match=r"^original_length: found None; allowed: the tokens .* yarn needs"):
+    with pytest.raises(rw.InputError, match=r"^original_length: got None; expected the tokens .* yarn needs"):
         layer.scaling.frequencies(layer.rope)
 
 
@@ -134,16 +134,16 @@ def test_an_original_length_is_missed_when_it_is_needed():
 )
 def test_a_broken_config_json(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    assert refused(tmp_path).startswith("model: found ")
+    assert refused(tmp_path).startswith("model: got ")
 
 
 def test_a_config_json_that_is_no_text(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00{")
-    assert refused(tmp_path).startswith("model: found ")
+    assert refused(tmp_path).startswith("model: got ")
 
 
 def test_a_folder_without_config_json(tmp_path):
-    assert refused(tmp_path).startswith("model: found ")
+    assert refused(tmp_path).startswith("model: got ")
 
 
 BASES = [

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from gguf_model import small_gguf
+from tests.helpers.gguf_model import small_gguf
 
 import ropewalk as rw
 from ropewalk import config as configs
@@ -119,7 +119,7 @@ def test_sliding_layers_of_a_base_of_their_own(written):
 def test_rope_freqs_divide_the_frequencies(written):
     divisors = [1.0] * 16 + [8.0] * 16
     found = configs.read(written(divisors={"rope_freqs.weight": divisors})).ropes["all"]
-    assert not found.scaling.dynamic
+    assert not found.scaling.is_dynamic
     frequencies = found.scaling.frequencies(found.rope)
     np.testing.assert_allclose(frequencies.inv_freq, PLAIN.inv_freq / divisors, rtol=1e-15)
     assert frequencies.attention_factor == 1
@@ -168,7 +168,7 @@ def test_the_built_in_model():
 
 
 def refused(path):
-    with pytest.raises(rw.InputError, match="found ") as caught:
+    with pytest.raises(rw.InputError, match="got ") as caught:
         configs.read(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -267,4 +267,4 @@ def test_a_damaged_file_never_fails_otherwise(written, tmp_path):
 def test_not_a_gguf(tmp_path, content):
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    assert refused(path).startswith("model: found ")
+    assert refused(path).startswith("model: got ")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-import toy
+from tests.helpers import toy_task as toy
 
 from ropewalk.evaluate.store import Store
 from ropewalk.evaluate.worker import Worker

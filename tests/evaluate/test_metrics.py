@@ -133,5 +133,5 @@ def test_every_metric_is_tested_by_hand():
 
 
 def test_an_unknown_metric():
-    with pytest.raises(InputError, match=r"metric: found 'rogue-l'; allowed: exact-match, .*nearest: rouge-l"):
+    with pytest.raises(InputError, match=r"metric: got 'rogue-l'; expected exact-match, .*did you mean rouge-l"):
         find_metric("rogue-l")

@@ -100,7 +100,9 @@ def test_a_request_through_the_cache_is_fixed_for_each_length(tiny, ids):
     assert row["policy"] == "request:margin=1.5"
 
 
-@pytest.mark.parametrize(("options", "message"), [({"chunk": 0}, "chunk"), ({"policy": "steped"}, "nearest: stepped")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"chunk": 0}, "chunk"), ({"policy": "steped"}, "did you mean stepped")]
+)
 def test_chunks_and_policies_that_do_not_exist(tiny, ids, options, message):
     with pytest.raises(rw.InputError, match=message):
         perplexity_curve(tiny, ids, [100], ["dynamic-ntk"], **options)

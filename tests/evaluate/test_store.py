@@ -13,11 +13,11 @@ import time
 from contextlib import suppress
 
 import pytest
-import toy
+from tests.helpers import toy_task as toy
 
 import ropewalk as rw
 from ropewalk import files
-from ropewalk.evaluate.crews.alone import alone
+from ropewalk.evaluate.executors.in_process import in_process_executor
 from ropewalk.evaluate.store import Store
 from ropewalk.evaluate.worker import Summary, Worker
 
@@ -58,7 +58,7 @@ def test_what_was_kept_is_read_back(tmp_path):
     with Store(filled(tmp_path)) as store:
         assert store.model == MODEL
         first, second = store.cells()
-        assert (first.key, first.described, first.summary) == ("first", SHOWN, {"found": 0.6})
+        assert (first.key, first.description, first.summary) == ("first", SHOWN, {"found": 0.6})
         assert first.outcomes == [outcome(0), outcome(1)]
         assert (second.summary, second.outcomes) == (None, [outcome(0)])
         assert store.outcomes("first") == {0: outcome(0), 1: outcome(1)}
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_a_whole_store_is_refused_and_left_alone(tmp_path, da
     path = filled(tmp_path) / "results.sqlite"
     DAMAGE[damage](path)
     before = path.read_bytes()
-    with pytest.raises(rw.InputError, match=r"^out: found .*results\.sqlite.*; allowed: ") as refused:
+    with pytest.raises(rw.InputError, match=r"^out: got .*results\.sqlite.*; expected ") as refused:
         Store(tmp_path, MODEL if mode == "write" else None)
     assert "\n" not in str(refused.value)
     assert path.read_bytes() == before
@@ -171,7 +171,7 @@ def test_a_second_writer_is_refused_while_readers_read(tmp_path):
     with Store(filled(tmp_path), MODEL) as store:
         with pytest.raises(rw.InputError, match="to which another process writes"):
             Store(tmp_path, MODEL)
-        assert "InputError: out: found" in python(write).stderr.splitlines()[-1]
+        assert "InputError: out: got" in python(write).stderr.splitlines()[-1]
         assert python(read).stdout == "2\n"
         with Store(tmp_path) as reader:
             store.add("second", outcome(1))
@@ -236,7 +236,7 @@ def test_an_interrupt_amid_a_sample_leaves_no_half_of_it(tmp_path):
 def _run_telling(pipe, model, out, log):
     """In a process of its own: do what is missing, and say each time that something was kept."""
     evaluation = toy.evaluation(model, out, toy.Toy(log=log))
-    evaluation.run(alone(Worker(str(model))), lambda cell, news: pipe.send(isinstance(news, Summary)))
+    evaluation.run(in_process_executor(Worker(str(model))), lambda cell, news: pipe.send(isinstance(news, Summary)))
 
 
 def test_killed_at_random_moments_it_ends_with_the_results_of_an_undisturbed_run(

@@ -3,9 +3,9 @@
 import warnings
 
 import pytest
-import tiny
 import torch
 import transformers
+from tests.helpers import architectures as tiny
 
 import ropewalk as rw
 from ropewalk import config as configs
@@ -32,8 +32,8 @@ def _as_it_came(model):
 
 
 def scaling_for(model, kind):
-    described = configs.read(model)
-    rope = described.ropes[described.main].rope
+    model_config = configs.read(model)
+    rope = model_config.ropes[model_config.main].rope
     length = {} if rope.original_length else {"original_length": tiny.LENGTH}  # RecurrentGemma does not say
     pairs = range(rope.dim // 2)
     short, long = [1 + 0.1 * pair for pair in pairs], [1 + 0.5 * pair for pair in pairs]
@@ -66,7 +66,7 @@ def test_a_scaling_gives_what_transformers_builds_from_the_config(name, model, k
         return  # transformers takes the number of compressed windows for the length of the text
     reference = tiny.rebuilt(model)
     assert tiny.off(scaled, tiny.logits(reference, ids=tiny.LONG_IDS)) < tiny.EXACT
-    if not scaling.dynamic:
+    if not scaling.is_dynamic:
         far = tiny.logits(model, tiny.FAR)
         assert tiny.off(far, tiny.logits(reference, tiny.FAR)) < tiny.FAR_IN_FLOAT32
 

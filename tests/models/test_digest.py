@@ -48,5 +48,5 @@ def test_the_built_in_model_is_named_by_its_file():
 
 def test_a_folder_without_weights(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"model: found .*; allowed: a folder with weights"):
+    with pytest.raises(InputError, match=r"model: got .*; expected a folder with weights"):
         model_digest(str(tmp_path))

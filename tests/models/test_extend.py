@@ -8,8 +8,8 @@ import warnings
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from tests.helpers import architectures as tiny
 
 import ropewalk as rw
 from ropewalk.models import extend as extending
@@ -17,7 +17,7 @@ from ropewalk.models.extend import extended, extension_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 YARN = rw.YaRN(factor=4)
-EXACTLY = rw.Continuous(every=1, margin=1.0)  # as transformers
+EXACTLY = rw.ContinuousPolicy(every=1, margin=1.0)  # as transformers
 LONG = tiny.LONG_IDS.shape[1]  # tokens, past the original length
 MODEL_DIM = 64
 
@@ -327,9 +327,9 @@ class TestPositionsWithAxes:
     def test_one_mixed_up_section_is_learned_from_the_module(self):
         model = tiny.build("qwen2_vl")
         rotary = rw.extend(model, YARN).model.language_model.rotary_emb
-        arrangement = rotary.ropewalk["all"].arrangement
-        assert arrangement.axes == 3
-        assert [axis for _, axis in arrangement.columns_U] == [0, 0, 1, 1, 1, 2, 2, 2]
+        channel_layout = rotary.ropewalk["all"].channel_layout
+        assert channel_layout.axes == 3
+        assert [axis for _, axis in channel_layout.columns_U] == [0, 0, 1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.filterwarnings("ignore:transformers cannot express")

@@ -13,8 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from tests.helpers import architectures as tiny
 from torch import nn
 from transformers import DynamicCache
 from transformers.models.glm import modeling_glm
@@ -43,8 +43,8 @@ def llama():
 
 
 def yarn_for(model, scaling=rw.YaRN, **parameters):
-    described = configs.read(model)
-    known = described.ropes[described.main].rope.original_length
+    model_config = configs.read(model)
+    known = model_config.ropes[model_config.main].rope.original_length
     return scaling(**parameters, **({} if known else {"original_length": tiny.LENGTH}))  # RecurrentGemma does not say
 
 
@@ -75,7 +75,7 @@ class TestEveryArchitecture:
     def test_what_rotate_does_not_do_is_refused(self, name):
         model = tiny.build(name)
         before = tiny.logits(model)
-        with pytest.raises(rw.InputError, match="fuse: found 'apply_rotary_pos_emb of transformers") as error:
+        with pytest.raises(rw.InputError, match="fuse: got 'apply_rotary_pos_emb of transformers") as error:
             rw.extend(model, YARN, fuse=True)
         assert "\n" not in str(error.value)
         assert extension_of(model) is None
@@ -342,13 +342,13 @@ class TestAsking:
     @pytest.mark.parametrize("function", [shifted, by_position, in_float32, with_values, backwards_if_told])
     def test_another_function_is_refused_by_name(self, monkeypatch, llama, function):
         monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", function)
-        with pytest.raises(rw.InputError, match=f"fuse: found 'apply_rotary_pos_emb of {__name__}"):
+        with pytest.raises(rw.InputError, match=f"fuse: got 'apply_rotary_pos_emb of {__name__}"):
             rw.extend(llama, YARN, fuse=True)
         assert not rotations(llama)
 
     def test_a_model_that_calls_none_is_refused(self, monkeypatch, llama):
         monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", without_tables)
-        with pytest.raises(rw.InputError, match="fuse: found 'LlamaModel'"):
+        with pytest.raises(rw.InputError, match="fuse: got 'LlamaModel'"):
             rw.extend(llama, YARN, fuse=True)
 
     def test_a_function_that_is_a_module_is_understood(self, monkeypatch, llama):

@@ -47,9 +47,9 @@ def test_an_extended_model_that_was_saved_loads_extended(tiny, folder):
 
 
 def test_what_cannot_be_loaded(tmp_path, folder):
-    with pytest.raises(rw.InputError, match="dtype: found 'int8'"):
+    with pytest.raises(rw.InputError, match="dtype: got 'int8'"):
         rw.load(str(folder), dtype="int8")
-    with pytest.raises(rw.InputError, match="device: found 'abacus'"):
+    with pytest.raises(rw.InputError, match="device: got 'abacus'"):
         rw.load(str(folder), device="abacus")
     with pytest.raises(rw.InputError, match="exists"):
         rw.load(str(tmp_path / "missing.gguf"))

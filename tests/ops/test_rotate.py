@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ropewalk as rw
 from ropewalk.errors import InputError
-from ropewalk.ops import BACKENDS, Turns, rotate, serving, turns, use
+from ropewalk.ops import BACKENDS, FixedPointFrequencies, backend_for, rotate, turns, use
 from ropewalk.ops.backends import reference
 from ropewalk.ops.backends.cpu import NATIVE, Cpu
 
@@ -37,7 +37,7 @@ def backend(request, monkeypatch):
     if request.param != "reference":
         monkeypatch.setitem(BACKENDS, "c++", Cpu([request.param]))
     use("reference" if request.param == "reference" else "c++")
-    yield serving("cpu")
+    yield backend_for("cpu")
     monkeypatch.undo()
     use()
 
@@ -190,7 +190,7 @@ def test_angles_that_lie_apart(backend):
     q = numbers(2, 3, 9, 48).float()
     positions_BT = torch.randint(0, 9999, (2, 9), generator=torch.Generator().manual_seed(1))
     prepared = turns(SCALED[:2])
-    apart = Turns(*(part.T.contiguous().T if part.ndim == 2 else part for part in prepared))
+    apart = FixedPointFrequencies(*(part.T.contiguous().T if part.ndim == 2 else part for part in prepared))
     want, _ = rotate(q, None, positions_BT, prepared)
     assert torch.equal(rotate(q, None, positions_BT.T.contiguous().T, apart)[0], want)
 
@@ -360,7 +360,7 @@ class TestGradients:
             (leaf[:, 1:], SCALED[0], "a leaf that requires a gradient"),
             (before, inv_freq, "angles that require a gradient"),
         ]:
-            with pytest.raises(InputError, match=f"in_place: found '{said}'"):
+            with pytest.raises(InputError, match=f"in_place: got '{said}'"):
                 rotate(q, None, frequencies=frequencies, in_place=True)
             assert torch.equal(leaf, before)
 
@@ -413,8 +413,8 @@ class TestOperators:
         q, k = self.heads()
         cos, sin = (part[None] for part in self.FORMS["tables"]["tables"])
         for angles, said in [
-            ([cos[:, :1], sin[:, :1]], "tokens of the angles: found 1; allowed: 6"),
-            ([torch.cat([cos] * 3), torch.cat([sin] * 3)], "rows of the angles: found 3; allowed: 1, or 2"),
+            ([cos[:, :1], sin[:, :1]], "tokens of the angles: got 1; expected 6"),
+            ([torch.cat([cos] * 3), torch.cat([sin] * 3)], "rows of the angles: got 3; expected 1, or 2"),
         ]:
             for turn in (torch.ops.ropewalk.rotate, torch.ops.ropewalk.rotate_):
                 with pytest.raises(InputError, match=said):
@@ -529,25 +529,25 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"layout": "neox"}, "layout: found 'neox'; allowed: half, interleaved"),
-            ({"tables": None}, "frequencies: found None; allowed: either"),
-            ({"frequencies": SCALED[0]}, "allowed: either frequencies or tables"),
-            ({"positions": torch.arange(5)}, "positions: found 'beside tables'"),
-            ({"tables": (torch.zeros(5, 8), torch.zeros(5, 8))}, "pairs: found '8 from channel 0 on'; allowed: 1 to 4"),
+            ({"layout": "neox"}, "layout: got 'neox'; expected half, interleaved"),
+            ({"tables": None}, "frequencies: got None; expected either"),
+            ({"frequencies": SCALED[0]}, "expected either frequencies or tables"),
+            ({"positions": torch.arange(5)}, "positions: got 'beside tables'"),
+            ({"tables": (torch.zeros(5, 8), torch.zeros(5, 8))}, "pairs: got '8 from channel 0 on'; expected 1 to 4"),
             ({"tables": (torch.zeros(6, 4), torch.zeros(6, 4))}, "with T = 5"),
-            ({"tables": (torch.zeros(5, 4), torch.zeros(5, 3))}, r"found '\[5, 4\] and \[5, 3\]'"),
-            ({"tables": (torch.zeros(3, 5, 4), torch.zeros(3, 5, 4))}, "rows of the angles: found 3; allowed: 1, or 2"),
-            ({"start": 1}, "allowed: 1 to 3"),
-            ({"attention_factor": 2}, "attention_factor: found 2; allowed: none beside tables"),
-            ({"cu_seqlens": torch.tensor([0, 5])}, "positions: found 'beside tables'"),
+            ({"tables": (torch.zeros(5, 4), torch.zeros(5, 3))}, r"got '\[5, 4\] and \[5, 3\]'"),
+            ({"tables": (torch.zeros(3, 5, 4), torch.zeros(3, 5, 4))}, "rows of the angles: got 3; expected 1, or 2"),
+            ({"start": 1}, "expected 1 to 3"),
+            ({"attention_factor": 2}, "attention_factor: got 2; expected none beside tables"),
+            ({"cu_seqlens": torch.tensor([0, 5])}, "positions: got 'beside tables'"),
             ({"tables": (torch.zeros(5, 4, device="meta"),) * 2}, "device of the angles: .*cpu as q"),
-            ({"k": Q, "q": Q, "in_place": True}, "in_place: found 'heads that share memory'"),
+            ({"k": Q, "q": Q, "in_place": True}, "in_place: got 'heads that share memory'"),
             ({"start": -1}, "from channel -1"),
             ({"q": Q[0, 0]}, "2 and 4 dimensions"),
-            ({"k": K[:, :, :4]}, r"k: found \[2, 1, 4, 8\]"),
-            ({"k": K.half()}, "found .torch.float32 on cpu, and torch.float16 on cpu"),
-            ({"q": Q.int(), "k": K.int()}, "allowed: float64, float32, bfloat16, float16"),
-            ({"q": Q[:, :1].expand(-1, 4, -1, -1), "in_place": True}, "in_place: found 'heads that share memory'"),
+            ({"k": K[:, :, :4]}, r"k: got \[2, 1, 4, 8\]"),
+            ({"k": K.half()}, "got .torch.float32 on cpu, and torch.float16 on cpu"),
+            ({"q": Q.int(), "k": K.int()}, "expected float64, float32, bfloat16, float16"),
+            ({"q": Q[:, :1].expand(-1, 4, -1, -1), "in_place": True}, "in_place: got 'heads that share memory'"),
         ],
     )
     def test_of_tables(self, change, said):
@@ -556,20 +556,20 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"positions": torch.arange(4)}, r"positions: found '\[4\] of torch.int64'; .*T = 5"),
-            ({"frequencies": []}, "frequencies: found"),
-            ({"frequencies": "yarn"}, "frequencies: found"),
-            ({"frequencies": torch.tensor(1.0)}, r"frequencies: found '\[\] of torch.float32'"),
-            ({"cu_seqlens": torch.tensor([0.0, 5.0])}, r"cu_seqlens: found '\[2\] of torch.float32'"),
-            ({"cu_seqlens": torch.tensor([], dtype=torch.int32)}, r"cu_seqlens: found '\[0\]"),
-            ({"positions": torch.zeros(5)}, "of torch.float32'; allowed: whole numbers"),
-            ({"positions": torch.zeros(3, 5, dtype=torch.int32)}, "rows of the angles: found 3"),
-            ({"frequencies": [SMALL] * 3}, "rows of the angles: found 3"),
-            ({"frequencies": SCALED[0]}, "pairs: found '24 from"),
-            ({"frequencies": SCALED[0], "attention_factor": 2.0}, "attention_factor: found 2.0"),
+            ({"positions": torch.arange(4)}, r"positions: got '\[4\] of torch.int64'; .*T = 5"),
+            ({"frequencies": []}, "frequencies: got"),
+            ({"frequencies": "yarn"}, "frequencies: got"),
+            ({"frequencies": torch.tensor(1.0)}, r"frequencies: got '\[\] of torch.float32'"),
+            ({"cu_seqlens": torch.tensor([0.0, 5.0])}, r"cu_seqlens: got '\[2\] of torch.float32'"),
+            ({"cu_seqlens": torch.tensor([], dtype=torch.int32)}, r"cu_seqlens: got '\[0\]"),
+            ({"positions": torch.zeros(5)}, "of torch.float32'; expected whole numbers"),
+            ({"positions": torch.zeros(3, 5, dtype=torch.int32)}, "rows of the angles: got 3"),
+            ({"frequencies": [SMALL] * 3}, "rows of the angles: got 3"),
+            ({"frequencies": SCALED[0]}, "pairs: got '24 from"),
+            ({"frequencies": SCALED[0], "attention_factor": 2.0}, "attention_factor: got 2.0"),
             (
                 {"positions": torch.arange(5), "cu_seqlens": torch.tensor([0, 5])},
-                "cu_seqlens: found 'beside positions'",
+                "cu_seqlens: got 'beside positions'",
             ),
         ],
     )
@@ -585,8 +585,8 @@ class TestMistakes:
 
 class TestBackends:
     def test_the_fastest_is_chosen(self):
-        assert serving("cpu").name == ("c++" if compiled_variants() else "reference")
-        assert serving("mps").name == "reference"
+        assert backend_for("cpu").name == ("c++" if compiled_variants() else "reference")
+        assert backend_for("mps").name == "reference"
 
     def test_this_machine_compiled_it(self):
         """Where there is a compiler, as wherever these tests run; otherwise the speed of this project is not tested."""
@@ -595,20 +595,20 @@ class TestBackends:
     def test_another_is_asked_for(self):
         use("reference")
         try:
-            assert serving("cpu").name == "reference"
+            assert backend_for("cpu").name == "reference"
         finally:
             use()
 
     def test_unknown(self):
-        with pytest.raises(InputError, match=r"rotation backend: found 'cuda'; allowed: .*reference"):
+        with pytest.raises(InputError, match=r"rotation backend: got 'cuda'; expected .*reference"):
             use("cuda")
 
     def test_one_that_is_missing(self, monkeypatch):
         monkeypatch.setitem(BACKENDS, "c++", Cpu([]))
-        with pytest.raises(InputError, match=r"found 'c.*'; allowed: .*reference.*compiler"):
+        with pytest.raises(InputError, match=r"got 'c.*'; expected .*reference.*compiler"):
             use("c++")
         use()
-        assert serving("cpu").name == "reference"
+        assert backend_for("cpu").name == "reference"
         monkeypatch.undo()
         use()
 

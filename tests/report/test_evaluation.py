@@ -5,8 +5,8 @@ import json
 import re
 
 import pytest
-from invented import MODEL, described, mixed, outcome, store
 from rich.console import Console
+from tests.helpers.fake_results import MODEL, description, mixed, outcome, store
 
 from ropewalk.report.evaluation import by_task, columns, document, rows, summary_table
 from ropewalk.report.suites import bin_rows, group_rows
@@ -57,9 +57,9 @@ def test_values_stay_whole_in_a_narrow_terminal(cells):
 
 def test_tasks_that_were_asked_in_other_ways_have_no_mean_in_common(tmp_path):
     cells = [
-        (described("ruler:task=vt", "none", 4096, 1, main="score"), [1]),
-        (described("ruler:task=cwe", "none", 4096, 1, main="score"), [0]),
-        (described("ruler:task=fwe", "none", 4096, 2, main="score"), [0, 0]),
+        (description("ruler:task=vt", "none", 4096, 1, main="score"), [1]),
+        (description("ruler:task=cwe", "none", 4096, 1, main="score"), [0]),
+        (description("ruler:task=fwe", "none", 4096, 2, main="score"), [0, 0]),
     ]
     with store(tmp_path, cells) as folder:
         means = [row for row in rows(folder.cells()) if row.members]
@@ -67,12 +67,12 @@ def test_tasks_that_were_asked_in_other_ways_have_no_mean_in_common(tmp_path):
 
 
 def test_values_that_are_all_the_same_have_no_best(tmp_path):
-    with store(tmp_path, [(described("needle", each, 4096, 1), [1]) for each in ("none", "yarn:factor=2")]) as folder:
+    with store(tmp_path, [(description("needle", each, 4096, 1), [1]) for each in ("none", "yarn:factor=2")]) as folder:
         assert "*" not in printed(folder.cells()).splitlines()[-3]
 
 
 def test_a_suite_has_no_mean_before_all_of_its_tasks_are_done(tmp_path):
-    halves = [(described(f"ruler:{name}", "none", 4096, 2, main="score"), given)
+    halves = [(description(f"ruler:{name}", "none", 4096, 2, main="score"), given)
               for name, given in (("vt", [1, 1]), ("cwe", [1]))]  # fmt: skip
     with store(tmp_path, halves) as folder:
         mean = rows(folder.cells())[-1]
@@ -80,7 +80,7 @@ def test_a_suite_has_no_mean_before_all_of_its_tasks_are_done(tmp_path):
 
 
 def test_one_task_asked_in_two_ways_is_two_tasks(tmp_path):
-    ways = [(described("passkey", "none", 4096, 2, seed=seed), [seed, 1]) for seed in (0, 1)]
+    ways = [(description("passkey", "none", 4096, 2, seed=seed), [seed, 1]) for seed in (0, 1)]
     with store(tmp_path, ways) as folder:
         cells = folder.cells()
     assert list(by_task(cells)) == [f"passkey (2 samples, seed {seed}, version 1)" for seed in (0, 1)]
@@ -88,7 +88,7 @@ def test_one_task_asked_in_two_ways_is_two_tasks(tmp_path):
 
 
 def test_names_are_shown_as_they_are_and_not_as_markup(tmp_path):
-    with store(tmp_path, [(described("needle:text=[bold].txt", "none", 4096, 1), [1])]) as folder:
+    with store(tmp_path, [(description("needle:text=[bold].txt", "none", 4096, 1), [1])]) as folder:
         assert "[bold].txt" in printed(folder.cells())
 
 
@@ -111,7 +111,7 @@ def test_groups_and_bins_are_means_of_tasks(tmp_path):
             outcome(at, score, main="score", about={"group": group, "bin": name})
             for at, (score, name) in enumerate(zip(scores, ("4-8k", "0-4k", "0-4k"), strict=True))
         ]
-        return described(f"longbench:{task}", "none", 8192, 3, main="score"), given
+        return description(f"longbench:{task}", "none", 8192, 3, main="score"), given
 
     given = [cell("a", "multi", (1.0, 0.0, 0.5)), cell("b", "multi", (0.5, 0.5, 0.5)), cell("c", "code", (0, 0, 0))]
     with store(tmp_path, given) as folder:

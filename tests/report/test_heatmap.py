@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from invented import described, outcome, store
 from matplotlib.text import Text
+from tests.helpers.fake_results import description, outcome, store
 
 from ropewalk.report.figures import new_figure
 from ropewalk.report.heatmap import depth_grid, depth_rows, draw_grids
@@ -23,8 +23,8 @@ def test_there_is_a_row_for_each_depth_up_to_eleven(samples, expected):
 
 def test_few_samples_have_a_field_each_and_missing_ones_have_none(tmp_path):
     cells = [
-        (described("passkey", "none", 4096, 3), [1, 0, 1]),
-        (described("passkey", "none", 8192, 3), [1, 0.5]),  # the third is not in yet
+        (description("passkey", "none", 4096, 3), [1, 0, 1]),
+        (description("passkey", "none", 8192, 3), [1, 0.5]),  # the third is not in yet
     ]
     with store(tmp_path, cells) as folder:
         grid = depth_grid(folder.cells(), [4096, 8192], depth_rows(3))
@@ -34,7 +34,7 @@ def test_few_samples_have_a_field_each_and_missing_ones_have_none(tmp_path):
 def test_many_samples_are_averaged_in_the_nearest_of_eleven_rows(tmp_path):
     depths = {0.0: 1, 0.04: 0, 0.05: 1, 0.1: 1, 0.14: 0, 0.96: 1, 1.0: 0}
     given = [outcome(at, score, about={"depth": depth}) for at, (depth, score) in enumerate(depths.items())]
-    with store(tmp_path, [(described("passkey", "none", 4096, 40), given)]) as folder:
+    with store(tmp_path, [(description("passkey", "none", 4096, 40), given)]) as folder:
         grid = depth_grid(folder.cells(), [4096], depth_rows(40))[:, 0]
     assert grid[[0, 1, 10]] == pytest.approx([1 / 2, 2 / 3, 1 / 2])
     assert np.isnan(grid[2:10]).all()

@@ -6,8 +6,8 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from invented import MODEL, described, mixed, outcome, store
 from matplotlib.image import imread
+from tests.helpers.fake_results import MODEL, description, mixed, outcome, store
 
 import ropewalk as rw
 from ropewalk.evaluate.store import Store
@@ -65,7 +65,7 @@ def written(tmp_path_factory):
 def nasty(tmp_path_factory):
     """The page of a model that answers with markup, of a command and a task that hold some."""
     given = [outcome(0, 1, answer=LONG), outcome(1, 0, answer=NASTY, references=[NASTY], about={"bin": NASTY})]
-    cells = [(described(f"needle:text={NASTY}", "none", 4096, 2, main=NASTY), [
+    cells = [(description(f"needle:text={NASTY}", "none", 4096, 2, main=NASTY), [
         {**each, "scores": {NASTY: each["scores"]["found"]}} for each in given
     ])]  # fmt: skip
     model = {**GONE, "model": "gone/<i>model", "digest": NASTY, "dtype": NASTY}
@@ -138,7 +138,7 @@ def test_answers_are_shown_as_text_and_wrong_ones_first(nasty):
 def test_scores_of_the_harness_that_are_no_numbers_or_no_shares(tmp_path):
     sample = outcome(0, 1.0, main="acc,none")
     sample["scores"]["bleu,none"] = [["right"], ["answer"]]
-    cells = [(described("lm_eval:x", "none", 4096, 2, main="bleu,none"), [sample])]
+    cells = [(description("lm_eval:x", "none", 4096, 2, main="bleu,none"), [sample])]
     store(tmp_path, cells, GONE).close()
     with Store(tmp_path, GONE) as folder:
         folder.finish("0", {"bleu,none": 31.25, "acc,none": 1.0})
@@ -149,16 +149,16 @@ def test_scores_of_the_harness_that_are_no_numbers_or_no_shares(tmp_path):
 
 
 def test_what_cannot_be_reported(tmp_path):
-    with store(tmp_path / "empty", []) as folder, pytest.raises(rw.InputError, match=r"^folder: found"):
+    with store(tmp_path / "empty", []) as folder, pytest.raises(rw.InputError, match=r"^folder: got"):
         write_report(folder, tmp_path / "report.html")
     with mixed(tmp_path / "mixed") as folder:
         for out in ("results.sqlite", "page"):
-            with pytest.raises(rw.InputError, match=r"^out: found"):
+            with pytest.raises(rw.InputError, match=r"^out: got"):
                 write_report(folder, folder.folder / out)
 
 
 def test_nothing_is_done_yet(tmp_path):
-    page, *pictures = report(store(tmp_path, [(described("passkey", "none", 4096, 10), [])], GONE))
+    page, *pictures = report(store(tmp_path, [(description("passkey", "none", 4096, 10), [])], GONE))
     assert pictures == []
     assert "0/10" in Page(page.read_text("utf-8")).cells
 

@@ -112,7 +112,7 @@ def test_read_and_written_back_they_agree(kind):
         written = configs.rope_parameters(layer.scaling, layer.rope, config.rope_parameters)
         again = llama(config.head_dim, config.max_position_embeddings, written)
         lengths = (original - 1, original, original + 1, 3 * original + 5)
-        for length in lengths if layer.scaling.dynamic else (original,):
+        for length in lengths if layer.scaling.is_dynamic else (original,):
             inv_freq, factor = theirs(config, length)
             ours = layer.scaling.frequencies(layer.rope, length)
             message = f"case {case}, length {length}: {config.rope_parameters}"

@@ -138,23 +138,23 @@ def test_a_dynamic_scaling_is_continuous_at_the_original_length(name, rope):
 @some
 @given(rope=ropes, one=factors, other=factors)
 def test_no_frequency_grows_with_the_text(name, rope, one, other):
-    shorter, longer = sorted(max(1, round(stretch * rope.original_length)) for stretch in (one, other))
+    shorter, longer = sorted(max(1, round(length_ratio * rope.original_length)) for length_ratio in (one, other))
     fast, slow = (DYNAMIC[name].frequencies(rope, length).inv_freq for length in (shorter, longer))
     assert (slow <= fast * ROUNDING).all()
 
 
 @pytest.mark.parametrize("name", WRONG_WAY)
 @some
-@given(rope=ropes, stretch=st.floats(1.5, 128))
-def test_the_tutorial_formulas_turn_every_pair_faster(name, rope, stretch):
-    found = WRONG_WAY[name].frequencies(rope, round(stretch * rope.original_length)).inv_freq
+@given(rope=ropes, length_ratio=st.floats(1.5, 128))
+def test_the_tutorial_formulas_turn_every_pair_faster(name, rope, length_ratio):
+    found = WRONG_WAY[name].frequencies(rope, round(length_ratio * rope.original_length)).inv_freq
     assert (found > rope.inv_freq).all()
 
 
 @some
-@given(rope=ropes, stretch=factors)
-def test_dynamic_methods_are_the_static_ones_at_the_factor_of_the_text(rope, stretch):
-    length = round(stretch * rope.original_length)
+@given(rope=ropes, length_ratio=factors)
+def test_dynamic_methods_are_the_static_ones_at_the_factor_of_the_text(rope, length_ratio):
+    length = round(length_ratio * rope.original_length)
     factor = length / rope.original_length
     for dynamic, static in (
         (rw.DynamicYaRN(), rw.YaRN(factor=factor)),
@@ -162,8 +162,8 @@ def test_dynamic_methods_are_the_static_ones_at_the_factor_of_the_text(rope, str
         (rw.CriticalBase(), rw.CriticalBase(factor=factor)),
         (rw.DynamicNTK(factor=1), rw.NTK(factor=factor)),
     ):
-        assert dynamic.dynamic
-        assert not static.dynamic
+        assert dynamic.is_dynamic
+        assert not static.is_dynamic
         found, wanted = dynamic.frequencies(rope, length), static.frequencies(rope)
         np.testing.assert_allclose(found.inv_freq, wanted.inv_freq, rtol=1e-12)
         assert found.attention_factor == wanted.attention_factor
@@ -171,16 +171,16 @@ def test_dynamic_methods_are_the_static_ones_at_the_factor_of_the_text(rope, str
 
 @pytest.mark.parametrize("scaling", [*DYNAMIC.values(), *WRONG_WAY.values()], ids=str)
 def test_a_dynamic_scaling_needs_a_length_and_an_original_length(scaling):
-    with pytest.raises(rw.InputError, match=r"^length: found None"):
+    with pytest.raises(rw.InputError, match=r"^length: got None"):
         scaling.frequencies(rw.Rope(8, 10_000, 1000))
-    with pytest.raises(rw.InputError, match=r"^length: found 0"):
+    with pytest.raises(rw.InputError, match=r"^length: got 0"):
         scaling.frequencies(rw.Rope(8, 10_000, 1000), 0)
-    with pytest.raises(rw.InputError, match=r"^original_length: found None"):
+    with pytest.raises(rw.InputError, match=r"^original_length: got None"):
         scaling.frequencies(rw.Rope(8, 10_000), 2000)
 
 
 @pytest.mark.parametrize(
-    ("scaling", "length", "reaches"),
+    ("scaling", "length", "extension_factor"),
     [
         (rw.NoScaling(), None, 1),
         (rw.YaRN(factor=4), None, 4),
@@ -197,8 +197,8 @@ def test_a_dynamic_scaling_needs_a_length_and_an_original_length(scaling):
     ],
     ids=str,
 )
-def test_the_length_that_frequencies_are_made_for(scaling, length, reaches):
-    assert scaling.reaches(rw.Rope(8, 10_000, 1000), length) == reaches
+def test_the_length_that_frequencies_are_made_for(scaling, length, extension_factor):
+    assert scaling.extension_factor(rw.Rope(8, 10_000, 1000), length) == extension_factor
 
 
 @pytest.mark.parametrize(
@@ -217,6 +217,6 @@ def test_the_length_that_frequencies_are_made_for(scaling, length, reaches):
     ids=str,
 )
 def test_ropes_that_a_method_cannot_scale(scaling, rope, field):
-    with pytest.raises(rw.InputError, match=f"^{field}: found ") as caught:
+    with pytest.raises(rw.InputError, match=f"^{field}: got ") as caught:
         scaling.frequencies(rope, 2000)
     assert "\n" not in str(caught.value)

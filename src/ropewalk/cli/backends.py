@@ -10,14 +10,14 @@ def command(json: Json = False) -> None:
 
     ROPEWALK_ROTATION=NAME in the environment chooses another.
     """
-    from ropewalk.ops import BACKENDS, serving
+    from ropewalk.ops import BACKENDS, backend_for
 
     devices = [*sorted(frozenset().union(*(backend.devices for backend in BACKENDS.values()))), "other devices"]
     rows: list[dict[str, Any]] = [
         {
             "name": backend.name,
             "variant": None if backend.missing() else backend.variant,
-            "serves": [device for device in devices if serving(device) is backend],
+            "serves": [device for device in devices if backend_for(device) is backend],
             "missing": backend.missing(),
         }
         for backend in BACKENDS.values()

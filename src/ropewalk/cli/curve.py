@@ -7,9 +7,9 @@ import typer
 
 from ropewalk.cli.output import Json, Model, people, print_json, results
 from ropewalk.errors import InputError
-from ropewalk.policy import DEFAULT_POLICY, POLICIES, Policy, parse_policy
-from ropewalk.report.lengths import parse_length
+from ropewalk.lengths import parse_length
 from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling.policies import DEFAULT_POLICY, POLICIES, Policy, parse_policy
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.curve_store import CurveStore
@@ -62,13 +62,13 @@ def run(
         raise InputError("scaling", "none", "at least one scaling")
     kind = choose_dtype(dtype)
     text = read_text(text_name)
-    described = load_config(name)
-    original_length = described.ropes[described.main].rope.original_length
+    model_config = load_config(name)
+    original_length = model_config.ropes[model_config.main].rope.original_length
     store = CurveStore(out, {"model": name, "text": text.name, "dtype": kind, "text_sha256": text.digest})
     scalings, lengths = list(dict.fromkeys(scalings)), sorted(set(lengths))
 
     def ahead(done: Collection[Key]) -> list[list[Point]]:
-        return [group for chunk in chunks for group in passes(described, lengths, scalings, done, chunk, policy)]
+        return [group for chunk in chunks for group in passes(model_config, lengths, scalings, done, chunk, policy)]
 
     points = [point for group in ahead(()) for point in group]
     points.sort(key=lambda point: (scalings.index(point.scaling), point.chunk or 0, point.length))

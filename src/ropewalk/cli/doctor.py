@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ropewalk.cli.output import Json, Model, print_json, results
-from ropewalk.report.lengths import parse_length
+from ropewalk.lengths import parse_length
 
 if TYPE_CHECKING:
-    from ropewalk.doctor import Finding
+    from ropewalk.serving.doctor import Finding
 
 
 def command(
@@ -19,7 +19,7 @@ def command(
     json: Json = False,
 ) -> int:
     """Say what is wrong or suspicious in a configuration, what it does, and what to write instead."""
-    from ropewalk.doctor import examine, load
+    from ropewalk.serving.doctor import examine, load
 
     report = examine(load(model, parse_length(target, "target") if target else None, engine))
     if json:

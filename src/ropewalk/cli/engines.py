@@ -15,8 +15,8 @@ def command(
     json: Json = False,
 ) -> None:
     """List the serving engines, and which methods each can be given."""
-    from ropewalk.engines import ENGINES
     from ropewalk.report.matrix import matrix, matrix_page, read_verified
+    from ropewalk.serving.engines import ENGINES
 
     rows = read_verified(Path(verified)) if verified else []
     if markdown:

@@ -8,16 +8,16 @@ import typer
 
 from ropewalk.cli.output import Json, Model, people, print_json, results
 from ropewalk.errors import InputError
-from ropewalk.policy import POLICIES
-from ropewalk.report.lengths import length_name, parse_length
+from ropewalk.lengths import length_name, parse_length
+from ropewalk.scaling.policies import POLICIES
 
 if TYPE_CHECKING:
-    from ropewalk.evaluate.crews import Crew
+    from ropewalk.completions import CompletionsClient
+    from ropewalk.evaluate.evaluation import Evaluation
+    from ropewalk.evaluate.executors import Executor
     from ropewalk.evaluate.grid import Cell
-    from ropewalk.evaluate.run import Evaluation
-    from ropewalk.evaluate.sample import Outcome
+    from ropewalk.evaluate.sample import SampleResult
     from ropewalk.evaluate.worker import Summary
-    from ropewalk.server import Server
 
 _AT_ONCE = 4  # prompts that a server is asked at a time
 
@@ -44,15 +44,15 @@ def command(
     json: Json = False,
 ) -> None:
     """Ask a model questions over long texts, under one or several scalings."""
-    from ropewalk.evaluate.run import Evaluation
+    from ropewalk.completions import CompletionsClient
+    from ropewalk.evaluate.evaluation import Evaluation
     from ropewalk.report.evaluation import document, summary_table
-    from ropewalk.server import Server
 
     if jobs < 0:
         raise InputError("jobs", jobs, "a number of workers")
     if url and (len(scaling) > 1 or ray):
         raise InputError("url", url, "one scaling, the one that the server was started with, and no ray")
-    server = Server(url) if url else None
+    server = CompletionsClient(url) if url else None
     evaluation = Evaluation(
         model,
         scaling,
@@ -67,8 +67,8 @@ def command(
         command=shlex.join(["ropewalk", *sys.argv[1:]]),
     )
     with evaluation.store:
-        crew = _asking(server, model, jobs) if server else _crew(evaluation, model, jobs, ray, gpus_per_worker)
-        _run(evaluation, crew)
+        executor = _asking(server, model, jobs) if server else _crew(evaluation, model, jobs, ray, gpus_per_worker)
+        _run(evaluation, executor)
         cells = evaluation.results()
         if json:
             print_json(document(evaluation.store, cells))
@@ -78,28 +78,28 @@ def command(
     results.print(f"Pictures and a page: ropewalk report {shlex.quote(out)}", highlight=False)
 
 
-def _asking(server: Server, model: str, jobs: int) -> Crew:
-    from ropewalk.evaluate.crews.alone import alone
-    from ropewalk.evaluate.served import ServedReader
+def _asking(server: CompletionsClient, model: str, jobs: int) -> Executor:
+    from ropewalk.evaluate.executors.in_process import in_process_executor
+    from ropewalk.evaluate.server_text_generator import ServerTextGenerator
     from ropewalk.evaluate.worker import Worker
     from ropewalk.models.load import load_tokenizer
 
-    return alone(Worker(ServedReader(server, load_tokenizer(model), jobs or _AT_ONCE)))
+    return in_process_executor(Worker(ServerTextGenerator(server, load_tokenizer(model), jobs or _AT_ONCE)))
 
 
-def _crew(evaluation: Evaluation, model: str, jobs: int, ray: str, gpus_per_worker: float) -> Crew | None:
+def _crew(evaluation: Evaluation, model: str, jobs: int, ray: str, gpus_per_worker: float) -> Executor | None:
     if ray:
-        from ropewalk.evaluate.crews.ray import on_ray
+        from ropewalk.evaluate.executors.ray import ray_executor
 
-        return on_ray(model, evaluation.dtype, ray, jobs, gpus_per_worker)
+        return ray_executor(model, evaluation.dtype, ray, jobs, gpus_per_worker)
     if jobs > 1:
-        from ropewalk.evaluate.crews.processes import processes
+        from ropewalk.evaluate.executors.processes import process_executor
 
-        return processes(model, evaluation.dtype, jobs)
+        return process_executor(model, evaluation.dtype, jobs)
     return None
 
 
-def _run(evaluation: Evaluation, crew: Crew | None) -> None:
+def _run(evaluation: Evaluation, executor: Executor | None) -> None:
     """Do what is missing, with a progress bar over the tokens of its prompts."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -124,7 +124,7 @@ def _run(evaluation: Evaluation, crew: Crew | None) -> None:
     with Progress(*columns, console=people, disable=not people.is_terminal) as progress:
         bar = progress.add_task("", total=total, cells=count(), speed=0.0, current="loading the model")
 
-        def tell(cell: Cell, news: Outcome | Summary) -> None:
+        def tell(cell: Cell, news: SampleResult | Summary) -> None:
             nonlocal finished
             if isinstance(news, Summary):
                 finished += 1
@@ -137,7 +137,7 @@ def _run(evaluation: Evaluation, crew: Crew | None) -> None:
             progress.update(bar, cells=count(), speed=speed, current=_named(cell))
 
         try:
-            evaluation.run(crew, tell)
+            evaluation.run(executor, tell)
         except KeyboardInterrupt:
             progress.stop()
             people.print(f"what is done is safe in {evaluation.store.folder}; the same command goes on from there")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ropewalk.cli.output import Json, Model, print_json, results
-from ropewalk.report.lengths import parse_length
+from ropewalk.lengths import parse_length
 
 
 def command(
@@ -18,7 +18,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Write the configuration with which a serving engine reads a model under a scaling."""
-    from ropewalk.export import export_model
+    from ropewalk.serving.export import export_model
 
     made = export_model(model, scaling, engine, out or None, parse_length(length, "length") if length else None)
     if json:

@@ -9,7 +9,7 @@ from rich.table import Table
 from ropewalk import config as configs
 from ropewalk.cli.output import Json, Model, print_json, results
 from ropewalk.frequencies import Frequencies
-from ropewalk.report.lengths import parse_length
+from ropewalk.lengths import parse_length
 from ropewalk.scaling import parse
 
 
@@ -22,8 +22,8 @@ def command(
     """Show the inverse frequencies of a model under a scaling. Needs no weights."""
     asked = parse(scaling) if scaling else None
     tokens = parse_length(length) if length else None
-    described = configs.read(model)
-    main = described.ropes[described.main]
+    model_config = configs.read(model)
+    main = model_config.ropes[model_config.main]
     chosen = asked or main.scaling
     frequencies = chosen.frequencies(main.rope, tokens)
     if json:
@@ -33,10 +33,10 @@ def command(
             "length": tokens,
             **_numbers(frequencies),
         }
-        if len(described.ropes) > 1:
+        if len(model_config.ropes) > 1:
             document["layers"] = {
                 kind: _layer(layer, chosen if asked and not configs.is_local(kind) else layer.scaling, tokens)
-                for kind, layer in described.ropes.items()
+                for kind, layer in model_config.ropes.items()
             }
         print_json(document)
         return

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from ropewalk.cli.output import Json, Model, print_json, results
-from ropewalk.plan import plan
-from ropewalk.report.lengths import parse_length
+from ropewalk.lengths import parse_length
+from ropewalk.planning import plan
 
 
 def command(

@@ -7,10 +7,10 @@ import typer
 from rich.table import Table
 
 from ropewalk.cli.output import Json, Model, people, print_json, results
-from ropewalk.report.lengths import parse_length
+from ropewalk.lengths import parse_length
 
 if TYPE_CHECKING:
-    from ropewalk.verify import Verification
+    from ropewalk.serving.verify import Verification
 
 
 def command(
@@ -25,7 +25,7 @@ def command(
     json: Json = False,
 ) -> int:
     """Run a serving engine and compare it with the exact reference: does it do what was meant?"""
-    from ropewalk.verify import verify
+    from ropewalk.serving.verify import verify
 
     with people.status("starting ...") if people.is_terminal else nullcontext() as status:
         found = verify(

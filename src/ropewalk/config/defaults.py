@@ -15,11 +15,11 @@ from ropewalk.errors import InputError
 def completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The configuration, `with_defaults` where it leaves out the size of a head, or a base that is not known here."""
     try:
-        described = from_dict(config)
+        model_config = from_dict(config)
     except InputError as error:
         return with_defaults(config) if error.field in ("head_dim", "model") else config
-    if described.model_type in BASE_OF or any(
-        base_of(text_part(config), each.written) for each in described.ropes.values()
+    if model_config.model_type in BASE_OF or any(
+        base_of(text_part(config), each.written) for each in model_config.ropes.values()
     ):
         return config
     return with_defaults(config)

@@ -32,7 +32,7 @@ from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.proportional import Proportional
-from ropewalk.scaling.yarn import YaRN, magnitude
+from ropewalk.scaling.yarn import YaRN, yarn_mscale
 
 ROPE_FREQS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
@@ -252,11 +252,11 @@ def _yarn(architecture: str, get: Callable[..., Any], factor: float, written: fl
     all_dim = float(get("rope.scaling.yarn_log_multiplier", 0.0)) * READS_LOG_MULTIPLIER.get(architecture, 0.0)
     # With a multiplier llama.cpp takes mscale for 1, but for deepseek2 for the same as mscale_all_dim.
     mscale = all_dim if architecture == "deepseek2" or not all_dim else 1.0
-    own = magnitude(factor, mscale) / magnitude(factor, all_dim) if all_dim else magnitude(factor)
+    own = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim) if all_dim else yarn_mscale(factor)
     attention = written * own
     softened = None
     if architecture in SOFTMAX_SCALED and factor > 1:
-        softened = (attention * magnitude(factor, all_dim) - 1) / (0.1 * math.log(factor))
+        softened = (attention * yarn_mscale(factor, all_dim) - 1) / (0.1 * math.log(factor))
         softened = 0.0 if abs(softened) < 1e-6 else softened  # rounded away by float32
     return YaRN(
         factor=factor,

@@ -104,8 +104,8 @@ def declared_length(scaling: Scaling, rope: Rope, said: Mapping[str, Any], lengt
     It is the length reached where the dict holds the original length. Where it does not (linear, dynamic), readers
     take the original length from this very field, and vLLM multiplies it by the factor: so it stays the original.
     """
-    original = scaling.trained_on(rope)
-    reached = round(original * scaling.reaches(rope, length))
+    original = scaling.resolve_original_length(rope)
+    reached = round(original * scaling.extension_factor(rope, length))
     return reached if said.get("original_max_position_embeddings") else original
 
 
@@ -198,7 +198,7 @@ def _rotary_dim(config: Mapping[str, Any], rope_dict: Mapping[str, Any], model_t
     partial = rope_dict.get("partial_rotary_factor") or _first(config, "partial_rotary_factor", "rotary_pct")
     if partial is None:
         partial = _PARTIAL_OF.get(model_type, 1.0)
-    if check_number("partial_rotary_factor", partial, least=0, above=True) > 1:
+    if check_number("partial_rotary_factor", partial, minimum=0, exclusive=True) > 1:
         raise InputError("partial_rotary_factor", partial, "a number above 0, at most 1")
     return head_dim if whole else int(head_dim * partial)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ropewalk.errors import InputError, check_length
 from ropewalk.evaluate.tasks import Task, parse_task
-from ropewalk.policy import Policy
 from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling.policies import Policy
 
 _DETERMINES = (
     *("task_name", "task_version", "task_options", "fingerprint", "scaling", "scaling_options", "policy"),
@@ -33,7 +33,7 @@ class Cell:
     @property
     def column(self) -> str:
         """The scaling, and where it is dynamic the policy it follows."""
-        return f"{self.scaling} ({self.policy})" if self.scaling.dynamic else str(self.scaling)
+        return f"{self.scaling} ({self.policy})" if self.scaling.is_dynamic else str(self.scaling)
 
     def describe(self, fingerprint: dict[str, str]) -> dict[str, Any]:
         """What the cell is, ready for JSON; `fingerprint` is that of its task."""
@@ -48,7 +48,7 @@ class Cell:
             "share": self.task.share,
             "scaling": str(self.scaling),
             "scaling_options": asdict(self.scaling),
-            "policy": str(self.policy) if self.scaling.dynamic else None,
+            "policy": str(self.policy) if self.scaling.is_dynamic else None,
             "column": self.column,
             "length": self.length,
             "samples": self.samples,
@@ -56,9 +56,9 @@ class Cell:
         }
 
 
-def cell_key(model: dict[str, Any], described: dict[str, Any]) -> str:
+def cell_key(model: dict[str, Any], description: dict[str, Any]) -> str:
     """What tells a cell from all others: a digest of all that determines it."""
-    determined = [model["digest"], model["dtype"], *(described[name] for name in _DETERMINES)]
+    determined = [model["digest"], model["dtype"], *(description[name] for name in _DETERMINES)]
     return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from ropewalk import spec as specs
 from ropewalk.errors import InputError
+from ropewalk.registry import find_by_name
 
 
 class Metric(ABC):
@@ -118,7 +118,7 @@ METRICS: dict[str, Metric] = {
 
 def find_metric(name: str) -> Metric:
     """The metric of that name. Raises InputError for an unknown one."""
-    return specs.find("metric", name, METRICS, METRICS)
+    return find_by_name("metric", name, METRICS)
 
 
 @cache

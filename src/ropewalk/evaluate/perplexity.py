@@ -26,8 +26,8 @@ from transformers import DynamicCache
 from ropewalk import config as configs
 from ropewalk.errors import InputError, check_length
 from ropewalk.models.extend import ScalingLike, extended, extension_of
-from ropewalk.policy import DEFAULT_POLICY, Policy, Request, parse_policy
 from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling.policies import DEFAULT_POLICY, Policy, RequestPolicy, parse_policy
 
 Key = tuple[str, int | None, str | None, int]  # of a row: scaling, chunk, policy, length
 LAST = 1024  # `ppl_last` is over this many tokens at the end
@@ -134,16 +134,16 @@ def passes(
     Points with equal frequencies share a pass, across scalings too: a dynamic one within the original length is read
     along with no scaling. A dynamic one that follows the text through the cache, in chunks, has one of its own.
     """
-    described = configs.read(model_or_config)
-    rope = described.ropes[described.main].rope
+    model_config = configs.read(model_or_config)
+    rope = model_config.ropes[model_config.main].rope
     groups: dict[Hashable, list[Point]] = {}
     for scaling in scalings:
         for length in lengths:
-            followed = chunk is not None and scaling.dynamic
+            followed = chunk is not None and scaling.is_dynamic
             made_for: int | None = length
             if followed:
-                fixed = isinstance(policy, Request)
-                made_for = policy.scaled_for(length, scaling.trained_on(rope)) if fixed else None
+                fixed = isinstance(policy, RequestPolicy)
+                made_for = policy.scaled_for(length, scaling.resolve_original_length(rope)) if fixed else None
             point = Point(scaling, chunk, str(policy) if followed else None, length, made_for)
             if point.key not in done:
                 shared = scaling if made_for is None else scaling.frequencies(rope, made_for)
@@ -174,9 +174,9 @@ def _checked(lengths: Sequence[int], available: int) -> list[int]:
 def _scalings(model: Any, scalings: Sequence[ScalingLike] | None) -> list[Scaling]:
     if scalings is not None:
         return list(dict.fromkeys(parse(scaling) for scaling in scalings))
-    extension, described = extension_of(model), configs.read(model)
-    held = extension.scalings if extension else {kind: layer.scaling for kind, layer in described.ropes.items()}
-    return [held[described.main]]
+    extension, model_config = extension_of(model), configs.read(model)
+    held = extension.scalings if extension else {kind: layer.scaling for kind, layer in model_config.ropes.items()}
+    return [held[model_config.main]]
 
 
 def _read(model: Any, ids_T: Tensor, group: list[Point], on_tokens: Callable[[float], None] | None) -> Iterator[Row]:

@@ -29,7 +29,7 @@ class Sample:
     held: Any = None
 
 
-class Outcome(TypedDict):
+class SampleResult(TypedDict):
     """A finished sample: what was asked (`prompt`: SHA-256 of its token ids; `tokens`: their number), and what came.
 
     `seconds` since the one before it; the first of a batch has the time of all of it.

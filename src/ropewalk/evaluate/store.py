@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.sample import Outcome
+from ropewalk.evaluate.sample import SampleResult
 from ropewalk.files import writable_folder, write_whole
 
 _FILE = "results.sqlite"
@@ -39,9 +39,9 @@ class CellResult:
     """What is known of a cell: `described` says what it is; `summary` is None until its last sample is in."""
 
     key: str
-    described: dict[str, Any]
+    description: dict[str, Any]
     summary: dict[str, float] | None
-    outcomes: list[Outcome]
+    outcomes: list[SampleResult]
 
 
 class Store:
@@ -135,13 +135,13 @@ class Store:
             self._database.execute(
                 "delete from cells where summary is null and key not in (select cell from samples)"
             )  # what an earlier run asked for and never began
-            for place, (key, described) in enumerate(cells.items()):
+            for place, (key, description) in enumerate(cells.items()):
                 self._database.execute(
                     "insert into cells values (?, ?, ?, null) on conflict (key) do update set place = excluded.place",
-                    [key, place, _dump(described)],
+                    [key, place, _dump(description)],
                 )
 
-    def add(self, key: str, outcome: Outcome) -> None:
+    def add(self, key: str, outcome: SampleResult) -> None:
         """Keep a finished sample of the cell."""
         row = [_dump(value) if isinstance(value, dict | list) else value for value in outcome.values()]
         with self._transaction():
@@ -152,7 +152,7 @@ class Store:
         with self._transaction():
             self._database.execute("update cells set summary = ? where key = ?", [_dump(summary), key])
 
-    def outcomes(self, key: str) -> dict[int, Outcome]:
+    def outcomes(self, key: str) -> dict[int, SampleResult]:
         """The finished samples of a cell, by their number."""
         rows = self._read("select * from samples where cell = ? order by number", key)
         return {row[1]: _outcome(row) for row in rows}
@@ -180,7 +180,7 @@ class Store:
         """Write samples.jsonl, every sample with its cell, and cells.csv, a row for each score of a cell."""
         cells = self.cells()
         lines = [
-            _dump({**{name: cell.described[name] for name in _SHOWN}, **outcome}) + "\n"
+            _dump({**{name: cell.description[name] for name in _SHOWN}, **outcome}) + "\n"
             for cell in cells
             for outcome in cell.outcomes
         ]
@@ -190,7 +190,7 @@ class Store:
         writer.writerow([*_SHOWN, "score", "value", "samples"])
         for cell in cells:
             for name, value in (cell.summary or {}).items():
-                writer.writerow([*(cell.described[each] for each in _SHOWN), name, value, len(cell.outcomes)])
+                writer.writerow([*(cell.description[each] for each in _SHOWN), name, value, len(cell.outcomes)])
         write_whole(self.folder / "cells.csv", table.getvalue())
 
     @contextmanager
@@ -219,9 +219,9 @@ _MARKS = ("application_id", "user_version")
 _SHOWN = ("task", "length", "scaling", "policy", "seed")
 
 
-def _outcome(row: Sequence[Any]) -> Outcome:
+def _outcome(row: Sequence[Any]) -> SampleResult:
     _, number, prompt, tokens, answer, references, scores, about, seconds = row
-    return Outcome(
+    return SampleResult(
         index=number,
         prompt=prompt,
         tokens=tokens,

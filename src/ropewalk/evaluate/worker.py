@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.evaluate.grid import Cell
-from ropewalk.evaluate.sample import Outcome, Sample
-from ropewalk.evaluate.served import ServedReader
+from ropewalk.evaluate.sample import Sample, SampleResult
+from ropewalk.evaluate.server_text_generator import ServerTextGenerator
 from ropewalk.evaluate.tasks import Task
 
 if TYPE_CHECKING:
-    from ropewalk.evaluate.reader import Reader
+    from ropewalk.evaluate.text_generator import TextGenerator
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Worker:
     `model`: a name that `load` takes, a loaded (model, tokenizer), or a reader.
     """
 
-    def __init__(self, model: str | tuple[Any, Any] | ServedReader, dtype: str | None = None) -> None:
+    def __init__(self, model: str | tuple[Any, Any] | ServerTextGenerator, dtype: str | None = None) -> None:
         self._model = model
         self._dtype = dtype
-        self._reader: Reader | ServedReader | None = None
+        self._reader: TextGenerator | ServerTextGenerator | None = None
         self._made: tuple[tuple[Task, int, int, int], list[Sample]] | None = None
 
-    def run(self, cell: Cell, done: Mapping[int, Outcome]) -> Iterator[Outcome | Summary]:
+    def run(self, cell: Cell, done: Mapping[int, SampleResult]) -> Iterator[SampleResult | Summary]:
         """Each outcome that is not done, as it comes; at the end the summary of all."""
         reader = self._load()
         outcomes = dict(done)
@@ -52,17 +52,17 @@ class Worker:
                     started = time.perf_counter()
         yield Summary(cell.task.summary([outcomes[index] for index in sorted(outcomes)]))
 
-    def _load(self) -> Reader | ServedReader:
+    def _load(self) -> TextGenerator | ServerTextGenerator:
         if self._reader is not None:
             return self._reader
-        if isinstance(self._model, ServedReader):
+        if isinstance(self._model, ServerTextGenerator):
             self._reader = self._model
         else:
-            from ropewalk.evaluate.reader import Reader
+            from ropewalk.evaluate.text_generator import TextGenerator
             from ropewalk.models.load import load
 
             model, tokenizer = load(self._model, dtype=self._dtype) if isinstance(self._model, str) else self._model
-            self._reader = Reader(model, tokenizer)
+            self._reader = TextGenerator(model, tokenizer)
         return self._reader
 
     def _samples(self, cell: Cell, tokenizer: Any) -> list[Sample]:
@@ -73,8 +73,8 @@ class Worker:
         return self._made[1]
 
 
-def _outcome(task: Task, sample: Sample, answer: str, seconds: float) -> Outcome:
-    return Outcome(
+def _outcome(task: Task, sample: Sample, answer: str, seconds: float) -> SampleResult:
+    return SampleResult(
         index=sample.index,
         prompt=hashlib.sha256(repr(sample.prompt).encode()).hexdigest(),
         tokens=len(sample.prompt),

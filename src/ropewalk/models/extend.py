@@ -14,14 +14,14 @@ from torch import nn
 from ropewalk import config as configs
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
-from ropewalk.models.following import Follower, followers
+from ropewalk.models.config_update import config_changes
+from ropewalk.models.dynamic import Follower, followers
 from ropewalk.models.fused import fusions
-from ropewalk.models.rotary import RotaryModule, Swap, rotary_modules
-from ropewalk.models.saving import config_changes
-from ropewalk.models.tables import RotaryTable
-from ropewalk.plan import plan
-from ropewalk.policy import DEFAULT_POLICY, Policy, parse_policy
+from ropewalk.models.rotary_modules import RotaryModule, Swap, rotary_modules
+from ropewalk.models.rotary_table import RotaryTable
+from ropewalk.planning import plan
 from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling.policies import DEFAULT_POLICY, Policy, parse_policy
 
 Model = TypeVar("Model", bound=nn.Module)
 ScalingLike = Scaling | str | Mapping[str, Any]
@@ -72,7 +72,7 @@ def extend(
         model: any transformers model with rotary embeddings.
         scaling: a scaling, its spec or dict; or a dict of layer type to scaling. A single one goes to the layers
             that see the whole text: sliding-window layers, which never pass their training, keep their own.
-        target: instead of a scaling, the length in tokens to plan one for (`ropewalk.plan`).
+        target: instead of a scaling, the length in tokens to plan one for (`ropewalk.planning`).
         length: fixes a dynamic scaling at the frequencies of that length, in tokens.
         policy: how a dynamic scaling follows the text: `stepped`, `continuous` or `request`, a `Policy` or its spec.
         fuse: let attention turn q and k by `ropewalk.ops.rotate`, instead of the model's own function.
@@ -157,17 +157,21 @@ def _planned(
         raise InputError("model", type(model).__name__, "a model without an encoder, which would read the text too")
     text_config = configs.text_config(config)
     modules = rotary_modules(model, text_config)
-    described = configs.read(text_config)
+    model_config = configs.read(text_config)
     if scaling is None:
-        scaling = plan(described, target=target or 0).scaling
-    scalings = _by_layer_type(scaling, described)
+        scaling = plan(model_config, target=target or 0).scaling
+    scalings = _by_layer_type(scaling, model_config)
     served = [(rotary, _tables(rotary, scalings, length, policy)) for rotary in modules]
-    softmax, left_out = _softmax_changes(model, text_config, described, scalings, length)
-    fields = config_changes(text_config, described, scalings, length, served)
+    softmax, left_out = _softmax_changes(model, text_config, model_config, scalings, length)
+    fields = config_changes(text_config, model_config, scalings, length, served)
     changes: list[Callable[[], None]] = [change for rotary, tables in served for change in rotary.install(tables)]
     changes += softmax + [Swap(text_config, name, value) for name, value in (fields or {}).items()]
-    ropes = {kind: layer.rope for kind, layer in described.ropes.items()}
-    dynamic = [scaling.trained_on(ropes[kind]) for kind, scaling in scalings.items() if scaling.dynamic and not length]
+    ropes = {kind: layer.rope for kind, layer in model_config.ropes.items()}
+    dynamic = [
+        scaling.resolve_original_length(ropes[kind])
+        for kind, scaling in scalings.items()
+        if scaling.is_dynamic and not length
+    ]
     listening = followers(model, served, ropes, policy, max(dynamic, default=None))
     if fuse:
         decoders = [change for change in listening if isinstance(change, Follower)]
@@ -191,10 +195,10 @@ def _shown(scalings: Mapping[str, Scaling]) -> str:
 
 
 def _by_layer_type(
-    scaling: ScalingLike | Mapping[str, ScalingLike], described: configs.ModelConfig
+    scaling: ScalingLike | Mapping[str, ScalingLike], model_config: configs.ModelConfig
 ) -> dict[str, Scaling]:
     """A scaling for every layer type; where none is asked for, the one the model has."""
-    own = {kind: layer.scaling for kind, layer in described.ropes.items()}
+    own = {kind: layer.scaling for kind, layer in model_config.ropes.items()}
     if isinstance(scaling, Mapping) and not {"name", "rope_type", "type"} & set(scaling):
         unknown = sorted(set(scaling) - set(own))
         if unknown:
@@ -214,7 +218,7 @@ class _Follow:
     policy: Policy
 
     def __call__(self, reached: int) -> Frequencies:
-        original = self.scaling.trained_on(self.own.rope)
+        original = self.scaling.resolve_original_length(self.own.rope)
         return configs.layer_frequencies(self.scaling, self.own, self.policy.scaled_for(reached, original))
 
 
@@ -230,20 +234,24 @@ def _tables(
             raise InputError("layer type", kind, ", ".join(ropes))
         own = ropes[named]
         present = own.scaling.frequencies(own.rope, 1)
-        arrangement = rotary.arrangement(kind, present)
-        if not rotary.gives(kind, present, arrangement):
-            described = f"{own.scaling} of {own.rope}"
-            raise InputError(f"model: {rotary.path}", "a table of its own", f"what its config describes: {described}")
+        channel_layout = rotary.channel_layout(kind, present)
+        if not rotary.gives(kind, present, channel_layout):
+            model_config = f"{own.scaling} of {own.rope}"
+            raise InputError(
+                f"model: {rotary.path}", "a table of its own", f"what its config describes: {model_config}"
+            )
         scaling = scalings[named]
-        follow = _Follow(scaling, own, policy) if scaling.dynamic and length is None else None
-        tables[kind] = RotaryTable(configs.layer_frequencies(scaling, own, length), arrangement, rotary.device, follow)
+        follow = _Follow(scaling, own, policy) if scaling.is_dynamic and length is None else None
+        tables[kind] = RotaryTable(
+            configs.layer_frequencies(scaling, own, length), channel_layout, rotary.device, follow
+        )
     return tables
 
 
 def _softmax_changes(
     model: nn.Module,
     text_config: Any,
-    described: configs.ModelConfig,
+    model_config: configs.ModelConfig,
     scalings: Mapping[str, Scaling],
     length: int | None,
 ) -> tuple[list[Swap], str | None]:
@@ -251,7 +259,7 @@ def _softmax_changes(
 
     Such attention lives in a transformers module that defines `yarn_apply_mscale`, and had it applied already.
     """
-    own, scaling = described.ropes[described.main], scalings[described.main]
+    own, scaling = model_config.ropes[model_config.main], scalings[model_config.main]
     factor = configs.layer_frequencies(scaling, own, length).softmax_factor
     changes = []
     latent: Any

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from ropewalk.errors import InputError
-from ropewalk.models.rotary import Swap, become
-from ropewalk.models.tables import Arrangement, RotaryTable
+from ropewalk.models.rotary_modules import Swap, become
+from ropewalk.models.rotary_table import ChannelLayout, RotaryTable
 from ropewalk.ops.rotation import LAYOUTS, rotate
 
 _AXIS = "unsqueeze_dim"  # what transformers calls the parameter that says on which axis the heads lie
@@ -99,8 +99,8 @@ def fusions(body: Any, tables: Mapping[str, RotaryTable]) -> list[Callable[[], N
 
     Raises InputError when a function of it does what `rotate` does not, and when there is none.
     """
-    arrangements = {table.arrangement for table in tables.values()}
-    learned = functools.cache(lambda name, function: _learned(name, function, arrangements))
+    channel_layouts = {table.channel_layout for table in tables.values()}
+    learned = functools.cache(lambda name, function: _learned(name, function, channel_layouts))
     of_class: dict[Any, Any] = {}
     changes: list[Callable[[], None]] = []
     for module in body.modules():
@@ -116,7 +116,7 @@ def fusions(body: Any, tables: Mapping[str, RotaryTable]) -> list[Callable[[], N
     if not changes:
         raise InputError("fuse", type(body).__name__, "a model whose attention turns q and k by a function with tables")
     # Nothing but `rotate`, which computes in float32, reads the tables now: rounding them would only lose.
-    exact = [replace(table.arrangement, follows_dtype=False) for table in tables.values()]
+    exact = [replace(table.channel_layout, follows_dtype=False) for table in tables.values()]
     return changes + [Swap(table, "arrangement", each) for table, each in zip(tables.values(), exact, strict=True)]
 
 
@@ -228,7 +228,7 @@ class _Question:
         return len(ours) == len(self.answer) and all(map(_close, ours, self.answer))
 
 
-def _learned(name: str, function: Any, arrangements: Iterable[Arrangement]) -> Rotation:
+def _learned(name: str, function: Any, channel_layouts: Iterable[ChannelLayout]) -> Rotation:
     """How `rotate` does what the function does. Raises InputError when it does not."""
     parameters = _parameters(function)
     tables = _tables_of(parameters)
@@ -239,7 +239,7 @@ def _learned(name: str, function: Any, arrangements: Iterable[Arrangement]) -> R
     # Whatever else it can be told must not matter: it is told something that nothing can be done with.
     rest = {each: object() for each in named if each not in turned}
     with torch.no_grad():
-        questions = list(_asked(function, turned, tables, _AXIS in parameters, rest, arrangements))
+        questions = list(_asked(function, turned, tables, _AXIS in parameters, rest, channel_layouts))
         bare = any(isinstance(question.answer, Tensor) for question in questions)
         said = parameters[_AXIS].default if _AXIS in parameters else None
         for heads, pick, layout, inverse, last, reordered in itertools.product(
@@ -258,16 +258,16 @@ def _asked(
     tables: tuple[str, ...],
     told_axis: bool,
     rest: Mapping[str, Any],
-    arrangements: Iterable[Arrangement],
+    channel_layouts: Iterable[ChannelLayout],
 ) -> Iterator[_Question]:
     """Questions that the function answers: either axis of the heads, two dtypes, more channels than turn, no k."""
     dice = torch.Generator().manual_seed(0)
     batch, tokens, heads_of = 2, 5, (3, 2)
-    for arrangement in arrangements:
-        pairs = len({pair for pair, _ in arrangement.columns_U})
-        columns = len(arrangement.columns_U)
+    for channel_layout in channel_layouts:
+        pairs = len({pair for pair, _ in channel_layout.columns_U})
+        columns = len(channel_layout.columns_U)
         # Any numbers: cos and sin carry an attention factor, too.
-        cos_BTC, sin_BTC = torch.randn(2, batch, tokens, columns, generator=dice)[..., list(arrangement.column_C)]
+        cos_BTC, sin_BTC = torch.randn(2, batch, tokens, columns, generator=dice)[..., list(channel_layout.column_C)]
         for axis, dtype, more, count in itertools.product(
             (1, 2), (torch.float32, torch.bfloat16), (0, _PASSED), range(1, len(turned) + 1)
         ):
@@ -275,8 +275,8 @@ def _asked(
             said = {_AXIS: axis} if told_axis else {}
             call = dict.fromkeys(turned) | dict(zip(turned, (x.to(dtype).transpose(1, axis) for x in xs), strict=False))
             exact, own = (
-                _table(arrangement, cos_BTC.to(each), sin_BTC.to(each))
-                for each in (torch.float32, dtype if arrangement.follows_dtype else torch.float32)
+                _table(channel_layout, cos_BTC.to(each), sin_BTC.to(each))
+                for each in (torch.float32, dtype if channel_layout.follows_dtype else torch.float32)
             )
             call = {**call, **said}
             own_tables, exact_tables = (dict(zip(tables, each, strict=True)) for each in (own, exact))
@@ -297,8 +297,8 @@ def _told(function: Any, call: Mapping[str, Any]) -> Any:
         return None
 
 
-def _table(arrangement: Arrangement, cos_BTC: Tensor, sin_BTC: Tensor) -> tuple[Tensor, ...]:
-    return (torch.complex(cos_BTC.float(), sin_BTC.float()),) if arrangement.complex else (cos_BTC, sin_BTC)
+def _table(channel_layout: ChannelLayout, cos_BTC: Tensor, sin_BTC: Tensor) -> tuple[Tensor, ...]:
+    return (torch.complex(cos_BTC.float(), sin_BTC.float()),) if channel_layout.complex else (cos_BTC, sin_BTC)
 
 
 def _close(one: Any, other: Any) -> bool:

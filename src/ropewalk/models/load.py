@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import transformers
 
+from ropewalk.compat.transformers import quiet_transformers
 from ropewalk.config import ModelConfig, locate, read
 from ropewalk.errors import InputError
-from ropewalk.models.quiet import quiet_transformers
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ropewalk.errors import InputError
-from ropewalk.frequencies import RADIANS_PER_UNIT, Frequencies, reduced_turns
+from ropewalk.frequencies import RADIANS_PER_UNIT, Frequencies, fractional_turns
 
 
-class Turns(NamedTuple):
+class FixedPointFrequencies(NamedTuple):
     """Frequencies on a device, as the second form of angles has them: what `rotate` takes without any work.
 
     Attributes:
@@ -39,7 +39,9 @@ class Turns(NamedTuple):
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def turns(frequencies: Frequencies | Sequence[Frequencies], device: torch.device | str = "cpu") -> Turns:
+def turns(
+    frequencies: Frequencies | Sequence[Frequencies], device: torch.device | str = "cpu"
+) -> FixedPointFrequencies:
     """Bring frequencies to a device once, for many rotations: one for all rows, or one for each.
 
     torch.compile takes a single one for a constant; several, or any with `dynamic=True`, have to be brought beforehand.
@@ -53,16 +55,16 @@ def turns(frequencies: Frequencies | Sequence[Frequencies], device: torch.device
 
 
 @functools.lru_cache(maxsize=64)
-def _turns(rows: tuple[Frequencies, ...], device: torch.device) -> Turns:
+def _turns(rows: tuple[Frequencies, ...], device: torch.device) -> FixedPointFrequencies:
     high, low = zip(*(frequencies.turns() for frequencies in rows), strict=True)
     # They are kept for calls in every mode of torch, so they are made in none.
     with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
         factors_B = torch.tensor([frequencies.attention_factor for frequencies in rows], dtype=torch.float64)
         turns_BP, rest_BP = (torch.stack([torch.from_numpy(part_P) for part_P in part]) for part in (high, low))
-        return Turns(turns_BP.to(device), factors_B.to(device), rest_BP.to(device))
+        return FixedPointFrequencies(turns_BP.to(device), factors_B.to(device), rest_BP.to(device))
 
 
-def turns_of(inv_freq_BP: Tensor, factors_B: Tensor) -> Turns:
+def turns_of(inv_freq_BP: Tensor, factors_B: Tensor) -> FixedPointFrequencies:
     """The same for inverse frequencies that are a tensor, rad/token, whose turns are as right as float64 has them.
 
     At position 2^31 that leaves 2e-7 rad.
@@ -70,7 +72,7 @@ def turns_of(inv_freq_BP: Tensor, factors_B: Tensor) -> Turns:
     turns_BP = inv_freq_BP.double() / (2 * math.pi)
     # Half of it fits int64 whatever the fraction; doubling overflows into what it is modulo one turn.
     halves_BP = ((turns_BP - turns_BP.round()) * 2.0**63).to(torch.int64)
-    return Turns(halves_BP * 2, factors_B, torch.zeros_like(halves_BP))
+    return FixedPointFrequencies(halves_BP * 2, factors_B, torch.zeros_like(halves_BP))
 
 
 def learned_tables(
@@ -88,7 +90,7 @@ def tables(angles: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> tupl
         return angles[0].to(dtype), angles[1].to(dtype)
     positions_BT, turns_BP, factors_B, *rest = angles
     rest_BP = rest[0] if rest else torch.zeros_like(turns_BP)
-    reduced_BTP = reduced_turns(positions_BT[:, :, None], turns_BP[:, None], rest_BP[:, None])
+    reduced_BTP = fractional_turns(positions_BT[:, :, None], turns_BP[:, None], rest_BP[:, None])
     cos_BTP, sin_BTP = cos_sin(reduced_BTP, factors_B[:, None, None])
     return cos_BTP.to(dtype), sin_BTP.to(dtype)
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ropewalk.errors import InputError
 from ropewalk.ops import angles as forms
-from ropewalk.ops.backends import BACKENDS, serving
+from ropewalk.ops.backends import BACKENDS, backend_for
 
 Place = tuple[int, bool, bool]  # start, interleaved, inverse
 
@@ -30,7 +30,7 @@ _LIBRARY.define(f"rotate_(Tensor(a!)[] x, {_REST}) -> ()", tags=(torch.Tag.pt2_c
 
 
 def _turn(xs: Sequence[Tensor], outs: Sequence[Tensor], angles: Sequence[Tensor], *place: *Place) -> None:
-    backend = serving(xs[0].device.type)
+    backend = backend_for(xs[0].device.type)
     # What no model has is left to torch: channels that lie apart, views that stand for the opposite of what they hold.
     for x in (*xs, *outs):
         if x.stride(-1) != 1 or x.is_neg():

@@ -14,12 +14,12 @@ from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.ops import angles as forms
 from ropewalk.ops import operator
-from ropewalk.ops.angles import Turns
+from ropewalk.ops.angles import FixedPointFrequencies
 
 LAYOUTS = ("half", "interleaved")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-FrequenciesLike = Frequencies | Sequence[Frequencies] | Turns | Tensor
+FrequenciesLike = Frequencies | Sequence[Frequencies] | FixedPointFrequencies | Tensor
 
 
 def rotate(
@@ -125,7 +125,9 @@ def _angles(
             return list(forms.learned_tables(positions_BT, inv_freq_BP, factors_B, exact))
         device_turns = forms.turns_of(inv_freq_BP, factors_B)
     else:
-        device_turns = frequencies if isinstance(frequencies, Turns) else forms.turns(frequencies, q_BHTD.device)
+        device_turns = (
+            frequencies if isinstance(frequencies, FixedPointFrequencies) else forms.turns(frequencies, q_BHTD.device)
+        )
     if exact == torch.float64:
         return list(forms.tables([positions_BT, *device_turns], exact))
     return [positions_BT, device_turns.turns_BP, device_turns.factors_B]

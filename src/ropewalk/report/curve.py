@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.table import Table
 
 from ropewalk.evaluate.perplexity import Row
+from ropewalk.lengths import length_name
 from ropewalk.report.figures import colours
-from ropewalk.report.lengths import length_name
 from ropewalk.report.lines import Line, draw_lines
 
 

@@ -13,11 +13,11 @@ from rich.box import HORIZONTALS
 from rich.table import Table
 from rich.text import Text
 
-from ropewalk.evaluate.sample import Outcome
+from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.store import CellResult, Store
 from ropewalk.evaluate.tasks.base import mean
+from ropewalk.lengths import length_name
 from ropewalk.report.labels import number
-from ropewalk.report.lengths import length_name
 
 _TASK = 12  # characters, at least, for the name of a task
 _SUITES = "ruler", "longbench"
@@ -78,7 +78,7 @@ def value_text(value: float, share: bool) -> str:
     return f"{100 * value:.1f}" if share else number(value)
 
 
-def score_of(outcome: Outcome, name: str) -> float | None:
+def score_of(outcome: SampleResult, name: str) -> float | None:
     """A score of one sample, None where it is no number: some tasks of the harness sum up lists."""
     value: object = outcome["scores"].get(name)
     return float(value) if isinstance(value, int | float) else None
@@ -86,7 +86,7 @@ def score_of(outcome: Outcome, name: str) -> float | None:
 
 def columns(cells: Iterable[CellResult]) -> list[str]:
     """The scalings, in the order of the run."""
-    return list(dict.fromkeys(cell.described["column"] for cell in cells))
+    return list(dict.fromkeys(cell.description["column"] for cell in cells))
 
 
 def by_task(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
@@ -97,7 +97,7 @@ def by_task(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
     """
     asked: dict[str, dict[str, list[CellResult]]] = {}
     for cell in cells:
-        asked.setdefault(cell.described["task"], {}).setdefault(_way(cell), []).append(cell)
+        asked.setdefault(cell.description["task"], {}).setdefault(_way(cell), []).append(cell)
     return {
         task + (f" ({way})" if len(ways) > 1 else ""): members
         for task, ways in asked.items()
@@ -106,7 +106,7 @@ def by_task(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
 
 
 def _way(cell: CellResult) -> str:
-    about = cell.described
+    about = cell.description
     prints = "".join(f", {name} {digest[:15]}" for name, digest in sorted(about["fingerprint"].items()))
     return f"{about['samples']} samples, seed {about['seed']}{prints}, version {about['task_version']}"
 
@@ -129,7 +129,7 @@ def by_kind(cells: Sequence[CellResult]) -> dict[str, dict[str, list[CellResult]
     """
     kinds: dict[tuple[str, str], dict[str, list[CellResult]]] = {}
     for task, members in by_task(cells).items():
-        kinds.setdefault(_kind(members[0].described), {})[task] = members
+        kinds.setdefault(_kind(members[0].description), {})[task] = members
     several = Counter(name for name, _ in kinds)
     return {name if several[name] == 1 else f"{name} ({way})": tasks for (name, way), tasks in kinds.items()}
 
@@ -149,13 +149,13 @@ def is_suite(kind: str) -> bool:
 
 def task_rows(task: str, cells: Sequence[CellResult], score: str | None = None) -> list[Row]:
     """One task at each of its lengths: its main score, or another."""
-    about = cells[0].described
+    about = cells[0].description
     shown = score or about["main"]
     at: dict[int, dict[str, Entry]] = {}
-    for cell in sorted(cells, key=lambda cell: int(cell.described["length"])):
+    for cell in sorted(cells, key=lambda cell: int(cell.description["length"])):
         value = None if cell.summary is None else cell.summary.get(shown)
-        entry = Entry(value, len(cell.outcomes), cell.described["samples"])
-        at.setdefault(cell.described["length"], {})[cell.described["column"]] = entry
+        entry = Entry(value, len(cell.outcomes), cell.description["samples"])
+        at.setdefault(cell.description["length"], {})[cell.description["column"]] = entry
     share = is_share(cells, shown)
     return [Row(task, length, shown, about["better"], share, entries) for length, entries in at.items()]
 
@@ -163,7 +163,7 @@ def task_rows(task: str, cells: Sequence[CellResult], score: str | None = None) 
 def is_share(cells: Sequence[CellResult], score: str) -> bool:
     """Whether a score of a task runs from 0 to 1, which is shown as percent; no value is outside then."""
     values = [cell.summary[score] for cell in cells if cell.summary and score in cell.summary]
-    return bool(cells[0].described["share"]) and all(0 <= value <= 1 for value in values)
+    return bool(cells[0].description["share"]) and all(0 <= value <= 1 for value in values)
 
 
 def mean_rows(name: str, members: Sequence[Row]) -> list[Row]:
@@ -219,7 +219,7 @@ def document(store: Store, cells: Sequence[CellResult]) -> dict[str, Any]:
         "runs": store.runs(),
         "cells": [
             {
-                **{name: cell.described[name] for name in about},
+                **{name: cell.description[name] for name in about},
                 **({} if cell.summary is None else {"samples": len(cell.outcomes)}),  # a data set may hold fewer
                 "summary": cell.summary,
                 "done": len(cell.outcomes),

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropewalk.evaluate.store import CellResult
+from ropewalk.lengths import length_name
 from ropewalk.report.evaluation import Row, score_of
 from ropewalk.report.figures import new_figure, plain, save
 from ropewalk.report.labels import shortened
-from ropewalk.report.lengths import length_name
 
 MOST_DEPTHS = 11
 _WIDTH = 12.5  # inches, at most
@@ -39,10 +39,10 @@ def depth_grid(cells: Sequence[CellResult], lengths: Sequence[int], depths: Sequ
     """
     total, count = np.zeros((2, len(depths), len(lengths)))
     for cell in cells:
-        column = lengths.index(cell.described["length"])
+        column = lengths.index(cell.description["length"])
         for outcome in cell.outcomes:
             row = math.floor(outcome["about"]["depth"] * (len(depths) - 1) + 0.5)
-            total[row, column] += score_of(outcome, cell.described["main"]) or 0.0
+            total[row, column] += score_of(outcome, cell.description["main"]) or 0.0
             count[row, column] += 1
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 

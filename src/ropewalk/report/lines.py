@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ropewalk.lengths import length_name
 from ropewalk.report.figures import colours, new_figure, plain, save
 from ropewalk.report.labels import label_ends, number, shortened
-from ropewalk.report.lengths import length_name
 
 Points = Sequence[tuple[int, float]]  # length in tokens and value, by length
 _MARKERS = "osD^vPX<>p"

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.config import from_dict
-from ropewalk.engines import ENGINES
-from ropewalk.engines.base import Engine
-from ropewalk.engines.express import express
 from ropewalk.errors import InputError
 from ropewalk.scaling import REGISTRY, Scaling, parse
 from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.serving.engines import ENGINES
+from ropewalk.serving.engines.base import Engine
+from ropewalk.serving.engines.encode import encode
 
 # A plain decoder: what is said of it holds for Llama, Mistral and Qwen. GGUF engines are given its metadata.
 _LENGTH = 32_768
@@ -135,17 +135,17 @@ def read_verified(folder: Path) -> list[dict[str, Any]]:
 def _cell(engine: Engine, method: str, scaling: Scaling, verified: Sequence[dict[str, Any]]) -> Cell:
     if engine.takes == "folder":
         config: dict[str, Any] = dict(_CONFIG)
-        described = from_dict(config)
+        model_config = from_dict(config)
     else:
         config = {"fields": dict(_FIELDS), "divisors": {}}
-        described = engine.read(config, _LENGTH)
+        model_config = engine.interpret(config, _LENGTH)
     try:
-        way = express(engine, config, described, scaling, _LENGTH)
+        candidate = encode(engine, config, model_config, scaling, _LENGTH)
     except InputError as error:
         return Cell(engine.name, method, "no", str(error).partition("the nearest is ")[2])
     run = [row for row in verified if row["engine"] == engine.name and parse(row["scaling"]).name == method]
     passed, failed = (tuple(row for row in run if row["verdict"] == verdict) for verdict in ("pass", "fail"))
-    return Cell(engine.name, method, "through" if way.through else "own", way.through, passed, failed)
+    return Cell(engine.name, method, "through" if candidate.through else "own", candidate.through, passed, failed)
 
 
 def _shown(cell: Cell) -> str:

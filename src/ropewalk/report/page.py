@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.sample import Outcome
+from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.store import CellResult, Store
 from ropewalk.files import writable_folder, write_whole
+from ropewalk.lengths import length_name
+from ropewalk.report.descriptions import in_words, rope_of
 from ropewalk.report.evaluation import Row, by_kind, columns, is_share, is_suite, rows, score_of, task_rows, value_text
 from ropewalk.report.figures import DPI
 from ropewalk.report.labels import shortened
-from ropewalk.report.lengths import length_name
 from ropewalk.report.pictures import Gallery
 from ropewalk.report.suites import bin_rows, group_rows
-from ropewalk.report.words import in_words, rope_of
 
 _SAMPLES = 20  # of a task, that are shown
 _CHARACTERS = 400  # of an answer, that are shown
@@ -157,7 +157,7 @@ def _details(kind: str, tasks: Mapping[str, Sequence[CellResult]]) -> list[Table
 
 def _others(task: str, cells: Sequence[CellResult]) -> list[Row]:
     return [
-        row for name in _scores(cells) if name != cells[0].described["main"] for row in task_rows(task, cells, name)
+        row for name in _scores(cells) if name != cells[0].description["main"] for row in task_rows(task, cells, name)
     ]
 
 
@@ -166,20 +166,20 @@ def _scores(cells: Sequence[CellResult]) -> list[str]:
 
 
 def _by_column(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
-    return {column: [cell for cell in cells if cell.described["column"] == column] for column in columns(cells)}
+    return {column: [cell for cell in cells if cell.description["column"] == column] for column in columns(cells)}
 
 
 def _words(cells: Sequence[CellResult], rope: Any) -> str:
-    about = cells[0].described
-    lengths = sorted({int(cell.described["length"]) for cell in cells})
+    about = cells[0].description
+    lengths = sorted({int(cell.description["length"]) for cell in cells})
     return in_words(about["scaling"], about["policy"], rope, lengths)
 
 
 def _samples(cells: Sequence[CellResult]) -> tuple[list[Shown], int]:
     """The samples of a task to show, the worst first, as many of each cell as of the others; and how many there are."""
-    better, main = cells[0].described["better"], cells[0].described["main"]
+    better, main = cells[0].description["better"], cells[0].description["main"]
 
-    def goodness(outcome: Outcome) -> float:
+    def goodness(outcome: SampleResult) -> float:
         return (score_of(outcome, main) or 0.0) * (1 if better == "higher" else -1)
 
     ranked = [
@@ -193,8 +193,8 @@ def _samples(cells: Sequence[CellResult]) -> tuple[list[Shown], int]:
     return [_shown(cell, outcome, shares) for _, _, cell, outcome in chosen], len(ranked)
 
 
-def _shown(cell: CellResult, outcome: Outcome, shares: Set[str]) -> Shown:
-    about = cell.described
+def _shown(cell: CellResult, outcome: SampleResult, shares: Set[str]) -> Shown:
+    about = cell.description
     told = [f"{name} {100 * v:.0f} %" if name == "depth" else f"{name} {v}" for name, v in outcome["about"].items()]
     scores = [
         f"{name} {value_text(value, name in shares)}{' %' if name in shares else ''}"

@@ -59,13 +59,13 @@ class Gallery:
         placed = [cell for cell in cells if cell.outcomes and "depth" in cell.outcomes[0]["about"]]
         if not placed:
             return
-        lengths = sorted({cell.described["length"] for cell in placed})
-        depths = depth_rows(placed[0].described["samples"])
+        lengths = sorted({cell.description["length"] for cell in placed})
+        depths = depth_rows(placed[0].description["samples"])
         panels = {
-            column: depth_grid([cell for cell in placed if cell.described["column"] == column], lengths, depths)
+            column: depth_grid([cell for cell in placed if cell.description["column"] == column], lengths, depths)
             for column in columns(placed)
         }
-        down, score = [f"{100 * depth:.0f} %" for depth in depths], placed[0].described["main"]
+        down, score = [f"{100 * depth:.0f} %" for depth in depths], placed[0].description["main"]
         about = f"{task}: {score}, in percent, by depth and length"
         yield self._grids(f"{task} by depth", about, panels, lengths, down, "depth (0 %: the beginning)")
 

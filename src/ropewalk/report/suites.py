@@ -25,14 +25,14 @@ def bin_rows(tasks: Mapping[str, Sequence[CellResult]]) -> list[Row]:
     for task, cells in tasks.items():
         for row, inside in zip(task_rows(task, cells), _by_length(cells), strict=True):
             for name in sorted({each for cell in inside for each in _bins(cell)}):
-                entries = {cell.described["column"]: _entry_of(cell, name) for cell in inside}
+                entries = {cell.description["column"]: _entry_of(cell, name) for cell in inside}
                 bins.setdefault(name, []).append(Row(task, row.length, row.score, row.better, row.share, entries))
     return [row for name in sorted(bins, key=_leading_number) for row in mean_rows(name, bins[name])]
 
 
 def _by_length(cells: Sequence[CellResult]) -> list[list[CellResult]]:
-    lengths = sorted({cell.described["length"] for cell in cells})
-    return [[cell for cell in cells if cell.described["length"] == length] for length in lengths]
+    lengths = sorted({cell.description["length"] for cell in cells})
+    return [[cell for cell in cells if cell.description["length"] == length] for length in lengths]
 
 
 def _bins(cell: CellResult) -> set[str]:
@@ -41,7 +41,7 @@ def _bins(cell: CellResult) -> set[str]:
 
 def _entry_of(cell: CellResult, name: str) -> Entry:
     own = [outcome for outcome in cell.outcomes if outcome["about"].get("bin") == name]
-    scores = [score for outcome in own if (score := score_of(outcome, cell.described["main"])) is not None]
+    scores = [score for outcome in own if (score := score_of(outcome, cell.description["main"])) is not None]
     return Entry(mean(scores) if scores and cell.summary else None, len(own), len(own))
 
 

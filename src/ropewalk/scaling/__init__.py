@@ -11,12 +11,12 @@ from dataclasses import fields
 from typing import Any
 
 from ropewalk import spec as specs
-from ropewalk.errors import InputError
-from ropewalk.registry import registered
+from ropewalk.errors import InputError, UnknownNameError
+from ropewalk.registry import find_by_name, registered
 from ropewalk.scaling.base import Scaling
 
 REGISTRY: dict[str, type[Scaling]] = registered(__name__, __path__, Scaling)  # type: ignore[type-abstract]
-__all__ = ["REGISTRY", "Scaling", "find", "from_rope_dict", "parse"]
+__all__ = ["REGISTRY", "Scaling", "find_scaling", "from_rope_dict", "parse"]
 
 _BY_NAME = {name: cls for cls in REGISTRY.values() for name in (cls.name, *cls.aliases)}
 
@@ -41,19 +41,19 @@ def parse(spec: str | Mapping[str, Any] | Scaling) -> Scaling:
             raise InputError("scaling", spec, f"valid JSON ({error})") from None
     if isinstance(spec, str):
         name, options = specs.read_spec(spec)
-        return specs.build(find(name), options)
+        return specs.build(find_scaling(name), options)
     if not isinstance(spec, Mapping):
         raise InputError("scaling", spec, "a spec such as yarn:factor=4, a dict, or its JSON")
     if not {"name", "rope_type", "type"} & set(spec):
         raise InputError("scaling", spec, "a dict with a name (ours) or a rope_type (of transformers)")
     if "name" in spec:
-        return specs.build(find(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
+        return specs.build(find_scaling(spec["name"]), {key: value for key, value in spec.items() if key != "name"})
     return from_rope_dict(spec, strict=True)
 
 
-def find(name: object) -> type[Scaling]:
+def find_scaling(name: object) -> type[Scaling]:
     """The method of that name or alias, in either case, with `-` or `_`. Raises InputError for an unknown one."""
-    return specs.find("scaling", name, _BY_NAME, REGISTRY)
+    return find_by_name("scaling", name, _BY_NAME, REGISTRY)
 
 
 def from_rope_dict(rope_dict: Mapping[str, Any], *, strict: bool) -> Scaling:
@@ -62,7 +62,7 @@ def from_rope_dict(rope_dict: Mapping[str, Any], *, strict: bool) -> Scaling:
     `strict` raises InputError for a key that means nothing here; otherwise such keys, which models keep for
     themselves, are passed over.
     """
-    cls = find(rope_dict.get("rope_type") or rope_dict.get("type") or "none")
+    cls = find_scaling(rope_dict.get("rope_type") or rope_dict.get("type") or "none")
     known = {f.name for f in fields(cls)}
     options: dict[str, Any] = {}
     for key, value in rope_dict.items():
@@ -70,5 +70,5 @@ def from_rope_dict(rope_dict: Mapping[str, Any], *, strict: bool) -> Scaling:
         if option in known and value is not None:
             options[option] = value
         elif strict and key not in _OF_THE_ROPE and value is not None and option != "original_length":
-            raise InputError(f"{cls.name}: key", key, ", ".join(sorted(known)))
+            raise UnknownNameError(f"{cls.name}: key", key, sorted(known))
     return specs.build(cls, options)

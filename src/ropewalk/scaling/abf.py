@@ -20,7 +20,7 @@ class ABF(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("abf: base", self.base, least=1, above=True)
+        check_number("abf: base", self.base, minimum=1, exclusive=True)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(rope.with_base(self.base))

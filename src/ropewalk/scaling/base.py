@@ -38,17 +38,17 @@ class Scaling(ABC):
             check_length(f"{self.name}: original_length", self.original_length)
 
     @property
-    def dynamic(self) -> bool:
+    def is_dynamic(self) -> bool:
         """Whether the frequencies depend on the length of the text so far."""
         return False
 
-    def reaches(self, rope: Rope, length: int | None = None) -> float:
+    def extension_factor(self, rope: Rope, length: int | None = None) -> float:
         """Target length over original length that the frequencies are made for; 1 where they do not say.
 
         `length`: fixes a dynamic scaling at that length.
         """
-        if self.dynamic:
-            return 1.0 if length is None else max(1.0, self.stretch(rope, length))
+        if self.is_dynamic:
+            return 1.0 if length is None else max(1.0, self.length_ratio(rope, length))
         return float(getattr(self, "factor", None) or 1.0)
 
     @abstractmethod
@@ -62,21 +62,21 @@ class Scaling(ABC):
         Raises InputError when the original length or the length is needed and missing.
         """
 
-    def trained_on(self, rope: Rope) -> int:
+    def resolve_original_length(self, rope: Rope) -> int:
         """The original length, tokens. Raises InputError when neither the scaling nor the rope has it."""
         length = self.original_length or rope.original_length
         if length is None:
             raise InputError("original_length", None, f"the tokens the model was trained on, which {self.name} needs")
         return length
 
-    def stretch(self, rope: Rope, length: int | None) -> float:
+    def length_ratio(self, rope: Rope, length: int | None) -> float:
         """Length of the text over original length, l / L; below 1 for a text shorter than the training's.
 
         Raises InputError when the length is missing or below 1.
         """
         if length is None:
             raise InputError("length", None, f"the length of the text, which {self.name} needs")
-        return check_length("length", length) / self.trained_on(rope)
+        return check_length("length", length) / self.resolve_original_length(rope)
 
     def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
         """The `rope_parameters` with which transformers gives these frequencies; None when it cannot.
@@ -85,7 +85,7 @@ class Scaling(ABC):
         lists and its attention factor; so is a dynamic one that `length` fixes at the frequencies of that
         length. rope_theta and the like are the caller's to add.
         """
-        if self.dynamic and length is None:
+        if self.is_dynamic and length is None:
             return None
         scaled = self.frequencies(rope, length)
         if scaled.softmax_factor != 1 or not scaled.inv_freq.all():
@@ -95,9 +95,9 @@ class Scaling(ABC):
             "rope_type": "longrope",
             "short_factor": divisors,
             "long_factor": divisors,
-            "factor": self.reaches(rope, length),
+            "factor": self.extension_factor(rope, length),
             "attention_factor": scaled.attention_factor,
-            "original_max_position_embeddings": self.trained_on(rope),
+            "original_max_position_embeddings": self.resolve_original_length(rope),
         }
 
     def to_dict(self) -> dict[str, Any]:

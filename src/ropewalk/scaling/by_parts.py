@@ -35,7 +35,7 @@ class ByParts(Scaling):
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("beta_slow", "beta_fast"):  # less than this overflows the ramp's bounds
-            check_number(f"{self.name}: {option}", getattr(self, option), least=1e-9)
+            check_number(f"{self.name}: {option}", getattr(self, option), minimum=1e-9)
         # Kimi K2 publishes both as 1: by index that is a ramp between two neighbouring pairs, by rotations 0/0.
         if self.beta_fast < self.beta_slow or (self.beta_fast == self.beta_slow and self.ramp == "rotations"):
             raise InputError(f"{self.name}: beta_fast", self.beta_fast, f"above beta_slow ({self.beta_slow:g})")
@@ -51,7 +51,7 @@ class ByParts(Scaling):
 
     def kept(self, rope: Rope) -> NDArray[np.float64]:
         """g: how much of each pair's frequency is kept, 0 (interpolated) to 1 (untouched), [dim/2]."""
-        length = self.trained_on(rope)
+        length = self.resolve_original_length(rope)
         if self.ramp == "rotations":
             turned = rope.rotations(length)
             return self._clamped((turned - self.beta_slow) / (self.beta_fast - self.beta_slow))
@@ -85,7 +85,7 @@ class NTKByParts(ByParts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("ntk-by-parts: factor", self.factor, least=1)
+        check_number("ntk-by-parts: factor", self.factor, minimum=1)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(self.blend(rope, self.factor))
@@ -101,8 +101,8 @@ class DynamicNTKByParts(ByParts):
     source = "arXiv 2309.00071 sec. 3.3"
 
     @property
-    def dynamic(self) -> bool:
+    def is_dynamic(self) -> bool:
         return True
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        return Frequencies(self.blend(rope, max(1.0, self.stretch(rope, length))))
+        return Frequencies(self.blend(rope, max(1.0, self.length_ratio(rope, length))))

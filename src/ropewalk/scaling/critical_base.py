@@ -26,16 +26,16 @@ class CriticalBase(Scaling):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.factor is not None:
-            check_number("critical-base: factor", self.factor, least=1)
+            check_number("critical-base: factor", self.factor, minimum=1)
 
     @property
-    def dynamic(self) -> bool:
+    def is_dynamic(self) -> bool:
         return self.factor is None
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        original = self.trained_on(rope)
+        original = self.resolve_original_length(rope)
         if original < 7:
             raise InputError("original_length", original, "more than 2 pi tokens, which critical-base needs")
-        stretch = self.factor if self.factor is not None else max(1.0, self.stretch(rope, length))
-        power = math.log(stretch * original / (2 * math.pi)) / math.log(original / (2 * math.pi))
+        length_ratio = self.factor if self.factor is not None else max(1.0, self.length_ratio(rope, length))
+        power = math.log(length_ratio * original / (2 * math.pi)) / math.log(original / (2 * math.pi))
         return Frequencies(rope.inv_freq**power)

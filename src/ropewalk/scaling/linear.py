@@ -22,7 +22,7 @@ class Linear(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("linear: factor", self.factor, least=1)
+        check_number("linear: factor", self.factor, minimum=1)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(rope.inv_freq / self.factor)

@@ -29,15 +29,15 @@ class Llama3(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("llama3: factor", self.factor, least=1)
-        check_number("llama3: low_freq_factor", self.low_freq_factor, least=0, above=True)
-        check_number("llama3: high_freq_factor", self.high_freq_factor, least=0, above=True)
+        check_number("llama3: factor", self.factor, minimum=1)
+        check_number("llama3: low_freq_factor", self.low_freq_factor, minimum=0, exclusive=True)
+        check_number("llama3: high_freq_factor", self.high_freq_factor, minimum=0, exclusive=True)
         if self.high_freq_factor < self.low_freq_factor:
             low = f"at least low_freq_factor ({self.low_freq_factor:g})"
             raise InputError("llama3: high_freq_factor", self.high_freq_factor, low)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        turned = rope.rotations(self.trained_on(rope))
+        turned = rope.rotations(self.resolve_original_length(rope))
         band = self.high_freq_factor - self.low_freq_factor
         past_low = turned - self.low_freq_factor
         kept = np.clip(past_low / band, 0.0, 1.0) if band else np.where(past_low > 0, 1.0, 0.0)
@@ -49,5 +49,5 @@ class Llama3(Scaling):
             "factor": float(self.factor),
             "low_freq_factor": float(self.low_freq_factor),
             "high_freq_factor": float(self.high_freq_factor),
-            "original_max_position_embeddings": self.trained_on(rope),
+            "original_max_position_embeddings": self.resolve_original_length(rope),
         }

@@ -39,21 +39,21 @@ class LongRoPE(Scaling):
             if not isinstance(value, list | tuple) or not value:
                 raise InputError(f"longrope: {option}", value, "a list of numbers, one for each pair")
             numbers = tuple(
-                check_number(f"longrope: {option}[{i}]", x, least=0, above=True) for i, x in enumerate(value)
+                check_number(f"longrope: {option}[{i}]", x, minimum=0, exclusive=True) for i, x in enumerate(value)
             )
             object.__setattr__(self, option, numbers)
         if len(self.short_factor) != len(self.long_factor):
             found = f"{len(self.short_factor)} and {len(self.long_factor)}"
             raise InputError("longrope: short_factor and long_factor", found, "lists of equal length")
         if self.factor is not None:
-            check_number("longrope: factor", self.factor, least=1)
+            check_number("longrope: factor", self.factor, minimum=1)
         if self.attention_factor is not None:
-            check_number("longrope: attention_factor", self.attention_factor, least=0, above=True)
+            check_number("longrope: attention_factor", self.attention_factor, minimum=0, exclusive=True)
         if self.factor is None and self.attention_factor is None:
             raise InputError("longrope: factor", None, "factor or attention_factor, one of the two")
 
     @property
-    def dynamic(self) -> bool:
+    def is_dynamic(self) -> bool:
         return self.short_factor != self.long_factor
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
@@ -61,7 +61,7 @@ class LongRoPE(Scaling):
             raise InputError(
                 "longrope: short_factor", f"{len(self.short_factor)} numbers", f"{rope.dim // 2}, one a pair"
             )
-        past = self.dynamic and self.stretch(rope, length) > 1
+        past = self.is_dynamic and self.length_ratio(rope, length) > 1
         divisors = self.long_factor if past else self.short_factor
         return Frequencies(rope.inv_freq / np.array(divisors), self._attention_factor(rope))
 
@@ -69,16 +69,16 @@ class LongRoPE(Scaling):
         if self.attention_factor is not None:
             return float(self.attention_factor)
         assert self.factor is not None  # the constructor saw to it
-        original = self.trained_on(rope)
+        original = self.resolve_original_length(rope)
         if original < 2:
             raise InputError("original_length", original, "at least 2 tokens, which longrope's factor needs")
         return math.sqrt(1 + math.log(self.factor) / math.log(original))
 
-    def reaches(self, rope: Rope, length: int | None = None) -> float:
+    def extension_factor(self, rope: Rope, length: int | None = None) -> float:
         return float(self.factor or 1.0)
 
     def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
-        if self.dynamic and length is not None:
+        if self.is_dynamic and length is not None:
             return super().rope_parameters(rope, length)
         return {
             "rope_type": "longrope",
@@ -86,5 +86,5 @@ class LongRoPE(Scaling):
             "long_factor": list(self.long_factor),
             "factor": float(self.factor or 1.0),
             "attention_factor": self._attention_factor(rope),
-            "original_max_position_embeddings": self.trained_on(rope),
+            "original_max_position_embeddings": self.resolve_original_length(rope),
         }

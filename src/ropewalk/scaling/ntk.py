@@ -41,8 +41,8 @@ class NTK(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("ntk: factor", self.factor, least=1)
-        check_number("ntk: mixed_b", self.mixed_b, least=0, above=True)
+        check_number("ntk: factor", self.factor, minimum=1)
+        check_number("ntk: mixed_b", self.mixed_b, minimum=0, exclusive=True)
         if self.variant not in ("aware", "fixed", "mixed"):
             raise InputError("ntk: variant", self.variant, "aware, fixed, mixed")
 
@@ -72,22 +72,24 @@ class DynamicNTK(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("dynamic-ntk: factor", self.factor, least=1)
+        check_number("dynamic-ntk: factor", self.factor, minimum=1)
         if self.alpha is not None:
-            check_number("dynamic-ntk: alpha", self.alpha, least=1)
+            check_number("dynamic-ntk: alpha", self.alpha, minimum=1)
 
     @property
-    def dynamic(self) -> bool:
+    def is_dynamic(self) -> bool:
         return self.alpha is None
 
-    def reaches(self, rope: Rope, length: int | None = None) -> float:
-        return 1.0 if self.alpha is not None else super().reaches(rope, length)  # alpha is not a ratio of lengths
+    def extension_factor(self, rope: Rope, length: int | None = None) -> float:
+        return (
+            1.0 if self.alpha is not None else super().extension_factor(rope, length)
+        )  # alpha is not a ratio of lengths
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         if self.alpha is not None:
             return Frequencies(rope.with_base(ntk_base(rope, self.alpha)))
-        stretch = max(1.0, self.stretch(rope, length))
-        return Frequencies(rope.with_base(ntk_base(rope, self.factor * stretch - (self.factor - 1))))
+        length_ratio = max(1.0, self.length_ratio(rope, length))
+        return Frequencies(rope.with_base(ntk_base(rope, self.factor * length_ratio - (self.factor - 1))))
 
     def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
         if self.alpha is not None or length is not None:

@@ -28,9 +28,9 @@ class Proportional(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if check_number("proportional: p", self.p, least=0) > 1:
+        if check_number("proportional: p", self.p, minimum=0) > 1:
             raise InputError("proportional: p", self.p, "a number from 0 to 1")
-        check_number("proportional: factor", self.factor, least=1)
+        check_number("proportional: factor", self.factor, minimum=1)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         turning = int(self.p * rope.dim // 2)

@@ -27,14 +27,14 @@ class PowerNTK(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("power-ntk: gamma", self.gamma, least=0)
+        check_number("power-ntk: gamma", self.gamma, minimum=0)
 
     @property
-    def dynamic(self) -> bool:
+    def is_dynamic(self) -> bool:
         return True
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        return Frequencies(rope.inv_freq * max(1.0, self.stretch(rope, length)) ** self.gamma)
+        return Frequencies(rope.inv_freq * max(1.0, self.length_ratio(rope, length)) ** self.gamma)
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class LogNTK(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("log-ntk: factor", self.factor, least=1)
+        check_number("log-ntk: factor", self.factor, minimum=1)
 
     @property
-    def dynamic(self) -> bool:
+    def is_dynamic(self) -> bool:
         return True
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        return Frequencies(rope.inv_freq * max(1.0, self.factor * (math.log(self.stretch(rope, length)) + 1)))
+        return Frequencies(rope.inv_freq * max(1.0, self.factor * (math.log(self.length_ratio(rope, length)) + 1)))

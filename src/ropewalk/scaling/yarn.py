@@ -10,7 +10,7 @@ from ropewalk.rope import Rope
 from ropewalk.scaling.by_parts import ByParts
 
 
-def magnitude(factor: float, coefficient: float = 1.0) -> float:
+def yarn_mscale(factor: float, coefficient: float = 1.0) -> float:
     """m(s, c) = 0.1 c ln s + 1 (arXiv 2309.00071, eq. 22); 1 for s <= 1."""
     return 0.1 * coefficient * math.log(factor) + 1.0 if factor > 1 else 1.0
 
@@ -39,30 +39,30 @@ class YaRN(ByParts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("yarn: factor", self.factor, least=1)
+        check_number("yarn: factor", self.factor, minimum=1)
         if self.attention_factor is not None:
-            check_number("yarn: attention_factor", self.attention_factor, least=0, above=True)
+            check_number("yarn: attention_factor", self.attention_factor, minimum=0, exclusive=True)
         for option in ("mscale", "mscale_all_dim"):
             if getattr(self, option) is not None:
-                check_number(f"yarn: {option}", getattr(self, option), least=0)
+                check_number(f"yarn: {option}", getattr(self, option), minimum=0)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        softmax_factor = magnitude(self.factor, self.mscale_all_dim or 0.0) ** 2
+        softmax_factor = yarn_mscale(self.factor, self.mscale_all_dim or 0.0) ** 2
         return Frequencies(self.blend(rope, self.factor), self._attention_factor(), softmax_factor)
 
     def _attention_factor(self) -> float:
         if self.attention_factor is not None:
             return float(self.attention_factor)
         if self.mscale and self.mscale_all_dim:
-            return magnitude(self.factor, self.mscale) / magnitude(self.factor, self.mscale_all_dim)
-        return magnitude(self.factor)
+            return yarn_mscale(self.factor, self.mscale) / yarn_mscale(self.factor, self.mscale_all_dim)
+        return yarn_mscale(self.factor)
 
     def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
         if self.ramp != "index":
             return super().rope_parameters(rope, length)
         options = {
             "factor": float(self.factor),
-            "original_max_position_embeddings": self.trained_on(rope),
+            "original_max_position_embeddings": self.resolve_original_length(rope),
             "beta_fast": float(self.beta_fast),
             "beta_slow": float(self.beta_slow),
             "truncate": self.truncate,
@@ -82,9 +82,9 @@ class DynamicYaRN(ByParts):
     source = "arXiv 2309.00071 sec. 3.3"
 
     @property
-    def dynamic(self) -> bool:
+    def is_dynamic(self) -> bool:
         return True
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        factor = max(1.0, self.stretch(rope, length))
-        return Frequencies(self.blend(rope, factor), magnitude(factor))
+        factor = max(1.0, self.length_ratio(rope, length))
+        return Frequencies(self.blend(rope, factor), yarn_mscale(factor))

@@ -55,11 +55,11 @@ def test_scores_and_summary(file, smollm2):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"context": "a", "input": "b"}', r"bad.jsonl line 2: found 'no field answers'; allowed: the fields context"),
-        ('{"context": "a", ', r"bad.jsonl line 2: found .*; allowed: a JSON object"),
-        ('["context"]', r"bad.jsonl line 2: found .*; allowed: a JSON object"),
-        ('{"context": 3, "input": "b", "answers": "c"}', "line 2: found .*; allowed: strings as context and input"),
-        ('{"context": "a", "input": "b", "answers": []}', r"line 2, answers: found \[\]; allowed: a string or a list"),
+        ('{"context": "a", "input": "b"}', r"bad.jsonl line 2: got 'no field answers'; expected the fields context"),
+        ('{"context": "a", ', r"bad.jsonl line 2: got .*; expected a JSON object"),
+        ('["context"]', r"bad.jsonl line 2: got .*; expected a JSON object"),
+        ('{"context": 3, "input": "b", "answers": "c"}', "line 2: got .*; expected strings as context and input"),
+        ('{"context": "a", "input": "b", "answers": []}', r"line 2, answers: got \[\]; expected a string or a list"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, smollm2, line, message):
@@ -70,13 +70,13 @@ def test_a_bad_line_is_named(tmp_path, smollm2, line, message):
 
 
 def test_bad_files_and_options(tmp_path, smollm2):
-    with pytest.raises(InputError, match=r"generate: file: found 'no.jsonl \(No such file"):
+    with pytest.raises(InputError, match=r"generate: file: got 'no.jsonl \(No such file"):
         parse_task("generate:no.jsonl").fingerprint()
-    with pytest.raises(InputError, match=r"metric: found 'f3'"):
+    with pytest.raises(InputError, match=r"metric: got 'f3'"):
         parse_task("generate:no.jsonl,metric=f3")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match="which is empty"):
         parse_task(f"generate:{tmp_path}/empty.jsonl").samples(smollm2[1], 1000, 5, seed=0)
     (tmp_path / "long.jsonl").write_text(json.dumps({"context": "", "input": "word " * 500, "answers": "x"}))
-    with pytest.raises(InputError, match=r"line 1: found '50\d tokens without its context'; allowed: at most the 100"):
+    with pytest.raises(InputError, match=r"line 1: got '50\d tokens without its context'; expected at most the 100"):
         parse_task(f"generate:{tmp_path}/long.jsonl").samples(smollm2[1], 100, 5, seed=0)

@@ -5,8 +5,8 @@ import torch
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate.perplexity import perplexity_curve
-from ropewalk.evaluate.reader import Reader
 from ropewalk.evaluate.tasks import parse_task
+from ropewalk.evaluate.text_generator import TextGenerator
 
 
 class Letters:
@@ -38,7 +38,9 @@ def test_a_window_is_asked_once(task):
 
 def test_the_loss_is_that_of_the_curve_and_the_mean_is_of_losses(task, tiny):
     samples = task.samples(Letters(), 50, 2, seed=0)
-    outcomes = [{"scores": task.score(sample, answer)} for sample, answer in task.answers(Reader(tiny, None), samples)]
+    outcomes = [
+        {"scores": task.score(sample, answer)} for sample, answer in task.answers(TextGenerator(tiny, None), samples)
+    ]
     losses = [perplexity_curve(tiny, sample.prompt, [50])[0]["nll"] for sample in samples]
     assert [outcome["scores"]["nll"] for outcome in outcomes] == losses
     expected = torch.tensor(losses, dtype=torch.float64).mean().exp().item()

@@ -11,7 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from ropewalk.errors import InputError
 from ropewalk.models.extend import ScalingLike, extend, extension_of
 from ropewalk.models.load import load
-from ropewalk.policy import DEFAULT_POLICY, Policy
+from ropewalk.scaling.policies import DEFAULT_POLICY, Policy
 
 # Options of the harness's model that mean something for a model which is loaded already.
 _OPTIONS = {
@@ -60,7 +60,7 @@ class RopewalkLM(HFLM):
                 warnings.simplefilter("ignore")  # nothing is saved
                 extend(pretrained, scaling, policy=policy)
         extension = extension_of(pretrained)
-        if extension is not None and any(each.dynamic for each in extension.scalings.values()):
+        if extension is not None and any(each.is_dynamic for each in extension.scalings.values()):
             batch_size = 1
         tokenizer = copy.deepcopy(tokenizer)  # the harness gives it a token to pad with
         super().__init__(pretrained=pretrained, tokenizer=tokenizer, batch_size=batch_size, **options)

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from ropewalk import spec as specs
 from ropewalk.evaluate.tasks.base import Task
-from ropewalk.registry import registered
+from ropewalk.registry import find_by_name, registered
 
 TASKS: dict[str, type[Task]] = registered(__name__, __path__, Task)  # type: ignore[type-abstract]
 __all__ = ["TASKS", "Task", "parse_task"]
@@ -20,7 +20,7 @@ def parse_task(spec: str | Task) -> Task:
     if isinstance(spec, Task):
         return spec
     name, colon, rest = spec.partition(":")
-    cls = specs.find("task", name, TASKS, TASKS)
+    cls = find_by_name("task", name, TASKS)
     if cls.positional and rest and "=" not in rest.split(",")[0]:
         rest = f"{cls.positional}={rest}"
     options = specs.read_spec(f"{name}{colon}{rest}")[1]

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ropewalk import spec as specs
-from ropewalk.evaluate.sample import Outcome, Sample
+from ropewalk.evaluate.sample import Sample, SampleResult
 
 if TYPE_CHECKING:
-    from ropewalk.evaluate.reader import Reader
-    from ropewalk.evaluate.served import ServedReader
+    from ropewalk.evaluate.server_text_generator import ServerTextGenerator
+    from ropewalk.evaluate.text_generator import TextGenerator
 
 
 class Task(ABC):
@@ -52,7 +52,9 @@ class Task(ABC):
         Raises InputError when there is not so much to ask.
         """
 
-    def answers(self, reader: Reader | ServedReader, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
+    def answers(
+        self, reader: TextGenerator | ServerTextGenerator, samples: Sequence[Sample]
+    ) -> Iterator[tuple[Sample, str]]:
         """Each sample with the answer of the model, in any order, as they come."""
         return reader.generate(samples)
 
@@ -60,7 +62,7 @@ class Task(ABC):
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
         """The scores of one answer, by name."""
 
-    def summary(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    def summary(self, outcomes: Sequence[SampleResult]) -> dict[str, float]:
         """The scores of a whole cell: the mean of each."""
         names = dict.fromkeys(name for outcome in outcomes for name in outcome["scores"])
         return {name: mean([o["scores"][name] for o in outcomes if name in o["scores"]]) for name in names}

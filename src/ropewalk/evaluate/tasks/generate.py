@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError, check_length
-from ropewalk.evaluate.cut import cut_middle
 from ropewalk.evaluate.metrics import Metric, find_metric
-from ropewalk.evaluate.sample import Outcome, Sample
+from ropewalk.evaluate.sample import Sample, SampleResult
 from ropewalk.evaluate.tasks.base import Task
+from ropewalk.evaluate.truncation import truncate_middle
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Generate(Task):
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
         return {metric.name: metric.score(answer.strip(), sample.references) for metric in self._metrics()}
 
-    def summary(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    def summary(self, outcomes: Sequence[SampleResult]) -> dict[str, float]:
         answers = [outcome["answer"].strip() for outcome in outcomes]
         references = [outcome["references"] for outcome in outcomes]
         return {metric.name: metric.corpus(answers, references) for metric in self._metrics()}
@@ -84,5 +84,5 @@ class Generate(Task):
             raise InputError(where, line, "strings as context and input")
         if not (isinstance(references, list) and references and all(isinstance(each, str) for each in references)):
             raise InputError(f"{where}, answers", answers, "a string or a list of strings")
-        prompt, cut = cut_middle(tokenizer, context, f"\n\n{question}", length, where)
+        prompt, cut = truncate_middle(tokenizer, context, f"\n\n{question}", length, where)
         return Sample(index, prompt, tuple(references), self.max_new_tokens, about={"line": number, "cut": cut})

@@ -8,13 +8,13 @@ from typing import Any
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate import harness
-from ropewalk.evaluate.tasks.harnessed import Harnessed
+from ropewalk.evaluate.tasks.harness_task import HarnessTask
 
 _SHARES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "em"}  # metrics from 0 to 1
 
 
 @dataclass(frozen=True)
-class LmEval(Harnessed):
+class LmEval(HarnessTask):
     """Any task, group or tag of lm-evaluation-harness, or the user's own in its YAML.
 
     The length is the most that the model sees: the beginning of a longer prompt is cut off, as the harness does.

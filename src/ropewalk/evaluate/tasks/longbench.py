@@ -9,9 +9,9 @@ from typing import Any
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate import harness
-from ropewalk.evaluate.sample import Outcome
+from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.tasks.base import mean
-from ropewalk.evaluate.tasks.harnessed import Harnessed
+from ropewalk.evaluate.tasks.harness_task import HarnessTask
 
 _HUB = "Xnhyacinth/LongBench"
 _FIELDS = ("context", "answers", "length", "all_classes")
@@ -19,7 +19,7 @@ _BINS = ((4000, "0-4k"), (8000, "4-8k"), (float("inf"), "8k+"))  # LongBench-E's
 
 
 @dataclass(frozen=True)
-class LongBench(Harnessed):
+class LongBench(HarnessTask):
     """LongBench (Y. Bai et al., arXiv 2308.14508): 21 data sets, or with `e` the 13 of LongBench-E, in bins of length.
 
     A prompt that is too long is cut in its middle, as LongBench's own code does; `about` says so. Samples are the first
@@ -70,7 +70,7 @@ class LongBench(Harnessed):
         group = next(group for group, names in _groups(self.e).items() if self.task in names)
         return {"group": group, "bin": next(name for limit, name in _BINS if document["length"] < limit)}
 
-    def summary(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    def summary(self, outcomes: Sequence[SampleResult]) -> dict[str, float]:
         whole = super().summary(outcomes)
         for _, name in _BINS if self.e else ():
             inside = [outcome["scores"][self.main] for outcome in outcomes if outcome["about"]["bin"] == name]

@@ -3,12 +3,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from ropewalk.evaluate.tasks.hidden import Hidden, Wording
+from ropewalk.evaluate.tasks.retrieval import RetrievalTask, Wording
 from ropewalk.evaluate.texts import BUILT_IN, Text, read_text
 
 
 @dataclass(frozen=True)
-class Needle(Hidden):
+class Needle(RetrievalTask):
     """A statement hidden in a text of the user's (the idea: G. Kamradt, needle in a haystack, 2023; own words)."""
 
     name = "needle"

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ropewalk.evaluate.tasks.hidden import Hidden, Wording
+from ropewalk.evaluate.tasks.retrieval import RetrievalTask, Wording
 
 _FILLER = "The grass grows. The river runs. The lamp is lit. We walk on. And then we turn back. "
 
 
 @dataclass(frozen=True)
-class Passkey(Hidden):
+class Passkey(RetrievalTask):
     """A number hidden in filler that says nothing (the idea: Mohtashami and Jaggi, arXiv 2305.16300; own words)."""
 
     name = "passkey"

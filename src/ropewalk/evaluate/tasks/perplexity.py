@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.sample import Outcome, Sample
+from ropewalk.evaluate.sample import Sample, SampleResult
 from ropewalk.evaluate.tasks.base import Task, mean
 from ropewalk.evaluate.texts import BUILT_IN, read_text
 
 if TYPE_CHECKING:
-    from ropewalk.evaluate.reader import Reader
-    from ropewalk.evaluate.served import ServedReader
+    from ropewalk.evaluate.server_text_generator import ServerTextGenerator
+    from ropewalk.evaluate.text_generator import TextGenerator
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Perplexity(Task):
             for index, start in enumerate(starts)
         ]
 
-    def answers(self, reader: Reader | ServedReader, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
+    def answers(
+        self, reader: TextGenerator | ServerTextGenerator, samples: Sequence[Sample]
+    ) -> Iterator[tuple[Sample, str]]:
         from ropewalk.evaluate.perplexity import perplexity_curve
 
         for sample in samples:
@@ -59,7 +61,7 @@ class Perplexity(Task):
         read = json.loads(answer)
         return {"ppl": _perplexity(read["nll"]), "nll": read["nll"], "ppl_last": read["ppl_last"]}
 
-    def summary(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    def summary(self, outcomes: Sequence[SampleResult]) -> dict[str, float]:
         means = super().summary(outcomes)
         return {**means, "ppl": _perplexity(mean([outcome["scores"]["nll"] for outcome in outcomes]))}
 

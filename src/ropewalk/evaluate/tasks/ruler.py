@@ -14,7 +14,7 @@ from typing import Any
 from ropewalk.errors import InputError
 from ropewalk.evaluate import harness
 from ropewalk.evaluate.sample import Sample
-from ropewalk.evaluate.tasks.harnessed import Harnessed
+from ropewalk.evaluate.tasks.harness_task import HarnessTask
 from ropewalk.evaluate.texts import read_text
 
 _ESSAYS = "baber/paul_graham_essays"
@@ -24,7 +24,7 @@ _OWN_SAMPLES = 500  # as many the harness makes itself
 
 
 @dataclass(frozen=True)
-class Ruler(Harnessed):
+class Ruler(HarnessTask):
     """RULER (C.-P. Hsieh et al., arXiv 2404.06654): 13 synthetic tasks, made by the harness's generators.
 
     At seed 0 the samples are those that the harness makes itself. A prompt has at most `length` tokens, mostly fewer:

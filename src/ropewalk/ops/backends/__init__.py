@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 
-from ropewalk import spec as specs
 from ropewalk.errors import InputError
 from ropewalk.ops.backends.base import Backend
-from ropewalk.registry import registered
+from ropewalk.registry import find_by_name, registered
 
 VARIABLE = "ROPEWALK_ROTATION"
 BACKENDS: dict[str, Backend] = {
@@ -19,10 +18,10 @@ BACKENDS: dict[str, Backend] = {
     for name, cls in registered(__name__, __path__, Backend).items()  # type: ignore[type-abstract]
 }
 _serving: dict[str, Backend] = {}  # by type of device; "" for those that none names
-__all__ = ["BACKENDS", "VARIABLE", "Backend", "serving", "use"]
+__all__ = ["BACKENDS", "VARIABLE", "Backend", "backend_for", "use"]
 
 
-def serving(device_type: str) -> Backend:
+def backend_for(device_type: str) -> Backend:
     """What turns tensors of such devices."""
     return _serving.get(device_type) or _serving[""]
 
@@ -35,7 +34,7 @@ def use(name: str | None = None, said_in: str = "rotation backend") -> None:
     usable = sorted((each for each in BACKENDS.values() if each.missing() is None), key=lambda each: each.rank)
     if name is not None:
         names = {each.name: each for each in usable}
-        asked = specs.find(said_in, name, BACKENDS, names)
+        asked = find_by_name(said_in, name, BACKENDS, names)
         if (missing := asked.missing()) is not None:
             raise InputError(said_in, name, f"{', '.join(names)}; {missing}")
         usable.append(asked)

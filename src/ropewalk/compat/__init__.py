@@ -1,0 +1,1 @@
+"""Private hooks into other libraries, one module per library."""

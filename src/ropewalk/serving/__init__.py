@@ -1,0 +1,1 @@
+"""Serving engines: how each reads a configuration, exports for it, faults it suffers from, and proof on the engine."""

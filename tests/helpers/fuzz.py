@@ -1,0 +1,312 @@
+"""Throw damaged configurations and GGUF files at config, doctor and export: a verdict or one clear line, each time.
+
+`python tests/fuzz.py configs 10000` and `python tests/fuzz.py ggufs 2000`; the suite runs some of each.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+SECONDS = 10  # for one case
+MEMORY = 2**30  # bytes, of the whole process
+
+PLAIN = [
+    {
+        "model_type": "llama",
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "rope_theta": 1e4,
+        "max_position_embeddings": 8192,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+    {
+        "model_type": "gemma3_text",
+        "head_dim": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 6,
+        "sliding_window": 99,
+        "max_position_embeddings": 131_072,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    {
+        "model_type": "some_vl",
+        "text_config": {
+            "model_type": "qwen2",
+            "hidden_size": 128,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_theta": 1e6,
+            "rope_scaling": {"type": "mrope", "mrope_section": [8, 8, 16]},
+        },
+    },
+    {
+        "model_type": "gpt_neox",
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "rotary_pct": 0.25,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+        "max_position_embeddings": 2048,
+    },
+    {
+        "model_type": "gemma4_text",
+        "head_dim": 64,
+        "global_head_dim": 128,
+        "num_attention_heads": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "max_position_embeddings": 8192,
+        "num_hidden_layers": 2,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+]
+JUNK = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2,
+    3.5,
+    1e308,
+    -1e308,
+    math.nan,
+    math.inf,
+    -math.inf,
+    10**30,
+    2**63,
+    5e-324,
+    "",
+    "4",
+    "yarn",
+    "su",
+    "default",
+    "\x00",
+    "ü" * 50,
+    "9" * 5000,
+    [],
+    [1],
+    [None],
+    [1.0] * 32,
+    [-1.0] * 32,
+    ["a"],
+    {},
+    {"a": 1},
+    {"factor": 2},
+    {"rope_type": "yarn"},
+    {"full_attention": {"rope_type": "yarn", "factor": 4.0}},
+    [[[[]]]],
+    {"": {"": {}}},
+    [0] * 70_000,
+]
+KEYS = [
+    "rope_type",
+    "type",
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "attention_factor",
+    "short_factor",
+    "long_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "truncate",
+    "alpha",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "max_position_embeddings",
+    "head_dim",
+    "hidden_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "partial_rotary_factor",
+    "layer_types",
+    "text_config",
+    "model_type",
+    "sliding_window",
+    "use_sliding_window",
+    "qk_rope_head_dim",
+    "rope_local_base_freq",
+    "model_max_length",
+    "per_layer_config",
+    "kv_lora_rank",
+]
+SPECS = [
+    "none",
+    "linear:factor=2",
+    "yarn:factor=4",
+    "ntk-by-parts:factor=2,ramp=rotations",
+    "dynamic-yarn",
+    "ntk:factor=3",
+]
+
+
+def places(value, path=()):
+    """The path of every dict in it."""
+    found = [path] if isinstance(value, dict) else []
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in list(children)[:50]:
+        found += places(child, (*path, key))
+    return found
+
+
+def mutated(config, draw):
+    config = copy.deepcopy(config)
+    for _ in range(draw.randint(1, 4)):
+        where = config
+        for key in draw.choice(places(config)):
+            where = where[key]
+        kind = draw.random()
+        if kind < 0.25 and where:
+            del where[draw.choice(list(where))]
+        elif kind < 0.75 and where:
+            where[draw.choice(list(where))] = copy.deepcopy(draw.choice(JUNK))
+        else:
+            where[draw.choice(KEYS)] = copy.deepcopy(draw.choice(JUNK))
+    return config
+
+
+def invented(draw):
+    """A configuration of nothing but chance."""
+    return {draw.choice(KEYS): copy.deepcopy(draw.choice(JUNK)) for _ in range(draw.randint(0, 12))}
+
+
+def broken(data, draw):
+    """The bytes of a file with a few of its first ones changed, cut or doubled."""
+    head = bytearray(data)
+    for _ in range(draw.randint(1, 6)):
+        at = draw.randrange(min(len(head), 4096))
+        kind = draw.random()
+        if kind < 0.5:
+            head[at] = draw.randrange(256)
+        elif kind < 0.8:
+            head[at : at + 8] = draw.choice([0, 1, 2**31, 2**62, 2**64 - 1, draw.randrange(2**16)]).to_bytes(
+                8, "little"
+            )
+        elif kind < 0.9:
+            del head[at : at + draw.randint(1, 64)]
+        else:
+            head[at:at] = head[at : at + draw.randint(1, 64)]
+    return bytes(head[: draw.randrange(len(head))] if draw.random() < 0.1 else head)
+
+
+class Tally:
+    """What came of the cases: verdicts and refusals by what they name, and whatever else was raised."""
+
+    def __init__(self):
+        self.counts, self.faults = Counter(), []
+
+    def run(self, what, case, work, *given):
+        from ropewalk.errors import InputError
+
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        try:
+            work(*given)
+            self.counts[what, "verdict"] += 1
+        except InputError as error:
+            self.counts[what, "one line"] += 1
+            if "\n" in str(error) or len(str(error)) > 1000:
+                self.faults.append((what, f"a message that is not one line: {error}", repr(case)[:2000]))
+        except BaseException:
+            self.faults.append((what, traceback.format_exc(limit=-4), repr(case)[:2000]))
+            if len(self.faults) > 20:
+                raise
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def fuzz_configs(count, seed):
+    import ropewalk as rw
+    from ropewalk.config import from_dict
+    from ropewalk.serving.doctor import Subject, examine
+    from ropewalk.serving.engines import ENGINES
+    from ropewalk.serving.engines.encode import encode
+    from ropewalk.serving.engines.folder_engine import meaning
+
+    def exported(engine, case, spec, length):
+        return encode(engine, case, meaning(case), spec, length)
+
+    draw, tally = random.Random(seed), Tally()
+    known = Path(rw.__file__).parent / "config" / "published"
+    models = [json.loads(file.read_text())["config"] for file in sorted(known.glob("*.json"))] + PLAIN
+    engines = [engine for engine in ENGINES.values() if engine.takes == "folder"]
+    for _ in range(count):
+        case = invented(draw) if draw.random() < 0.2 else mutated(draw.choice(models), draw)
+        engine, spec = draw.choice(engines), rw.parse(draw.choice(SPECS))
+        length = draw.choice([1, 8192, 32_768, 1_000_000])
+        tally.run("config", case, from_dict, case)
+        tally.run("doctor", case, examine, Subject(case))
+        tally.run("read", (engine.name, case), engine.interpret, case, length)
+        tally.run("export", (engine.name, case), exported, engine, case, spec, length)
+    return tally
+
+
+def fuzz_ggufs(count, seed):
+    from tests.helpers.gguf_model import small_gguf
+
+    from ropewalk.config import from_gguf
+    from ropewalk.serving.doctor import examine, load
+    from ropewalk.serving.export import export_model
+
+    def examined(path):
+        return examine(load(path))
+
+    draw, tally = random.Random(seed), Tally()
+    with tempfile.TemporaryDirectory() as folder:
+        whole = small_gguf(Path(folder) / "whole.gguf").read_bytes()
+        path = Path(folder) / "broken.gguf"
+        for index in range(count):
+            case = broken(whole, draw)
+            path.write_bytes(case)
+            spec = draw.choice(SPECS)
+            tally.run("config", case, from_gguf, path)
+            tally.run("doctor", case, examined, str(path))
+            out = Path(folder) / f"out{index}"
+            tally.run("export", case, export_model, str(path), spec, "llama.cpp", out, 12_000)
+    return tally
+
+
+def peak_memory():
+    """Bytes; not by getrusage, which counts what the parent had when it started this process."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def main():
+    what, count, *seed = sys.argv[1:]
+    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError(f"longer than {SECONDS} s")))
+    started = time.perf_counter()
+    tally = {"configs": fuzz_configs, "ggufs": fuzz_ggufs}[what](int(count), int(seed[0]) if seed else 0)
+    peak = peak_memory()
+    for (name, outcome), number in sorted(tally.counts.items()):
+        print(f"{name}: {outcome} {number}")
+    print(f"{time.perf_counter() - started:.0f} s, at most {peak / 2**20:.0f} MiB")
+    for name, fault, case in tally.faults:
+        print(f"--- {name}\n{fault}\n{case}", file=sys.stderr)
+    sys.exit(bool(tally.faults) or peak > MEMORY)
+
+
+if __name__ == "__main__":
+    main()
