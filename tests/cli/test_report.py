@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ropewalk.evaluate.store import Store
+from ropewalk.evaluate.evaluation_store import EvaluationStore
 
 CELL = {
     "task": "passkey", "task_name": "passkey", "task_version": 1, "task_options": {}, "fingerprint": {},
@@ -20,7 +20,7 @@ SAMPLE = {
 @pytest.fixture
 def folder(tmp_path):
     path = tmp_path / "out"
-    with Store(path, {"model": "gone", "digest": "sha256:01", "dtype": "bfloat16"}) as store:
+    with EvaluationStore(path, {"model": "gone", "digest": "sha256:01", "dtype": "bfloat16"}) as store:
         store.begin("ropewalk eval smollm2", {"python": "3.11"}, {"key": CELL})
         store.add("key", SAMPLE)
         store.finish("key", {"found": 1.0})

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from tests.helpers import toy_task as toy
 
-from ropewalk.evaluate.store import Store
+from ropewalk.evaluate.evaluation_store import EvaluationStore
 from ropewalk.evaluate.worker import Worker
 
 
@@ -37,5 +37,5 @@ def undisturbed_folder(toy_model, tmp_path_factory):
 @pytest.fixture
 def undisturbed(no_model, undisturbed_folder):
     """What it kept."""
-    with Store(undisturbed_folder) as store:
+    with EvaluationStore(undisturbed_folder) as store:
         return toy.kept(store)

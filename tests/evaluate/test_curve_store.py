@@ -7,13 +7,13 @@ import pytest
 
 import ropewalk as rw
 from ropewalk.evaluate.curve_store import CurveStore
-from ropewalk.evaluate.perplexity import Row
+from ropewalk.evaluate.perplexity import CurveRow
 
 HEADER = {"model": "m", "text": "t", "dtype": "float32", "text_sha256": "0"}
 
 
 def row(scaling="none", length=64, ppl=3.0):
-    return Row(scaling=scaling, chunk=None, policy=None, length=length, ppl=ppl, ppl_last=ppl, nll=1.0,
+    return CurveRow(scaling=scaling, chunk=None, policy=None, length=length, ppl=ppl, ppl_last=ppl, nll=1.0,
                tokens=length - 1, seconds=0.1)  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from tests.helpers import toy_task as toy
 import ropewalk as rw
 from ropewalk.evaluate.evaluation import run_evaluation
 from ropewalk.evaluate.executors.in_process import in_process_executor
-from ropewalk.evaluate.worker import Summary, Worker
+from ropewalk.evaluate.worker import CellSummary, Worker
 
 pytestmark = pytest.mark.usefixtures("no_model")
 
@@ -71,7 +71,7 @@ def test_after_an_interrupt_only_what_is_missing_is_done(run, tmp_path, toy_mode
     evaluation = toy.evaluation(toy_model, tmp_path / "out")
     with evaluation.store, pytest.raises(KeyboardInterrupt):
         evaluation.run(tell=interrupt)
-    done = sum(not isinstance(news, Summary) for news in told)
+    done = sum(not isinstance(news, CellSummary) for news in told)
     assert len((tmp_path / "out" / "samples.jsonl").read_text().splitlines()) == done
     kept, answered = run()
     assert kept == undisturbed
@@ -177,7 +177,7 @@ def test_a_folder_whose_run_could_not_begin_is_free(tmp_path, toy_model, monkeyp
         raise RuntimeError("full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ropewalk.evaluate.store.Store.begin", full)
+        patch.setattr("ropewalk.evaluate.evaluation_store.EvaluationStore.begin", full)
         with pytest.raises(RuntimeError, match="full") as held:
             toy.evaluation(toy_model, tmp_path / "out")
     assert held.tb  # which holds the evaluation that failed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ropewalk.evaluate.store import Store
+from ropewalk.evaluate.evaluation_store import EvaluationStore
 
 MODEL = {"model": "smollm2", "digest": "sha256:0123", "dtype": "bfloat16"}
 
@@ -46,7 +46,7 @@ def outcome(index, score, *, main="found", answer="no", about=None, references=(
 
 def store(folder, cells, model=MODEL, command="ropewalk eval smollm2"):
     """A folder of cells, each (described, scores or outcomes); one with fewer than asked is not finished."""
-    with Store(folder, model) as written:
+    with EvaluationStore(folder, model) as written:
         keyed = {str(at): cell for at, (cell, _) in enumerate(cells)}
         written.begin(command, {"python": "3.11"}, keyed)
         for (key, cell), (_, given) in zip(keyed.items(), cells, strict=True):
@@ -54,9 +54,9 @@ def store(folder, cells, model=MODEL, command="ropewalk eval smollm2"):
                 known = isinstance(each, dict)
                 written.add(key, each if known else outcome(index, each, main=cell["main"], about=depth(index, cell)))
             if len(given) == cell["samples"]:
-                scores = [each["scores"][cell["main"]] for each in written.outcomes(key).values()]
+                scores = [each["scores"][cell["main"]] for each in written.sample_results(key).values()]
                 written.finish(key, {cell["main"]: sum(scores) / len(scores)})
-    return Store(folder)
+    return EvaluationStore(folder)
 
 
 def depth(index, cell):

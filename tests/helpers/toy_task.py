@@ -62,7 +62,7 @@ class Toy(Task):
         if self.wrong:
             raise KeyError(self.wrong)
         return [
-            Sample(index, [seed, length, index], (str(index),), about={"depth": index / 8}) for index in range(count)
+            Sample(index, [seed, length, index], (str(index),), metadata={"depth": index / 8}) for index in range(count)
         ]
 
     def answers(self, reader, samples):
@@ -110,6 +110,6 @@ def logged(path):
 def kept(store):
     """All that the store holds but the seconds, which differ each time."""
     return [
-        (cell.key, cell.description, cell.summary, [{**outcome, "seconds": 0} for outcome in cell.outcomes])
+        (cell.key, cell.description, cell.summary, [{**outcome, "seconds": 0} for outcome in cell.sample_results])
         for cell in store.cells()
     ]

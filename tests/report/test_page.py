@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from tests.helpers.fake_results import MODEL, description, mixed, outcome, store
 
 import ropewalk as rw
-from ropewalk.evaluate.store import Store
+from ropewalk.evaluate.evaluation_store import EvaluationStore
 from ropewalk.report.evaluation import rows
 from ropewalk.report.page import write_report
 
@@ -140,9 +140,9 @@ def test_scores_of_the_harness_that_are_no_numbers_or_no_shares(tmp_path):
     sample["scores"]["bleu,none"] = [["right"], ["answer"]]
     cells = [(description("lm_eval:x", "none", 4096, 2, main="bleu,none"), [sample])]
     store(tmp_path, cells, GONE).close()
-    with Store(tmp_path, GONE) as folder:
+    with EvaluationStore(tmp_path, GONE) as folder:
         folder.finish("0", {"bleu,none": 31.25, "acc,none": 1.0})
-    page, *_ = report(Store(tmp_path))
+    page, *_ = report(EvaluationStore(tmp_path))
     cells = Page(page.read_text("utf-8")).cells
     assert cells[cells.index("bleu,none") :][:3] == ["bleu,none", "4k", "31.25"]
     assert {"acc,none, %", "100.0", "acc,none 100.0 %"} <= set(cells)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ropewalk.cli.output import Json, Model, people, print_json, results
+from ropewalk.cli.output import JsonOption, ModelArgument, console, err_console, print_json
 from ropewalk.errors import InputError
 from ropewalk.lengths import parse_length
 from ropewalk.scaling import Scaling, parse
@@ -13,12 +13,12 @@ from ropewalk.scaling.policies import DEFAULT_POLICY, POLICIES, Policy, parse_po
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.curve_store import CurveStore
-    from ropewalk.evaluate.perplexity import Key, Point, Row
+    from ropewalk.evaluate.perplexity import CurveRow, Key, Point
     from ropewalk.evaluate.texts import Text
 
 
 def command(
-    model: Model,
+    model: ModelArgument,
     scaling: Annotated[list[str], typer.Option(help="name:option=value,... or JSON; give it once for each.")],
     lengths: Annotated[str, typer.Option(help="Lengths to measure at: 2k,4k,8k,16k.", show_default=False)],
     text: Annotated[str, typer.Option(help="File, folder, hf:DATASET[:SPLIT[:FIELD]], or pydoc.", show_default=False)],
@@ -27,7 +27,7 @@ def command(
     cached: Annotated[bool, typer.Option("--cached", help="Read through the KV cache too, as a chat does.")] = False,
     chunk: Annotated[str, typer.Option(help="With --cached: tokens at a time.")] = "512",
     policy: Annotated[str, typer.Option(help=f"With --cached: {', '.join(POLICIES)}; options as above.")] = "stepped",
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Measure perplexity against length under one or several scalings."""
     numbers = [parse_length(part, "lengths") for part in lengths.split(",") if part.strip()]
@@ -63,7 +63,7 @@ def run(
     kind = choose_dtype(dtype)
     text = read_text(text_name)
     model_config = load_config(name)
-    original_length = model_config.ropes[model_config.main].rope.original_length
+    original_length = model_config.main_layer.rope.original_length
     store = CurveStore(out, {"model": name, "text": text.name, "dtype": kind, "text_sha256": text.digest})
     scalings, lengths = list(dict.fromkeys(scalings)), sorted(set(lengths))
 
@@ -86,9 +86,9 @@ def run(
     if json:
         print_json(store.document(rows))
         return
-    results.print(curve_table(rows))
-    results.print(curve_sentence(rows, original_length), highlight=False)
-    results.print(f"Results: {store.json_path}, curve.csv and {store.figure_path}", highlight=False)
+    console.print(curve_table(rows))
+    console.print(curve_sentence(rows, original_length), highlight=False)
+    console.print(f"Results: {store.json_path}, curve.csv and {store.figure_path}", highlight=False)
 
 
 def _measure(
@@ -110,15 +110,15 @@ def _measure(
     from ropewalk.models.load import load
     from ropewalk.report.curve import label
 
-    people.print(f"loading {name} ...")
+    err_console.print(f"loading {name} ...")
     model, tokenizer = load(name, dtype=dtype)
     tokens = tokenizer(text.content, verbose=False)["input_ids"]
 
-    def keep(row: Row) -> None:
+    def keep(row: CurveRow) -> None:
         store.add(row)
         draw()
-        if not people.is_terminal:
-            people.print(f"{label(row)} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}", highlight=False)
+        if not err_console.is_terminal:
+            err_console.print(f"{label(row)} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}", highlight=False)
 
     columns = (
         TextColumn("reading"),
@@ -127,7 +127,7 @@ def _measure(
         TextColumn("{task.fields[speed]:,.0f} tokens/s"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=people, disable=not people.is_terminal) as progress:
+    with Progress(*columns, console=err_console, disable=not err_console.is_terminal) as progress:
         bar = progress.add_task("", total=total, speed=0.0)
 
         def tell(read: float) -> None:
@@ -148,5 +148,5 @@ def _measure(
                 )
         except KeyboardInterrupt:
             progress.stop()
-            people.print(f"{len(store.rows)} rows are safe in {store.folder}; the same command goes on from there")
+            err_console.print(f"{len(store.rows)} rows are safe in {store.folder}; the same command goes on from there")
             raise

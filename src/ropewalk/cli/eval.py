@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ropewalk.cli.output import Json, Model, people, print_json, results
+from ropewalk.cli.output import JsonOption, ModelArgument, console, err_console, print_json
 from ropewalk.errors import InputError
 from ropewalk.lengths import length_name, parse_length
 from ropewalk.scaling.policies import POLICIES
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from ropewalk.evaluate.executors import Executor
     from ropewalk.evaluate.grid import Cell
     from ropewalk.evaluate.sample import SampleResult
-    from ropewalk.evaluate.worker import Summary
+    from ropewalk.evaluate.worker import CellSummary
 
 _AT_ONCE = 4  # prompts that a server is asked at a time
 
 
 def command(
-    model: Model,
+    model: ModelArgument,
     scaling: Annotated[list[str], typer.Option(help="name:option=value,... or JSON; give it once for each.")],
     lengths: Annotated[str, typer.Option(help="Lengths of the prompts: 4k,8k,12k.", show_default=False)],
     task: Annotated[list[str], typer.Option(help="name:option=value,...; give it once for each.")],
@@ -41,7 +41,7 @@ def command(
         str, typer.Option(help="Ask this server (http://127.0.0.1:8000/v1); MODEL gives the tokenizer.")
     ] = "",
     gpus_per_worker: Annotated[float, typer.Option(help="With --ray: GPUs for each worker.")] = 0,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Ask a model questions over long texts, under one or several scalings."""
     from ropewalk.completions import CompletionsClient
@@ -73,9 +73,9 @@ def command(
         if json:
             print_json(document(evaluation.store, cells))
             return
-    results.print(summary_table(cells))
-    results.print(f"Results: {evaluation.store.path}, samples.jsonl, cells.csv", highlight=False)
-    results.print(f"Pictures and a page: ropewalk report {shlex.quote(out)}", highlight=False)
+    console.print(summary_table(cells))
+    console.print(f"Results: {evaluation.store.path}, samples.jsonl, cells.csv", highlight=False)
+    console.print(f"Pictures and a page: ropewalk report {shlex.quote(out)}", highlight=False)
 
 
 def _asking(server: CompletionsClient, model: str, jobs: int) -> Executor:
@@ -103,10 +103,10 @@ def _run(evaluation: Evaluation, executor: Executor | None) -> None:
     """Do what is missing, with a progress bar over the tokens of its prompts."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ropewalk.evaluate.worker import Summary
+    from ropewalk.evaluate.worker import CellSummary
 
     left = evaluation.left()
-    waiting = {key: cell.samples - len(evaluation.store.outcomes(key)) for key, cell in left}
+    waiting = {key: cell.samples - len(evaluation.store.sample_results(key)) for key, cell in left}
     total = sum(max(waiting[key], 0) * cell.length for key, cell in left)
     finished = len(evaluation.cells) - len(left)
     columns = (
@@ -121,16 +121,16 @@ def _run(evaluation: Evaluation, executor: Executor | None) -> None:
     def count() -> str:
         return f"{finished} of {len(evaluation.cells)} cells"
 
-    with Progress(*columns, console=people, disable=not people.is_terminal) as progress:
+    with Progress(*columns, console=err_console, disable=not err_console.is_terminal) as progress:
         bar = progress.add_task("", total=total, cells=count(), speed=0.0, current="loading the model")
 
-        def tell(cell: Cell, news: SampleResult | Summary) -> None:
+        def tell(cell: Cell, news: SampleResult | CellSummary) -> None:
             nonlocal finished
-            if isinstance(news, Summary):
+            if isinstance(news, CellSummary):
                 finished += 1
-                if not people.is_terminal:
+                if not err_console.is_terminal:
                     shown = ", ".join(f"{name} {value:.3f}" for name, value in news.scores.items())
-                    people.print(f"{count()}: {_named(cell)}: {shown}", highlight=False)
+                    err_console.print(f"{count()}: {_named(cell)}: {shown}", highlight=False)
             else:
                 progress.update(bar, advance=cell.length)
             speed = progress.tasks[bar].speed or 0.0
@@ -140,7 +140,7 @@ def _run(evaluation: Evaluation, executor: Executor | None) -> None:
             evaluation.run(executor, tell)
         except KeyboardInterrupt:
             progress.stop()
-            people.print(f"what is done is safe in {evaluation.store.folder}; the same command goes on from there")
+            err_console.print(f"what is done is safe in {evaluation.store.folder}; the same command goes on from there")
             raise
 
 

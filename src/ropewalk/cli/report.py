@@ -5,26 +5,26 @@ from typing import Annotated
 
 import typer
 
-from ropewalk.cli.output import Json, print_json, results
+from ropewalk.cli.output import JsonOption, console, print_json
 
 
 def command(
     folder: Annotated[str, typer.Argument(help="Folder that eval wrote.", show_default=False)],
     out: Annotated[str, typer.Option(help="The page; report.html in the folder if not given.")] = "",
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Write one HTML file of an evaluation, finished or not: tables, heat maps, samples."""
-    from ropewalk.evaluate.store import Store
+    from ropewalk.evaluate.evaluation_store import EvaluationStore
     from ropewalk.report.evaluation import document
     from ropewalk.report.page import write_report
 
-    with Store(folder) as store:
+    with EvaluationStore(folder) as store:
         paths = write_report(store, Path(out or Path(folder) / "report.html").expanduser())
         made = document(store, store.cells())
     if json:
         print_json({**made, "files": [str(path) for path in paths]})
         return
     page, *pictures = paths
-    results.print(f"Report: {page}", highlight=False)
+    console.print(f"Report: {page}", highlight=False)
     for picture in pictures:
-        results.print(f"Picture: {picture}", highlight=False)
+        console.print(f"Picture: {picture}", highlight=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.perplexity import Key, Row, key
+from ropewalk.evaluate.perplexity import CurveRow, Key, key
 from ropewalk.files import writable_folder, write_whole
 
 
@@ -28,7 +28,7 @@ class CurveStore:
         """
         self.folder = writable_folder(folder)
         self.header = header
-        self.rows: dict[Key, Row] = {}
+        self.rows: dict[Key, CurveRow] = {}
         if self.json_path.exists():
             self._read()
 
@@ -40,18 +40,18 @@ class CurveStore:
     def figure_path(self) -> Path:
         return self.folder / "curve.png"
 
-    def add(self, row: Row) -> None:
+    def add(self, row: CurveRow) -> None:
         """Keep a row."""
         self.rows[key(row)] = row
         everything = list(self.rows.values())
         write_whole(self.json_path, json.dumps(self.document(everything), indent=1) + "\n")
         table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, fieldnames=list(Row.__annotations__))
+        writer = csv.DictWriter(table, fieldnames=list(CurveRow.__annotations__))
         writer.writeheader()
         writer.writerows(everything)
         write_whole(self.folder / "curve.csv", table.getvalue())
 
-    def document(self, rows: Iterable[Row]) -> dict[str, Any]:
+    def document(self, rows: Iterable[CurveRow]) -> dict[str, Any]:
         """The JSON document of these rows; what a row does not have (a chunk, a policy) is left out."""
         shown = [{name: value for name, value in row.items() if value is not None} for row in rows]
         return {**self.header, "rows": shown}
@@ -71,6 +71,6 @@ class CurveStore:
         self.rows = {key(row): row for row in rows}
 
 
-def _row(written: dict[str, Any]) -> Row:
+def _row(written: dict[str, Any]) -> CurveRow:
     whole = {"chunk": None, "policy": None, **written}
-    return Row(**{name: whole[name] for name in Row.__annotations__})  # type: ignore[typeddict-item]
+    return CurveRow(**{name: whole[name] for name in CurveRow.__annotations__})  # type: ignore[typeddict-item]

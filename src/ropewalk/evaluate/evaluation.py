@@ -10,13 +10,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from ropewalk.evaluate.evaluation_store import CellResult, EvaluationStore
 from ropewalk.evaluate.executors import Executor, Job
 from ropewalk.evaluate.executors.in_process import in_process_executor
 from ropewalk.evaluate.grid import Cell, cell_key, make_grid
 from ropewalk.evaluate.sample import SampleResult
-from ropewalk.evaluate.store import CellResult, Store
 from ropewalk.evaluate.tasks import Task
-from ropewalk.evaluate.worker import Summary, Worker
+from ropewalk.evaluate.worker import CellSummary, Worker
 from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import ScalingLike
 from ropewalk.models.load import choose_dtype
@@ -77,7 +77,7 @@ class Evaluation:
         keys = [cell_key(description, each) for each in about]
         self.model = model
         self.cells: dict[str, Cell] = dict(zip(keys, grid, strict=True))
-        self.store = Store(out, description)
+        self.store = EvaluationStore(out, description)
         try:
             self.store.begin(command or " ".join(sys.argv), _versions(), dict(zip(keys, about, strict=True)))
         except BaseException:
@@ -91,7 +91,7 @@ class Evaluation:
         return sorted(jobs, key=lambda job: -job[1].length)
 
     def run(
-        self, executor: Executor | None = None, tell: Callable[[Cell, SampleResult | Summary], None] | None = None
+        self, executor: Executor | None = None, tell: Callable[[Cell, SampleResult | CellSummary], None] | None = None
     ) -> None:
         """Do what is missing.
 
@@ -100,9 +100,9 @@ class Evaluation:
         jobs = self.left()
         work = executor or in_process_executor(Worker(self.model, self.dtype))
         try:
-            with closing(work(jobs, self.store.outcomes)) as told:
+            with closing(work(jobs, self.store.sample_results)) as told:
                 for key, news in told if jobs else ():
-                    if isinstance(news, Summary):
+                    if isinstance(news, CellSummary):
                         self.store.finish(key, news.scores)
                     else:
                         self.store.add(key, news)

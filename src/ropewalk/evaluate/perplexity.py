@@ -36,7 +36,7 @@ _ROWS = 32  # of them in float32 at a time, few enough to stay in the processor'
 _ACTIVATION_BYTES = 512 * 2**20  # what the activations of one chunk may take
 
 
-class Row(TypedDict):
+class CurveRow(TypedDict):
     """One point of the curve.
 
     `ppl` is over the first `length` tokens and `ppl_last` over the last 1,024 of them; `nll` is the mean in nats over
@@ -65,9 +65,9 @@ def perplexity_curve(
     chunk: int | None = None,
     policy: Policy | str = DEFAULT_POLICY,
     done: Collection[Key] = (),
-    on_row: Callable[[Row], None] | None = None,
+    on_row: Callable[[CurveRow], None] | None = None,
     on_tokens: Callable[[float], None] | None = None,
-) -> list[Row]:
+) -> list[CurveRow]:
     """Perplexity of a text at several lengths, under one or several scalings.
 
     Args:
@@ -85,7 +85,7 @@ def perplexity_curve(
     """
     ids_T = _ids(tokens)
     lengths = _checked(lengths, len(ids_T))
-    rows: list[Row] = []
+    rows: list[CurveRow] = []
     chosen = _scalings(model, scalings)
     if chunk is not None:
         check_length("chunk", chunk)
@@ -116,7 +116,7 @@ class Point:
         return str(self.scaling), self.chunk, self.policy, self.length
 
 
-def key(row: Row) -> Key:
+def key(row: CurveRow) -> Key:
     """What tells a row from the others of its model and text."""
     return row["scaling"], row["chunk"], row["policy"], row["length"]
 
@@ -135,7 +135,7 @@ def passes(
     along with no scaling. A dynamic one that follows the text through the cache, in chunks, has one of its own.
     """
     model_config = configs.read(model_or_config)
-    rope = model_config.ropes[model_config.main].rope
+    rope = model_config.main_layer.rope
     groups: dict[Hashable, list[Point]] = {}
     for scaling in scalings:
         for length in lengths:
@@ -176,10 +176,12 @@ def _scalings(model: Any, scalings: Sequence[ScalingLike] | None) -> list[Scalin
         return list(dict.fromkeys(parse(scaling) for scaling in scalings))
     extension, model_config = extension_of(model), configs.read(model)
     held = extension.scalings if extension else {kind: layer.scaling for kind, layer in model_config.ropes.items()}
-    return [held[model_config.main]]
+    return [held[model_config.main_layer_type]]
 
 
-def _read(model: Any, ids_T: Tensor, group: list[Point], on_tokens: Callable[[float], None] | None) -> Iterator[Row]:
+def _read(
+    model: Any, ids_T: Tensor, group: list[Point], on_tokens: Callable[[float], None] | None
+) -> Iterator[CurveRow]:
     """Read the text once, at the frequencies the model has; a row as soon as its length is reached."""
     waiting, nll, seconds = list(group), np.zeros(0), 0.0
     parts = token_nll(model, ids_T[: group[-1].length], on_tokens, group[-1].chunk)
@@ -192,11 +194,11 @@ def _read(model: Any, ids_T: Tensor, group: list[Point], on_tokens: Callable[[fl
             yield _row(point, nll[: point.length - 1], seconds)
 
 
-def _row(point: Point, nll: NDArray[np.float64], seconds: float) -> Row:
+def _row(point: Point, nll: NDArray[np.float64], seconds: float) -> CurveRow:
     if not np.isfinite(nll).all():
         at = int(np.flatnonzero(~np.isfinite(nll))[0]) + 1
         raise RuntimeError(f"{point.scaling}: the model's loss at token {at:,} is not a number; try another dtype")
-    return Row(
+    return CurveRow(
         scaling=str(point.scaling),
         chunk=point.chunk,
         policy=point.policy,
@@ -224,7 +226,7 @@ def token_nll(
     total = len(ids_T)
     chunk = min(chunk or _chunk(model), total)
     ids_BT = ids_T[None].to(model.device)
-    cache = DynamicCache(config=configs.text_config(model.config)) if chunk < total else None
+    cache = DynamicCache(config=configs.get_text_config(model.config)) if chunk < total else None
     with torch.inference_mode():
         for start in range(0, total, chunk):
             part_BT = ids_BT[:, start : start + chunk]
@@ -269,7 +271,7 @@ def _body_answering(model: Any, outputs: Any) -> Iterator[None]:
 @contextmanager
 def _layers_told(model: Any, tokens: int, on_tokens: Callable[[float], None] | None) -> Iterator[None]:
     """Inside, each decoder layer that finishes reports its share of `tokens`."""
-    count = configs.text_config(model.config).num_hidden_layers
+    count = configs.get_text_config(model.config).num_hidden_layers
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
     layers = next(lists, None)
     if on_tokens is None or layers is None:
@@ -287,6 +289,6 @@ def _layers_told(model: Any, tokens: int, on_tokens: Callable[[float], None] | N
 
 
 def _chunk(model: Any) -> int:
-    config = configs.text_config(model.config)
+    config = configs.get_text_config(model.config)
     width = 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size) + 4 * config.hidden_size
     return max(_BLOCK, _ACTIVATION_BYTES // (width * model.dtype.itemsize))

@@ -1,4 +1,4 @@
-"""A question to a model, and what came of it."""
+"""The unit of an evaluation: one prompt (`Sample`) and the scored answer to it (`SampleResult`)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any, TypedDict
 
 @dataclass(frozen=True)
 class Sample:
-    """One question to the model.
+    """One prompt of a task, with what is needed to generate and to score the answer.
 
     Attributes:
-        index: its place among the samples of its cell.
+        index: position among the samples of its cell, from 0.
         prompt: token ids.
-        references: the answers that are right.
-        max_new_tokens, stop: an answer ends after so many tokens, or before one of these strings.
-        about: what a report groups samples by (the depth of a needle, the bin of a length); ready for JSON.
-        held: what the task needs to score it beyond that; it is not kept.
+        references: correct answers; may be empty.
+        max_new_tokens: the answer ends after this many tokens.
+        stop: the answer ends before the first of these strings.
+        metadata: properties that a report groups samples by, such as the depth of a needle; must be JSON.
+        task_data: anything else that the task needs to score the answer; it is never stored.
     """
 
     index: int
@@ -25,14 +26,22 @@ class Sample:
     references: tuple[str, ...]
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
-    about: Mapping[str, Any] = field(default_factory=dict)
-    held: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    task_data: Any = None
 
 
 class SampleResult(TypedDict):
-    """A finished sample: what was asked (`prompt`: SHA-256 of its token ids; `tokens`: their number), and what came.
+    """One answered and scored sample, as it is stored and exported.
 
-    `seconds` since the one before it; the first of a batch has the time of all of it.
+    Keys:
+        index: position among the samples of its cell, from 0.
+        prompt: SHA-256 of the token ids of the prompt.
+        tokens: number of tokens of the prompt.
+        answer: text that the model generated.
+        references: correct answers.
+        scores: numbers by name; some tasks of lm-evaluation-harness store lists, which only their summary reduces.
+        about: `Sample.metadata`.
+        seconds: time since the previous sample of the cell; the first sample of a batch has the time of the batch.
     """
 
     index: int
@@ -40,12 +49,12 @@ class SampleResult(TypedDict):
     tokens: int
     answer: str
     references: list[str]
-    scores: dict[str, Any]  # numbers; of some tasks of lm-evaluation-harness, what their summary is made of
+    scores: dict[str, Any]
     about: dict[str, Any]
     seconds: float
 
 
-def before(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the first of the stop strings."""
-    ends = [at for at in (text.find(each) for each in stop) if at >= 0]
-    return text[: min(ends)] if ends else text
+def truncate_at_stop(text: str, stop: Sequence[str]) -> str:
+    """Return the part of `text` before the first occurrence of any of the stop strings."""
+    positions = [text.find(string) for string in stop]
+    return text[: min((position for position in positions if position >= 0), default=len(text))]

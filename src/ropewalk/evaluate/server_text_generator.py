@@ -9,7 +9,7 @@ from typing import Any
 
 from ropewalk.completions import CompletionsClient
 from ropewalk.errors import InputError
-from ropewalk.evaluate.sample import Sample, before
+from ropewalk.evaluate.sample import Sample, truncate_at_stop
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.policies import Policy
 
@@ -48,4 +48,4 @@ class ServerTextGenerator:
     def _answer(self, sample: Sample) -> str:
         stop = {"stop": list(sample.stop[:_STOPS])} if sample.stop else {}
         answer = self._server.complete(sample.prompt, max_tokens=sample.max_new_tokens, **stop)
-        return before(str(answer["text"]), sample.stop)
+        return truncate_at_stop(str(answer["text"]), sample.stop)

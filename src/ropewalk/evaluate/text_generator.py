@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ropewalk import config as configs
 from ropewalk.compat.transformers import quiet_transformers
-from ropewalk.evaluate.sample import Sample, before
+from ropewalk.evaluate.sample import Sample, truncate_at_stop
 from ropewalk.models.extend import extended, extension_of
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.policies import Policy, RequestPolicy
@@ -91,7 +91,7 @@ class TextGenerator:
         if len(chain) < 2:
             in_process_executor += chain
             return
-        cache = DynamicCache(config=configs.text_config(self.model.config))
+        cache = DynamicCache(config=configs.get_text_config(self.model.config))
         read: list[int] = []
         for sample in chain:
             shared = min(_common(read, sample.prompt), len(sample.prompt) - 1)
@@ -99,7 +99,7 @@ class TextGenerator:
                 if shared < cache.get_seq_length():
                     cache.crop(shared - cache.get_seq_length())
             else:  # a window or a state cannot be cut back
-                cache = DynamicCache(config=configs.text_config(self.model.config))
+                cache = DynamicCache(config=configs.get_text_config(self.model.config))
             read = sample.prompt
             yield sample, self._continued([sample], cache)[0]
 
@@ -137,7 +137,7 @@ class TextGenerator:
         finally:
             self.model.generation_config = own
         texts = self.tokenizer.batch_decode(out_BT[:, longest:], skip_special_tokens=True)
-        return [before(text, stop) for text in texts]
+        return [truncate_at_stop(text, stop) for text in texts]
 
 
 class _Said(StoppingCriteria):

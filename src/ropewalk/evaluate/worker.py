@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Summary:
+class CellSummary:
     """The scores of a whole cell: all its samples are done."""
 
     scores: dict[str, float]
@@ -36,7 +36,7 @@ class Worker:
         self._reader: TextGenerator | ServerTextGenerator | None = None
         self._made: tuple[tuple[Task, int, int, int], list[Sample]] | None = None
 
-    def run(self, cell: Cell, done: Mapping[int, SampleResult]) -> Iterator[SampleResult | Summary]:
+    def run(self, cell: Cell, done: Mapping[int, SampleResult]) -> Iterator[SampleResult | CellSummary]:
         """Each outcome that is not done, as it comes; at the end the summary of all."""
         reader = self._load()
         outcomes = dict(done)
@@ -50,7 +50,7 @@ class Worker:
                     outcomes[sample.index] = outcome
                     yield outcome
                     started = time.perf_counter()
-        yield Summary(cell.task.summary([outcomes[index] for index in sorted(outcomes)]))
+        yield CellSummary(cell.task.summary([outcomes[index] for index in sorted(outcomes)]))
 
     def _load(self) -> TextGenerator | ServerTextGenerator:
         if self._reader is not None:
@@ -81,6 +81,6 @@ def _outcome(task: Task, sample: Sample, answer: str, seconds: float) -> SampleR
         answer=answer,
         references=list(sample.references),
         scores=task.score(sample, answer),
-        about=dict(sample.about),
+        about=dict(sample.metadata),
         seconds=round(seconds, 3),
     )

@@ -1,1 +1,1 @@
-"""Results for people: tables, figures, and the sentence that says what to see."""
+"""Results for people to read: tables for the terminal, pictures, and the HTML page of an evaluation."""

@@ -1,4 +1,4 @@
-"""What a scaling does to a model's rotary embedding, in words, from its numbers."""
+"""Describe in English what a scaling does to a model's rotary embedding, computed from its frequencies."""
 
 from __future__ import annotations
 
@@ -13,109 +13,121 @@ from ropewalk.rope import Rope
 from ropewalk.scaling import Scaling, parse
 from ropewalk.scaling.policies import parse_policy
 
-_SAME = 1e-6  # relative: how far numbers may be from each other that read as one
-_UNSCALED = "every pair turns as it was trained"
+_TOLERANCE = 1e-6  # relative difference below which two numbers count as equal
+_UNSCALED = "all frequencies are unchanged"
 
 
-def rope_of(model: str) -> Rope | None:
-    """The unscaled rotary embedding of a model that `load` takes, None where this machine has it no more.
+def load_rope(model: str) -> Rope | None:
+    """Return the unscaled rotary embedding of a model, or None if its configuration is not on this machine.
 
-    No network is asked: a report of what was measured must not wait for it.
+    The network is never used: a report of finished results must not depend on it.
     """
     try:
         from huggingface_hub import try_to_load_from_cache
 
         from ropewalk.models.load import load_config
 
-        kept = model if locate(model) is not None else try_to_load_from_cache(model, "config.json")
-        if not isinstance(kept, str):
+        path = model if locate(model) is not None else try_to_load_from_cache(model, "config.json")
+        if not isinstance(path, str):
             return None
-        model_config = load_config(kept)
+        model_config = load_config(path)
     except (ImportError, OSError, ValueError):
         return None
-    return model_config.ropes[model_config.main].rope
+    return model_config.main_layer.rope
 
 
-def in_words(spec: str, policy: str | None, rope: Rope | None, lengths: Sequence[int]) -> str:
-    """One or two sentences on a scaling, as it was used at these lengths; without a rope, what its formula is."""
+def describe_scaling(spec: str, policy: str | None, rope: Rope | None, lengths: Sequence[int]) -> str:
+    """Return one or two sentences on a scaling.
+
+    Args:
+        spec: the scaling, as in "yarn:factor=4".
+        policy: the policy of a dynamic scaling.
+        rope: the model's unscaled rotary embedding; if None, only the formula is given.
+        lengths: tokens of the texts that were read with it.
+    """
     scaling = parse(spec)
     name = type(scaling).__name__
     if rope is None or (scaling.original_length or rope.original_length) is None:
         return f"{name}: {scaling.formula}. The model's configuration could not be read, so there are no numbers."
     factor = getattr(scaling, "factor", None)
-    shown = name if factor is None else f"{name} with factor {factor:g}"
+    title = name if factor is None else f"{name} with factor {factor:g}"
     if scaling.is_dynamic:
-        return f"{shown}: {_following(scaling, policy, rope, max(lengths))}."
-    extension_factor, original = scaling.extension_factor(rope), scaling.resolve_original_length(rope)
-    told = turning(rope, scaling.frequencies(rope))
+        return f"{title}: {_describe_dynamic(scaling, policy, rope, max(lengths))}."
+    original_length = scaling.resolve_original_length(rope)
+    extension_factor = scaling.extension_factor(rope)
+    rotation = describe_rotation(rope, scaling.frequencies(rope))
     if extension_factor <= 1:
-        return f"{shown}: {told}. The model was trained on {original:,} tokens."
-    reached = f"{original * extension_factor:,.0f} tokens"
-    made = f"made for {reached}, {_times(extension_factor)} the {original:,} it was trained on"
-    return f"{shown}: {made}. {told[0].upper()}{told[1:]}."
-
-
-def _following(scaling: Scaling, policy: str | None, rope: Rope, length: int) -> str:
-    """How a dynamic scaling follows the text as far as `length`."""
-    original = scaling.resolve_original_length(rope)
-    within = turning(rope, scaling.frequencies(rope, original))
-    within = "unscaled" if within == _UNSCALED else within
-    start = f"follows the length of the text; up to {original:,} tokens {within}"
-    if length <= original or policy is None:
-        return start
-    made_for = parse_policy(policy).scaled_for(length, original)
-    past = turning(rope, scaling.frequencies(rope, made_for))
-    return f"{start}; at {length:,} tokens made for {made_for:,} (policy {policy}): {past}"
-
-
-def turning(rope: Rope, scaled: Frequencies) -> str:
-    """How many pairs turn as before, how many slower or faster and by how much; the factors that are not 1."""
-    factors = "".join(
-        f"; {name} {value:.4g}"
-        for name, value in (("attention factor", scaled.attention_factor), ("softmax factor", scaled.softmax_factor))
-        if abs(value - 1) > _SAME
+        return f"{title}: {rotation}. The model was trained on {original_length:,} tokens."
+    times = "twice" if extension_factor == 2 else f"{extension_factor:g} times"
+    target = f"{original_length * extension_factor:,.0f} tokens"
+    return (
+        f"{title}: for texts of up to {target}, {times} the {original_length:,} tokens of training. "
+        f"{rotation[0].upper()}{rotation[1:]}."
     )
+
+
+def describe_rotation(rope: Rope, scaled: Frequencies) -> str:
+    """Return how many pairs of channels rotate as before and how many slower or faster, and the factors besides 1."""
     with np.errstate(divide="ignore"):
-        slower = rope.inv_freq / scaled.inv_freq
-    return _pairs(slower) + factors
+        slowdown = rope.inv_freq / scaled.inv_freq
+    parts = [_describe_slowdown(slowdown)]
+    if abs(scaled.attention_factor - 1) > _TOLERANCE:
+        parts.append(f"attention factor {scaled.attention_factor:.4g}")
+    if abs(scaled.softmax_factor - 1) > _TOLERANCE:
+        parts.append(f"softmax factor {scaled.softmax_factor:.4g}")
+    return "; ".join(parts)
 
 
-def _pairs(slower: NDArray[np.float64]) -> str:
-    """`slower`: how many times slower each pair turns, fastest pair first, [dim/2]; infinite where it stands."""
-    pairs = len(slower)
-    kept = np.abs(slower - 1) < _SAME
-    most = slower[np.argmax(np.where(kept, 0.0, np.abs(np.log(slower))))]
-    last = ~kept & (np.isclose(slower, most, rtol=_SAME))
-    if kept.all():
+def _describe_dynamic(scaling: Scaling, policy: str | None, rope: Rope, length: int) -> str:
+    """Return how a dynamic scaling reads a text up to the original length, and at `length` tokens."""
+    original_length = scaling.resolve_original_length(rope)
+    within = describe_rotation(rope, scaling.frequencies(rope, original_length))
+    if within == _UNSCALED:
+        within = "unscaled"
+    description = f"depends on the length of the text; up to {original_length:,} tokens {within}"
+    if length <= original_length or policy is None:
+        return description
+    scaled_length = parse_policy(policy).scaled_for(length, original_length)
+    past = describe_rotation(rope, scaling.frequencies(rope, scaled_length))
+    return f"{description}; at {length:,} tokens scaled for {scaled_length:,} (policy {policy}): {past}"
+
+
+def _describe_slowdown(slowdown: NDArray[np.float64]) -> str:
+    """`slowdown`: unscaled over scaled frequency of each pair, [dim/2], fastest pair first; infinite if it stops."""
+    pairs = len(slowdown)
+    is_unchanged = np.abs(slowdown - 1) < _TOLERANCE
+    if is_unchanged.all():
         return _UNSCALED
-    if last.all():
-        return f"all {pairs} pairs {_turn(most, pairs)}"
-    rest = int((~kept & ~last).sum())
-    parts = [
-        f"{_which(kept, 'fastest')} {_verb(kept.sum())} as before" if kept.any() else "",
-        f"{_which(last, 'slowest')} {_turn(most, int(last.sum()))}",
-        f"{rest} {'lies' if rest == 1 else 'lie'} between" if rest else "",
-    ]
-    return f"of {pairs} pairs " + ", ".join(part for part in parts if part)
+    largest = slowdown[np.argmax(np.where(is_unchanged, 0.0, np.abs(np.log(slowdown))))]
+    is_largest = ~is_unchanged & np.isclose(slowdown, largest, rtol=_TOLERANCE)
+    if is_largest.all():
+        return f"all {pairs} pairs {_describe_change(largest, pairs)}"
+    unchanged, most = int(is_unchanged.sum()), int(is_largest.sum())
+    between = pairs - unchanged - most
+    parts = []
+    if unchanged:
+        which = _name_pairs(unchanged, "fastest", bool(is_unchanged[:unchanged].all()))
+        parts.append(f"{which} {_plural(unchanged, 'rotates', 'rotate')} as before")
+    which = _name_pairs(most, "slowest", bool(is_largest[-most:].all()))
+    parts.append(f"{which} {_describe_change(largest, most)}")
+    if between:
+        parts.append(f"{between} {_plural(between, 'is', 'are')} in between")
+    return f"of {pairs} pairs " + ", ".join(parts)
 
 
-def _which(chosen: NDArray[np.bool_], name: str) -> str:
-    """`the 12 fastest` for the first twelve, `the slowest` for the last one, the number alone for any others."""
-    count = int(chosen.sum())
-    if not (chosen[:count] if name == "fastest" else chosen[-count:]).all():
+def _name_pairs(count: int, name: str, is_contiguous: bool) -> str:
+    """Return `the 12 fastest` or `the slowest` for pairs at one end of the spectrum, else their number alone."""
+    if not is_contiguous:
         return str(count)
     return f"the {name}" if count == 1 else f"the {count} {name}"
 
 
-def _verb(count: int) -> str:
-    return "turns" if count == 1 else "turn"
+def _describe_change(slowdown: float, count: int) -> str:
+    if np.isinf(slowdown):
+        return _plural(count, "does not rotate", "do not rotate")
+    direction = "slower" if slowdown > 1 else "faster"
+    return f"{_plural(count, 'rotates', 'rotate')} {max(slowdown, 1 / slowdown):.3g} times {direction}"
 
 
-def _turn(slower: float, count: int) -> str:
-    if np.isinf(slower):
-        return "does not turn" if count == 1 else "do not turn"
-    return f"{_verb(count)} {max(slower, 1 / slower):.3g} times {'slower' if slower > 1 else 'faster'}"
-
-
-def _times(factor: float) -> str:
-    return {2.0: "twice"}.get(factor, f"{factor:g} times")
+def _plural(count: int, singular: str, plural: str) -> str:
+    return singular if count == 1 else plural

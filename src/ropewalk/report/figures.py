@@ -1,4 +1,4 @@
-"""What every picture shares: a figure without a window, and a file that is whole or not there."""
+"""What all pictures share: matplotlib figures without a display, PNG files, and colors."""
 
 from __future__ import annotations
 
@@ -6,32 +6,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ropewalk.errors import MissingPackageError
+
 DPI = 150
 
 
 def new_figure(width: float, height: float, **options: Any) -> Any:
-    """A figure of so many inches that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Return a matplotlib figure of `width` x `height` inches that needs no display and no global state.
+
+    Raises MissingPackageError if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingPackageError("drawing a picture", "matplotlib", "pip install 'ropewalk[plot]'") from None
 
     figure = Figure(figsize=(width, height), dpi=DPI, **options)
     FigureCanvasAgg(figure)
     return figure
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a PNG as wide as what is drawn, so that no name is cut."""
-    beside = path.with_name(f".{path.name}")
-    figure.savefig(beside, format="png", bbox_inches="tight", pad_inches=0.15)
-    beside.replace(path)
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a PNG whose size includes every label, and replace an earlier file only when it is complete."""
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.15)
+    temporary.replace(path)
 
 
-def plain(text: str) -> str:
-    """The text, to be drawn as it stands: without it a pair of dollar signs would be read as a formula."""
+def escape_mathtext(text: str) -> str:
+    """Return the text with its dollar signs escaped: matplotlib would typeset what is between two of them."""
     return text.replace("$", r"\$")
 
 
-def colours(columns: Sequence[str]) -> dict[str, str]:
-    """A colour for each scaling, the same in every picture of a report; none at all is nearly black."""
+def assign_colors(columns: Sequence[str]) -> dict[str, str]:
+    """Return a color for each scaling, the same in every picture of a report; `none` is nearly black."""
     scaled = [column for column in columns if column != "none"]
-    return {"none": "#222222", **{column: f"C{at % 10}" for at, column in enumerate(scaled)}}
+    return {"none": "#222222", **{column: f"C{index % 10}" for index, column in enumerate(scaled)}}

@@ -1,4 +1,4 @@
-"""Shares as fields of colour: depth against length, tasks against length; a panel for each scaling."""
+"""Heat maps of shares: depth against length or task against length, with one panel per scaling."""
 
 from __future__ import annotations
 
@@ -13,124 +13,139 @@ from numpy.typing import NDArray
 
 from ropewalk.evaluate.store import CellResult
 from ropewalk.lengths import length_name
-from ropewalk.report.evaluation import Row, score_of
-from ropewalk.report.figures import new_figure, plain, save
-from ropewalk.report.labels import shortened
+from ropewalk.report.figures import escape_mathtext, new_figure, save_figure
+from ropewalk.report.formatting import shorten_middle
+from ropewalk.report.score_rows import ScoreRow, sample_score
 
-MOST_DEPTHS = 11
-_WIDTH = 12.5  # inches, at most
-_LEAST = 5.5, 3.2  # inches, across and down: room for title and names
-_FIELD = 0.42, 0.28  # inches, across and down: room for "100"
-_ROOM = 0.3  # inches across, that a number needs
-_NAMES = 0.95  # inches beside and above the fields of a panel, for what is written there
-_LETTER = 0.085  # inches, a letter of a panel's name
+MAX_DEPTHS = 11
+# All sizes are in inches.
+_MAX_WIDTH = 12.5
+_MIN_WIDTH, _MIN_HEIGHT = 5.5, 3.2  # room for title and axis labels
+_CELL_WIDTH, _CELL_HEIGHT = 0.42, 0.28  # room for "100"
+_MIN_NUMBER_WIDTH = 0.3  # narrower cells show no number
+_MAX_PANEL_WIDTH, _MIN_PANEL_WIDTH = 6.0, 1.9
+_PANEL_GAP = 0.2
+_MARGIN = 0.95  # left of and above the cells, for tick labels and one line of heading
+_CHARACTER_WIDTH = 0.085  # of a panel's heading
+_TICK_CHARACTER_WIDTH = 0.07
 
 
-def depth_rows(samples: int) -> list[float]:
-    """The depths, 0 (the beginning) to 1, that a heat map has rows for: those of the samples, at most 11."""
-    count = min(samples, MOST_DEPTHS)
-    return [at / (count - 1) for at in range(count)] if count > 1 else [0.5]
+def depth_bins(samples: int) -> list[float]:
+    """Return the depths (0: beginning, 1: end of the text) that a heat map has rows for: one per sample, at most 11."""
+    count = min(samples, MAX_DEPTHS)
+    return [index / (count - 1) for index in range(count)] if count > 1 else [0.5]
 
 
 def depth_grid(cells: Sequence[CellResult], lengths: Sequence[int], depths: Sequence[float]) -> NDArray[np.float64]:
-    """The mean of the main score in each field, NaN where no sample is in, [depth, length].
+    """Return the mean of the main score, [depth, length]; NaN where no sample is finished.
 
-    A sample counts in the row that is nearest to its depth.
+    Each sample counts in the row that is nearest to its depth.
     """
     total, count = np.zeros((2, len(depths), len(lengths)))
     for cell in cells:
         column = lengths.index(cell.description["length"])
-        for outcome in cell.outcomes:
-            row = math.floor(outcome["about"]["depth"] * (len(depths) - 1) + 0.5)
-            total[row, column] += score_of(outcome, cell.description["main"]) or 0.0
+        for sample in cell.outcomes:
+            row = math.floor(sample["about"]["depth"] * (len(depths) - 1) + 0.5)
+            total[row, column] += sample_score(sample, cell.description["main"]) or 0.0
             count[row, column] += 1
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
-def row_grid(rows: Sequence[Row], column: str, names: Sequence[str], lengths: Sequence[int]) -> NDArray[np.float64]:
-    """The value of each row under one scaling, NaN where it is not known, [task, length]."""
-    grid = np.full((len(names), len(lengths)), np.nan)
+def task_grid(
+    rows: Sequence[ScoreRow], column: str, tasks: Sequence[str], lengths: Sequence[int]
+) -> NDArray[np.float64]:
+    """Return the score of each task under one scaling, [task, length]; NaN where it is not known."""
+    grid = np.full((len(tasks), len(lengths)), np.nan)
     for row in rows:
         entry = row.entries.get(column)
         if entry is not None and entry.value is not None:
-            grid[names.index(row.task), lengths.index(row.length)] = entry.value
+            grid[tasks.index(row.task), lengths.index(row.length)] = entry.value
     return grid
 
 
-def draw_grids(
+def draw_heatmaps(
     panels: Mapping[str, NDArray[np.float64]],
     path: Path,
     *,
     lengths: Sequence[int],
-    down: Sequence[str],
+    row_labels: Sequence[str],
     title: str,
     ylabel: str,
     original_length: int | None,
 ) -> None:
-    """A panel for each scaling, by its name, of shares [down, length]; one scale of colour for all of them.
+    """Write a PNG with one panel per scaling, all with the same color scale.
 
-    The number stands in its field where there is room; a field without a value is hatched; a line stands where
-    lengths pass the trained one.
+    Cells show their number in percent if they are wide enough; cells without a value are hatched; a dashed line
+    separates the lengths past the original length.
+
+    Args:
+        panels: shares from 0 to 1, [row, length], by scaling.
+        path: file to write.
+        lengths: tokens, for the columns.
+        row_labels: for the rows.
+        title: above the picture.
+        ylabel: beside it, what the rows are.
+        original_length: tokens that the model was trained on, if known.
     """
-    across, high = min(_FIELD[0], 6 / len(lengths)), _FIELD[1]
-    wide = max(across * len(lengths), 1.9)
-    beside = _NAMES + 0.07 * max(map(len, down))
-    side_by_side = max(1, min(len(panels), int((_WIDTH - beside) / (wide + 0.2))))
-    deep = math.ceil(len(panels) / side_by_side)
-    headings = {column: _heading(column, wide) for column in panels}
-    above = _NAMES + 0.2 * max(heading.count("\n") for heading in headings.values())
-    width, height = side_by_side * (wide + 0.2) + beside, deep * (high * len(down) + above) + 0.5
-    figure = new_figure(max(width, _LEAST[0]), max(height, _LEAST[1]), layout="constrained")
-    grid = figure.subplots(deep, side_by_side, squeeze=False, sharey=True)
+    cell_width = min(_CELL_WIDTH, _MAX_PANEL_WIDTH / len(lengths))
+    panel_width = max(cell_width * len(lengths), _MIN_PANEL_WIDTH)
+    left_margin = _MARGIN + _TICK_CHARACTER_WIDTH * max(map(len, row_labels))
+    panel_columns = max(1, min(len(panels), int((_MAX_WIDTH - left_margin) / (panel_width + _PANEL_GAP))))
+    panel_rows = math.ceil(len(panels) / panel_columns)
+    headings = {column: _wrap_heading(column, panel_width) for column in panels}
+    top_margin = _MARGIN + 0.2 * max(heading.count("\n") for heading in headings.values())
+    width = panel_columns * (panel_width + _PANEL_GAP) + left_margin
+    height = panel_rows * (_CELL_HEIGHT * len(row_labels) + top_margin) + 0.5
+    figure = new_figure(max(width, _MIN_WIDTH), max(height, _MIN_HEIGHT), layout="constrained")
+
+    grid = figure.subplots(panel_rows, panel_columns, squeeze=False, sharey=True)
+    trained_columns = _count_trained(lengths, original_length)
     for axes, (column, values) in zip(grid.flat, panels.items(), strict=False):
-        image = _draw_fields(axes, values, numbers=wide / len(lengths) >= _ROOM)
+        image = _draw_panel(axes, values, show_numbers=panel_width / len(lengths) >= _MIN_NUMBER_WIDTH)
         axes.set_title(headings[column], fontsize=10)
         axes.set_xticks(range(len(lengths)), [length_name(length) for length in lengths], fontsize=8)
-        axes.set_yticks(range(len(down)), [plain(name) for name in down], fontsize=8)
-        _mark_trained(axes, lengths, original_length)
+        axes.set_yticks(range(len(row_labels)), [escape_mathtext(label) for label in row_labels], fontsize=8)
+        if trained_columns is not None:
+            axes.axvline(trained_columns - 0.5, color="black", linestyle=(0, (4, 2)), linewidth=1.8)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    trained = _crossing(lengths, original_length) is not None
-    marked = f"\nright of the dashed line: past the {original_length:,} tokens it was trained on" if trained else ""
-    figure.suptitle(plain(title) + marked, x=0.01, ha="left", fontsize=11)
+
+    legend = ""
+    if trained_columns is not None:
+        legend = f"\nright of the dashed line: past the {original_length:,} tokens it was trained on"
+    figure.suptitle(escape_mathtext(title) + legend, x=0.01, ha="left", fontsize=11)
     figure.supxlabel("length in tokens", fontsize=9)
     figure.supylabel(ylabel, fontsize=9)
-    bar = figure.colorbar(image, ax=grid, ticks=[0, 0.25, 0.5, 0.75, 1], pad=0.02, aspect=25 * deep)
-    bar.set_ticklabels(["0", "25", "50", "75", "100"], fontsize=8)
-    bar.set_label("%", rotation=0)
-    save(figure, path)
+    color_bar = figure.colorbar(image, ax=grid, ticks=[0, 0.25, 0.5, 0.75, 1], pad=0.02, aspect=25 * panel_rows)
+    color_bar.set_ticklabels(["0", "25", "50", "75", "100"], fontsize=8)
+    color_bar.set_label("%", rotation=0)
+    save_figure(figure, path)
 
 
-def _heading(column: str, wide: float) -> str:
-    """The name of a panel in lines that are no wider than it."""
-    letters = int(wide / _LETTER)
-    return plain("\n".join(textwrap.wrap(shortened(column, 3 * letters), letters)))
+def _wrap_heading(column: str, width: float) -> str:
+    """Return the name of a scaling in lines that fit a panel of `width` inches."""
+    characters = int(width / _CHARACTER_WIDTH)
+    return escape_mathtext("\n".join(textwrap.wrap(shorten_middle(column, 3 * characters), characters)))
 
 
-def _draw_fields(axes: Any, values: NDArray[np.float64], *, numbers: bool) -> Any:
+def _draw_panel(axes: Any, values: NDArray[np.float64], *, show_numbers: bool) -> Any:
+    """Draw one heat map and return its image, for the color bar."""
     image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     axes.patch.set(facecolor="#e4e4e4", edgecolor="#a8a8a8", hatch="////", linewidth=0)
-    down, across = values.shape
-    axes.set_xticks(np.arange(across + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(down + 1) - 0.5, minor=True)
+    rows, columns = values.shape
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     for (row, column), value in np.ndenumerate(values):
-        if numbers and np.isfinite(value):
-            dark = value < 0.6  # the lower half of viridis
-            shown = f"{100 * value:.0f}"
-            axes.text(column, row, shown, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        if show_numbers and np.isfinite(value):
+            color = "white" if value < 0.6 else "black"  # viridis is dark in its lower half
+            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=color)
     return image
 
 
-def _crossing(lengths: Sequence[int], original_length: int | None) -> int | None:
-    """How many of the lengths are within the trained one, None where it does not lie between two of them."""
-    within = sum(length <= (original_length or 0) for length in lengths)
-    return within if 0 < within < len(lengths) else None
-
-
-def _mark_trained(axes: Any, lengths: Sequence[int], original_length: int | None) -> None:
-    crossing = _crossing(lengths, original_length)
-    if crossing is not None:
-        axes.axvline(crossing - 0.5, color="black", linestyle=(0, (4, 2)), linewidth=1.8)
+def _count_trained(lengths: Sequence[int], original_length: int | None) -> int | None:
+    """Return how many lengths are within the original length, or None if all or none of them are."""
+    count = sum(length <= (original_length or 0) for length in lengths)
+    return count if 0 < count < len(lengths) else None

@@ -133,7 +133,7 @@ def read_verified(folder: Path) -> list[dict[str, Any]]:
 
 
 def _cell(engine: Engine, method: str, scaling: Scaling, verified: Sequence[dict[str, Any]]) -> Cell:
-    if engine.takes == "folder":
+    if engine.checkpoint_format == "folder":
         config: dict[str, Any] = dict(_CONFIG)
         model_config = from_dict(config)
     else:
@@ -145,7 +145,7 @@ def _cell(engine: Engine, method: str, scaling: Scaling, verified: Sequence[dict
         return Cell(engine.name, method, "no", str(error).partition("the nearest is ")[2])
     run = [row for row in verified if row["engine"] == engine.name and parse(row["scaling"]).name == method]
     passed, failed = (tuple(row for row in run if row["verdict"] == verdict) for verdict in ("pass", "fail"))
-    return Cell(engine.name, method, "through" if candidate.through else "own", candidate.through, passed, failed)
+    return Cell(engine.name, method, "through" if candidate.encoded_as else "own", candidate.encoded_as, passed, failed)
 
 
 def _shown(cell: Cell) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError
+from ropewalk.evaluate.evaluation_store import CellResult, EvaluationStore
 from ropewalk.evaluate.sample import SampleResult
-from ropewalk.evaluate.store import CellResult, Store
 from ropewalk.files import writable_folder, write_whole
 from ropewalk.lengths import length_name
 from ropewalk.report.descriptions import in_words, rope_of
@@ -51,7 +51,7 @@ class TableOf:
     rows: Sequence[Row]
 
 
-def write_report(store: Store, out: Path) -> list[Path]:
+def write_report(store: EvaluationStore, out: Path) -> list[Path]:
     """Write the page to `out` and its pictures beside it; returns their paths, the page's first.
 
     Raises InputError for a folder without results, or an `out` that is no HTML file or cannot be written.
@@ -121,7 +121,7 @@ def _status(cells: Sequence[CellResult]) -> str:
     if done == len(cells):
         return f"All {done:,} cells are done."
     share = f"{done:,} of {len(cells):,} cells are done"
-    inside = f"{sum(len(cell.outcomes) for cell in cells):,} samples are in"
+    inside = f"{sum(len(cell.sample_results) for cell in cells):,} samples are in"
     return (
         f"Unfinished: {share}, {inside}. Tables give 3/10 where three of ten samples are in; "
         "pictures show what is in, lines only what is done."
@@ -162,7 +162,7 @@ def _others(task: str, cells: Sequence[CellResult]) -> list[Row]:
 
 
 def _scores(cells: Sequence[CellResult]) -> list[str]:
-    return list(dict.fromkeys(name for cell in cells for outcome in cell.outcomes for name in outcome["scores"]))
+    return list(dict.fromkeys(name for cell in cells for outcome in cell.sample_results for name in outcome["scores"]))
 
 
 def _by_column(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
@@ -185,7 +185,7 @@ def _samples(cells: Sequence[CellResult]) -> tuple[list[Shown], int]:
     ranked = [
         (rank, goodness(outcome), cell, outcome)
         for cell in cells
-        for rank, outcome in enumerate(sorted(cell.outcomes, key=goodness))
+        for rank, outcome in enumerate(sorted(cell.sample_results, key=goodness))
     ]
     chosen = sorted(ranked, key=lambda each: each[:2])[:_SAMPLES]
     chosen.sort(key=lambda each: each[1])

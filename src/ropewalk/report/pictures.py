@@ -1,4 +1,4 @@
-"""Which pictures an evaluation has, each drawn into a file."""
+"""Choose the pictures of an evaluation and draw them into a folder."""
 
 from __future__ import annotations
 
@@ -12,125 +12,129 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropewalk.evaluate.store import CellResult
-from ropewalk.report.evaluation import Row, by_kind, columns, is_suite, mean_rows, task_rows
-from ropewalk.report.heatmap import depth_grid, depth_rows, draw_grids, row_grid
-from ropewalk.report.labels import shortened
-from ropewalk.report.lines import draw_lines, one_each
-from ropewalk.report.suites import group_rows
+from ropewalk.report.formatting import shorten_middle
+from ropewalk.report.grouping import group_by_column, group_by_kind, is_suite
+from ropewalk.report.heatmap import depth_bins, depth_grid, draw_heatmaps, task_grid
+from ropewalk.report.line_chart import draw_line_chart, style_lines
+from ropewalk.report.score_rows import ScoreRow, group_rows, mean_rows, task_rows
+
+_MAX_MODEL_CHARACTERS = 48
+_MAX_FILE_NAME_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG and what it shows, for those who do not see it."""
+    """A PNG file and its alternative text for screen readers."""
 
     path: Path
     alt: str
 
 
-class Gallery:
-    """The pictures of one model's evaluation, drawn into a folder.
-
-    `original_length`: tokens the model was trained on, None where that is not known.
-    """
+class PictureWriter:
+    """Draws the pictures of one model's evaluation into a folder."""
 
     def __init__(self, folder: Path, model: str, original_length: int | None) -> None:
+        """`original_length`: tokens that the model was trained on, if known."""
         self._folder = folder
-        self._model = shortened(model, 48)
+        self._model = shorten_middle(model, _MAX_MODEL_CHARACTERS)
         self._original_length = original_length
 
     def draw(self, cells: Sequence[CellResult]) -> Iterator[Picture]:
-        """Heat maps of what has a depth, the tasks of suites, and every score against length."""
-        for kind, tasks in by_kind(cells).items():
-            own = {task: task_rows(task, members) for task, members in tasks.items()}
+        """Draw every picture that the cells have data for.
+
+        A task whose samples have a depth gets a heat map, every task a line chart; a suite of tasks gets a line chart
+        of its mean and heat maps by task and by group.
+        """
+        for kind, tasks in group_by_kind(cells).items():
             if is_suite(kind) and len(tasks) > 1:
-                yield from self._suite(kind, [row for rows in own.values() for row in rows], group_rows(tasks))
+                rows = [row for task, task_cells in tasks.items() for row in task_rows(task, task_cells)]
+                yield from self._draw_lines(kind, mean_rows(kind, rows))
+                yield from self._draw_task_heatmap(f"{kind} by task", rows)
+                yield from self._draw_task_heatmap(f"{kind} by group", group_rows(tasks))
                 continue
-            for task, members in tasks.items():
-                if own[task][0].share:
-                    yield from self._depths(task, members)
-                yield from self._lines(task, own[task])
+            for task, task_cells in tasks.items():
+                rows = task_rows(task, task_cells)
+                if rows[0].is_share:
+                    yield from self._draw_depth_heatmap(task, task_cells)
+                yield from self._draw_lines(task, rows)
 
-    def _suite(self, kind: str, rows: Sequence[Row], groups: Sequence[Row]) -> Iterator[Picture]:
-        yield from self._lines(kind, mean_rows(kind, rows))
-        yield from self._rows(f"{kind} by task", rows)
-        yield from self._rows(f"{kind} by group", groups)
-
-    def _depths(self, task: str, cells: Sequence[CellResult]) -> Iterator[Picture]:
-        placed = [cell for cell in cells if cell.outcomes and "depth" in cell.outcomes[0]["about"]]
-        if not placed:
+    def _draw_depth_heatmap(self, task: str, cells: Sequence[CellResult]) -> Iterator[Picture]:
+        cells = [cell for cell in cells if cell.outcomes and "depth" in cell.outcomes[0]["about"]]
+        if not cells:
             return
-        lengths = sorted({cell.description["length"] for cell in placed})
-        depths = depth_rows(placed[0].description["samples"])
+        lengths = sorted({cell.description["length"] for cell in cells})
+        depths = depth_bins(cells[0].description["samples"])
         panels = {
-            column: depth_grid([cell for cell in placed if cell.description["column"] == column], lengths, depths)
-            for column in columns(placed)
+            column: depth_grid(column_cells, lengths, depths) for column, column_cells in group_by_column(cells).items()
         }
-        down, score = [f"{100 * depth:.0f} %" for depth in depths], placed[0].description["main"]
-        about = f"{task}: {score}, in percent, by depth and length"
-        yield self._grids(f"{task} by depth", about, panels, lengths, down, "depth (0 %: the beginning)")
+        title = f"{task}: {cells[0].description['main']}, in percent, by depth and length"
+        labels = [f"{100 * depth:.0f} %" for depth in depths]
+        yield self._draw_heatmaps(f"{task} by depth", title, panels, lengths, labels, "depth (0 %: the beginning)")
 
-    def _rows(self, name: str, rows: Sequence[Row]) -> Iterator[Picture]:
-        shown = [row for row in rows if row.share and row.best() is not None]
-        if not shown:
+    def _draw_task_heatmap(self, name: str, rows: Sequence[ScoreRow]) -> Iterator[Picture]:
+        rows = [row for row in rows if row.is_share and row.best_value() is not None]
+        if not rows:
             return
-        lengths, down = sorted({row.length for row in shown}), list(dict.fromkeys(row.task for row in shown))
-        named = dict.fromkeys(column for row in shown for column in row.entries)
-        panels = {column: row_grid(shown, column, down, lengths) for column in named}
-        yield self._grids(name, f"{name} and length: {shown[0].score}, in percent", panels, lengths, down, "")
+        lengths = sorted({row.length for row in rows})
+        tasks = list(dict.fromkeys(row.task for row in rows))
+        panels = {column: task_grid(rows, column, tasks, lengths) for column in _list_row_columns(rows)}
+        title = f"{name} and length: {rows[0].score}, in percent"
+        yield self._draw_heatmaps(name, title, panels, lengths, tasks, "")
 
-    def _grids(
+    def _draw_heatmaps(
         self,
         name: str,
-        about: str,
+        title: str,
         panels: Mapping[str, NDArray[np.float64]],
         lengths: Sequence[int],
-        down: Sequence[str],
+        row_labels: Sequence[str],
         ylabel: str,
     ) -> Picture:
         path = self._path(name)
-        title = f"{self._model}, {about}"
-        draw_grids(
+        title = f"{self._model}, {title}"
+        draw_heatmaps(
             panels,
             path,
             lengths=lengths,
-            down=down,
+            row_labels=row_labels,
             title=title,
             ylabel=ylabel,
             original_length=self._original_length,
         )
-        means = (
-            f"{column} {100 * np.nanmean(grid):.1f}" for column, grid in panels.items() if not np.isnan(grid).all()
-        )
-        return Picture(path, f"{title}; a panel for each scaling, mean of its fields: {', '.join(means)}.")
+        known = {column: grid for column, grid in panels.items() if not np.isnan(grid).all()}
+        means = ", ".join(f"{column} {100 * np.nanmean(grid):.1f}" for column, grid in known.items())
+        return Picture(path, f"{title}; one panel per scaling, the mean of its cells: {means}.")
 
-    def _lines(self, task: str, rows: Sequence[Row]) -> Iterator[Picture]:
-        """From two lengths on; a single one the table shows as well."""
-        points = {
-            column: [
-                (row.length, entry.value)
-                for row in rows
-                if (entry := row.entries.get(column)) is not None and entry.value is not None
-            ]
-            for column in dict.fromkeys(column for row in rows for column in row.entries)
-        }
-        known = {column: line for column, line in points.items() if line}
-        if len({length for line in known.values() for length, _ in line}) < 2:
+    def _draw_lines(self, name: str, rows: Sequence[ScoreRow]) -> Iterator[Picture]:
+        """Draw a score against length if there are values at two lengths or more."""
+        points: dict[str, list[tuple[int, float]]] = {}
+        for column in _list_row_columns(rows):
+            for row in rows:
+                entry = row.entries.get(column)
+                if entry is not None and entry.value is not None:
+                    points.setdefault(column, []).append((row.length, entry.value))
+        if len({length for line in points.values() for length, _ in line}) < 2:
             return
-        path, name = self._path(f"{task} by length"), rows[0].task
-        share = rows[0].share
-        draw_lines(
-            one_each(known),
+        first, last = rows[0], rows[-1]
+        path = self._path(f"{name} by length")
+        draw_line_chart(
+            style_lines(points),
             path,
-            title=f"{self._model}, {name}",
-            score=rows[0].score,
-            share=share,
+            title=f"{self._model}, {first.task}",
+            score=first.score,
+            is_share=first.is_share,
             original_length=self._original_length,
         )
-        ends = (f"{column} {rows[-1].shown(column)}" for column in known)
-        yield Picture(path, f"{name}: {rows[0].unit}, against length; at {rows[-1].length:,} tokens {', '.join(ends)}.")
+        ends = ", ".join(f"{column} {last.format(column)}" for column in points)
+        yield Picture(path, f"{first.task}: {first.heading}, against length; at {last.length:,} tokens {ends}.")
 
     def _path(self, name: str) -> Path:
-        plain = re.sub(r"[^\w.]+", "-", name).strip("-.")[:80]
-        if name != plain.replace("-", " "):  # more than one name may read so
-            plain += f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        return self._folder / f"{plain}.png"
+        """Return the path of a picture, with a digest of its name if other names could yield the same file name."""
+        file_name = re.sub(r"[^\w.]+", "-", name).strip("-.")[:_MAX_FILE_NAME_CHARACTERS]
+        if name != file_name.replace("-", " "):
+            file_name += f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return self._folder / f"{file_name}.png"
+
+
+def _list_row_columns(rows: Sequence[ScoreRow]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row.entries))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ropewalk.evaluate.store import CellResult
+from ropewalk.evaluate.evaluation_store import CellResult
 from ropewalk.evaluate.tasks.base import mean
 from ropewalk.report.evaluation import Entry, Row, mean_rows, score_of, task_rows
 
@@ -13,7 +13,7 @@ def group_rows(tasks: Mapping[str, Sequence[CellResult]]) -> list[Row]:
     """The mean of the tasks of each group at each length, for suites whose samples tell a group."""
     groups: dict[str, list[Row]] = {}
     for task, cells in tasks.items():
-        told = (outcome["about"].get("group") for cell in cells for outcome in cell.outcomes)
+        told = (outcome["about"].get("group") for cell in cells for outcome in cell.sample_results)
         if group := next(told, None):
             groups.setdefault(group, []).extend(task_rows(task, cells))
     return [row for group, rows in groups.items() for row in mean_rows(group, rows)]
@@ -36,11 +36,11 @@ def _by_length(cells: Sequence[CellResult]) -> list[list[CellResult]]:
 
 
 def _bins(cell: CellResult) -> set[str]:
-    return {outcome["about"]["bin"] for outcome in cell.outcomes if "bin" in outcome["about"]}
+    return {outcome["about"]["bin"] for outcome in cell.sample_results if "bin" in outcome["about"]}
 
 
 def _entry_of(cell: CellResult, name: str) -> Entry:
-    own = [outcome for outcome in cell.outcomes if outcome["about"].get("bin") == name]
+    own = [outcome for outcome in cell.sample_results if outcome["about"].get("bin") == name]
     scores = [score for outcome in own if (score := score_of(outcome, cell.description["main"])) is not None]
     return Entry(mean(scores) if scores and cell.summary else None, len(own), len(own))
 

@@ -61,7 +61,7 @@ def test_a_cell_that_always_kills_its_worker_is_named_and_what_came_before_is_ke
             RuntimeError, match=rf"^the worker on toy at 16 tokens under none was lost {TRIES} times: .*-9$"
         ):
             evaluation.run(process_executor(str(toy_model), "float32", 1))
-        assert [len(cell.outcomes) for cell in evaluation.results()] == [0, 3, 8]  # the longest is done first
+        assert [len(cell.sample_results) for cell in evaluation.results()] == [0, 3, 8]  # the longest is done first
     assert not children()
 
 
@@ -85,7 +85,7 @@ def test_an_interrupt_ends_all_workers(tmp_path, toy_model):
         with pytest.raises(KeyboardInterrupt):
             evaluation.run(process_executor(str(toy_model), "float32", 2), interrupt)
         assert not children()
-        assert sum(len(cell.outcomes) for cell in evaluation.results()) == 1
+        assert sum(len(cell.sample_results) for cell in evaluation.results()) == 1
 
 
 def test_no_worker_outlives_a_parent_that_is_killed(tmp_path, toy_model):
@@ -122,6 +122,6 @@ def test_a_real_model(tmp_path, tiny_folder, monkeypatch):
     several = run_evaluation(str(tiny_folder), **asked, out=tmp_path / "several", dtype="float32", executor=executor)
     assert [cell.summary for cell in several] == [cell.summary for cell in in_process_executor]
     for mine, theirs in zip(several, in_process_executor, strict=True):
-        assert [{**each, "seconds": 0} for each in mine.outcomes] == [
-            {**each, "seconds": 0} for each in theirs.outcomes
+        assert [{**each, "seconds": 0} for each in mine.sample_results] == [
+            {**each, "seconds": 0} for each in theirs.sample_results
         ]

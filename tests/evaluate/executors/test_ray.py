@@ -85,7 +85,7 @@ def test_a_cell_that_always_kills_its_worker_is_named(cluster, tmp_path, toy_mod
             RuntimeError, match=rf"^the worker on toy at 16 tokens under none was lost {TRIES} times: .+$"
         ):
             evaluation.run(ray_executor(str(toy_model), "float32", cluster, jobs=1))
-        assert [len(cell.outcomes) for cell in evaluation.results()] == [3]
+        assert [len(cell.sample_results) for cell in evaluation.results()] == [3]
 
 
 def test_an_error_of_a_worker_is_raised_here_and_a_connection_of_the_user_stays(cluster, tmp_path, toy_model):

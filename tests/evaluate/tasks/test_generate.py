@@ -25,14 +25,14 @@ def test_prompts_hold_context_and_input(file, smollm2):
     texts = [smollm2[1].decode(sample.prompt) for sample in samples]
     assert texts == [f"{line['context']}\n\n{line['input']}" for line in LINES]
     assert [sample.references for sample in samples] == [("300 yards",), ("纱线",)]
-    assert [dict(sample.about) for sample in samples] == [{"line": 1, "cut": False}, {"line": 2, "cut": False}]
+    assert [dict(sample.metadata) for sample in samples] == [{"line": 1, "cut": False}, {"line": 2, "cut": False}]
 
 
 def test_a_long_context_loses_its_middle(file, smollm2):
     (sample,) = parse_task(f"generate:{file}").samples(smollm2[1], 200, 1, seed=0)
     text = smollm2[1].decode(sample.prompt)
     assert 190 <= len(sample.prompt) <= 200
-    assert sample.about["cut"]
+    assert sample.metadata["cut"]
     assert text.startswith("The rope is 300")
     assert text.endswith("yards long. \n\nHow long is it?")
 
@@ -41,15 +41,15 @@ def test_scores_and_summary(file, smollm2):
     task = parse_task(f"generate:{file},metric=f1+bleu")
     samples = task.samples(smollm2[1], 4096, 2, seed=0)
     answers = ["it is 300 yards", "棉花"]
-    outcomes = [
+    sample_results = [
         {"answer": answer, "references": list(sample.references), "scores": task.score(sample, answer)}
         for sample, answer in zip(samples, answers, strict=True)
     ]
     # {it, is, 300, yards} against {300, yards}: precision 1/2, recall 1, F1 2/3; the other has nothing in common.
-    assert [outcome["scores"]["f1"] for outcome in outcomes] == [pytest.approx(2 / 3), 0]
+    assert [outcome["scores"]["f1"] for outcome in sample_results] == [pytest.approx(2 / 3), 0]
     assert task.main == "f1"
-    assert task.summary(outcomes)["f1"] == pytest.approx(1 / 3)
-    assert set(task.summary(outcomes)) == {"f1", "bleu"}
+    assert task.summary(sample_results)["f1"] == pytest.approx(1 / 3)
+    assert set(task.summary(sample_results)) == {"f1", "bleu"}
 
 
 @pytest.mark.parametrize(

@@ -119,13 +119,13 @@ def test_ruler_samples_are_the_first_of_the_harness_s_own(tokenizer, tmp_path):
         own = manager.load("niah_single_1")["tasks"]["niah_single_1"].eval_docs
     assert len(own) == 500
     ours = parse_task("ruler:niah_single_1").samples(tokenizer, 512, 3, seed=0)
-    assert [sample.held.document for sample in ours] == [own[at] for at in range(3)]
+    assert [sample.task_data.document for sample in ours] == [own[at] for at in range(3)]
 
     generator = harness.function(harness.suite("ruler")["ruler_cwe"], "custom_dataset").__globals__
     with harness.quiet(), harness.seeded(0):
         own = generator["sys_word_pair_random"](num_samples=3, max_seq_length=1024, tokenizer=tokenizer)
     ours = parse_task("ruler:ruler_cwe").samples(tokenizer, 1024, 3, seed=0)
-    assert [sample.held.document["input"] for sample in ours] == [each["input"] for each in own]
+    assert [sample.task_data.document["input"] for sample in ours] == [each["input"] for each in own]
 
 
 def test_all_of_ruler_at_4k_on_a_model(smollm2, ruler_data, tmp_path):
@@ -134,7 +134,7 @@ def test_all_of_ruler_at_4k_on_a_model(smollm2, ruler_data, tmp_path):
     )
     assert [cell.description["task_options"]["task"] for cell in cells] == RULER
     for cell in cells:
-        (outcome,) = cell.outcomes
+        (outcome,) = cell.sample_results
         assert outcome["tokens"] <= 4096
         # The share of the references that the answer holds, in either case.
         held = [reference.lower() in outcome["answer"].lower() for reference in outcome["references"]]
@@ -267,7 +267,7 @@ def test_longbench_scores(name, group, tokenizer, tmp_path, capfd):
     task = parse_task(f"longbench:{name},data={tmp_path}")
     (sample,) = task.samples(tokenizer, 4096, 5, seed=0)
     assert sample.references == tuple(answers)
-    assert sample.about == {"group": group, "bin": "0-4k"}
+    assert sample.metadata == {"group": group, "bin": "0-4k"}
     assert "The rope is long." in tokenizer.decode(sample.prompt)
     assert task.score(sample, answer) == {
         "score": pytest.approx(expected, abs=1e-6),
@@ -282,8 +282,8 @@ def test_longbench_cuts_the_middle(tokenizer, tmp_path):
     (whole,) = task.samples(tokenizer, 4096, 1, seed=0)
     (cut,) = task.samples(tokenizer, 132, 1, seed=0)  # 32 for the answer
     assert cut.prompt == whole.prompt[:50] + whole.prompt[-50:]
-    assert cut.about["cut"] is True
-    assert "cut" not in whole.about
+    assert cut.metadata["cut"] is True
+    assert "cut" not in whole.metadata
     assert tokenizer.decode(cut.prompt).endswith("Question: Which one is it?\nAnswer:")
     assert cut.max_new_tokens == 32
 
@@ -293,10 +293,10 @@ def test_longbench_e_has_a_mean_for_each_bin(tiny, letters, tmp_path):
     written(tmp_path, "trec_e", *(document(["w3"], context="w7 " * 30, length=length) for length in lengths))
     task = f"longbench:trec,e=true,data={tmp_path}"
     (cell,) = rw.run_evaluation((tiny, letters), scalings=["none"], tasks=[task], lengths=[128], out=tmp_path / "out")
-    assert [outcome["about"]["bin"] for outcome in cell.outcomes] == ["0-4k", "4-8k", "4-8k", "8k+"]
+    assert [outcome["about"]["bin"] for outcome in cell.sample_results] == ["0-4k", "4-8k", "4-8k", "8k+"]
     assert set(cell.summary) == {"score", "classification_score", "score 0-4k", "score 4-8k", "score 8k+"}
-    outcomes = [{**o, "scores": {"score": at}} for at, o in enumerate(cell.outcomes)]
-    summary = parse_task(task).summary(outcomes)
+    sample_results = [{**o, "scores": {"score": at}} for at, o in enumerate(cell.sample_results)]
+    summary = parse_task(task).summary(sample_results)
     assert summary == {"score": 1.5, "score 0-4k": 0.0, "score 4-8k": 1.5, "score 8k+": 3.0}
 
 
@@ -472,10 +472,10 @@ def test_the_result_is_that_of_the_harness(name, own, tiny, letters, tmp_path):
         if "," in key and "stderr" not in key
     }
     assert cell.summary == pytest.approx(results)
-    assert all(outcome["tokens"] <= 48 for outcome in cell.outcomes)
-    if cell.outcomes[0]["answer"][0] != "[":  # not the likelihoods of several requests
+    assert all(outcome["tokens"] <= 48 for outcome in cell.sample_results)
+    if cell.sample_results[0]["answer"][0] != "[":  # not the likelihoods of several requests
         theirs = {sample["doc_id"]: sample["resps"][0][0] for sample in theirs["samples"][name]}
-        assert {outcome["index"]: outcome["answer"] for outcome in cell.outcomes} == theirs
+        assert {outcome["index"]: outcome["answer"] for outcome in cell.sample_results} == theirs
     assert cell.description["main"] in cell.summary
     assert cell.description["better"] == ("lower" if name in ("own_rolling", "own_next", "own_choice") else "higher")
 
@@ -490,7 +490,7 @@ def test_a_cell_is_summed_up_from_what_was_kept(own, tiny, letters, tmp_path):
     }
     for cell in rw.run_evaluation((tiny, letters), **asked, out=tmp_path):
         (again,) = make_grid(["none"], [cell.description["task"]], [48], samples=4, seed=0, policy=DEFAULT_POLICY)
-        (summary,) = Worker((tiny, letters)).run(again, {outcome["index"]: outcome for outcome in cell.outcomes})
+        (summary,) = Worker((tiny, letters)).run(again, {outcome["index"]: outcome for outcome in cell.sample_results})
         assert summary.scores == cell.summary
 
 

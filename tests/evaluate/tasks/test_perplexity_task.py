@@ -24,13 +24,13 @@ def task(tmp_path):
 
 def test_every_window_begins_as_a_text_does(task):
     samples = task.samples(Letters(), 50, 4, seed=0)
-    assert [sample.about["start"] for sample in samples] == [0, 50, 101, 151]
+    assert [sample.metadata["start"] for sample in samples] == [0, 50, 101, 151]
     assert all(len(sample.prompt) == 50 and sample.prompt[0] == 1 for sample in samples)
     assert all(1 not in sample.prompt[1:] for sample in samples)
 
 
 def test_a_window_is_asked_once(task):
-    assert [sample.about["start"] for sample in task.samples(Letters(), 200, 6, seed=0)] == [0, 1]
+    assert [sample.metadata["start"] for sample in task.samples(Letters(), 200, 6, seed=0)] == [0, 1]
     assert len(task.samples(Letters(), 201, 6, seed=0)) == 1
     with pytest.raises(InputError, match="from 2 to the 201 tokens of the text"):
         task.samples(Letters(), 202, 6, seed=0)
@@ -38,10 +38,10 @@ def test_a_window_is_asked_once(task):
 
 def test_the_loss_is_that_of_the_curve_and_the_mean_is_of_losses(task, tiny):
     samples = task.samples(Letters(), 50, 2, seed=0)
-    outcomes = [
+    sample_results = [
         {"scores": task.score(sample, answer)} for sample, answer in task.answers(TextGenerator(tiny, None), samples)
     ]
     losses = [perplexity_curve(tiny, sample.prompt, [50])[0]["nll"] for sample in samples]
-    assert [outcome["scores"]["nll"] for outcome in outcomes] == losses
+    assert [outcome["scores"]["nll"] for outcome in sample_results] == losses
     expected = torch.tensor(losses, dtype=torch.float64).mean().exp().item()
-    assert task.summary(outcomes)["ppl"] == pytest.approx(expected)
+    assert task.summary(sample_results)["ppl"] == pytest.approx(expected)

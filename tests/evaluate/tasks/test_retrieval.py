@@ -75,15 +75,15 @@ def test_the_statement_stands_at_its_depth(tokenizer, name):
         around = [task.wording().before, task.wording().question, task.wording().statement]
         room = length - sum(len(tokenizer(part)["input_ids"]) for part in around)
         at = len(tokenizer(text[: text.index(sample.references[0])])["input_ids"])
-        assert abs(at - sample.about["depth"] * room) < longest + 40, (
+        assert abs(at - sample.metadata["depth"] * room) < longest + 40, (
             "40: the words around, and those before the number"
         )
 
 
 def test_depths_are_spread_evenly(smollm2):
     samples = parse_task("needle").samples(smollm2[1], 500, 5, seed=0)
-    assert [sample.about["depth"] for sample in samples] == [0, 0.25, 0.5, 0.75, 1]
-    assert [s.about["depth"] for s in parse_task("needle").samples(smollm2[1], 500, 1, seed=0)] == [0.5]
+    assert [sample.metadata["depth"] for sample in samples] == [0, 0.25, 0.5, 0.75, 1]
+    assert [s.metadata["depth"] for s in parse_task("needle").samples(smollm2[1], 500, 1, seed=0)] == [0.5]
 
 
 def test_a_statement_is_not_put_within_a_sentence(smollm2):
@@ -92,7 +92,7 @@ def test_a_statement_is_not_put_within_a_sentence(smollm2):
         before = text[: text.index("\nRemember: the lucky number")]
         assert TEXT.startswith(before)
         ended = re.search(r"[.!?][\"')\]]*$", before) or re.match(r"\n\s*\n", TEXT[len(before) :])
-        assert before == "" or ended or sample.about["depth"] == 1
+        assert before == "" or ended or sample.metadata["depth"] == 1
 
 
 def test_the_seed_says_it_all(smollm2):
@@ -121,7 +121,7 @@ def test_a_chinese_text(smollm2, tmp_path):
     for sample in parse_task(f"needle:{path}").samples(smollm2[1], 1234, 5, seed=0):
         assert len(sample.prompt) == 1234
         before = text_of(smollm2[1], sample).split("\nRemember: the lucky number")[0]
-        assert before == "" or before[-1] in "。！？" or sample.about["depth"] == 1
+        assert before == "" or before[-1] in "。！？" or sample.metadata["depth"] == 1
 
 
 def test_a_text_without_sentences(smollm2, tmp_path):
@@ -130,7 +130,7 @@ def test_a_text_without_sentences(smollm2, tmp_path):
     for sample in parse_task(f"needle:{path}").samples(smollm2[1], 2000, 5, seed=0):
         before = text_of(smollm2[1], sample).split("\nRemember: the lucky number")[0]
         assert len(sample.prompt) == 2000
-        assert before == "" or before.endswith("ms") or sample.about["depth"] == 1
+        assert before == "" or before.endswith("ms") or sample.metadata["depth"] == 1
 
 
 def test_lengths_that_cannot_be(smollm2, tmp_path):

@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 
 from ropewalk.evaluate.grid import Cell
 from ropewalk.evaluate.sample import SampleResult
-from ropewalk.evaluate.worker import Summary
+from ropewalk.evaluate.worker import CellSummary
 
 Job = tuple[str, Cell]
-News = tuple[str, SampleResult | Summary]
+News = tuple[str, SampleResult | CellSummary]
 Done = Callable[[str], Mapping[int, SampleResult]]
 Executor = Callable[[Sequence[Job], Done], Generator[News, None, None]]  # closed early, it leaves no worker behind
 

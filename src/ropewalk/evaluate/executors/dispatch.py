@@ -12,7 +12,7 @@ from ropewalk.errors import InputError
 from ropewalk.evaluate.executors import TRIES, Done, Job, News
 from ropewalk.evaluate.grid import Cell
 from ropewalk.evaluate.sample import SampleResult
-from ropewalk.evaluate.worker import Summary, Worker
+from ropewalk.evaluate.worker import CellSummary, Worker
 
 
 class LostError(Exception):
@@ -26,7 +26,7 @@ class Failure:
     error: Exception
 
 
-Message = SampleResult | Summary | Failure
+Message = SampleResult | CellSummary | Failure
 
 
 def answers(worker: Worker, cell: Cell, done: Mapping[int, SampleResult]) -> Iterator[Message]:
@@ -91,7 +91,7 @@ def dispatch(
                     raise word.error
                 yield key, word
                 losses[key] = 0
-                if isinstance(word, Summary):
+                if isinstance(word, CellSummary):
                     del busy[member]
                     free.append(member)
                     if not waiting:

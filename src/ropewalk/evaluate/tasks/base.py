@@ -62,10 +62,10 @@ class Task(ABC):
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
         """The scores of one answer, by name."""
 
-    def summary(self, outcomes: Sequence[SampleResult]) -> dict[str, float]:
+    def summary(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
         """The scores of a whole cell: the mean of each."""
-        names = dict.fromkeys(name for outcome in outcomes for name in outcome["scores"])
-        return {name: mean([o["scores"][name] for o in outcomes if name in o["scores"]]) for name in names}
+        names = dict.fromkeys(name for outcome in sample_results for name in outcome["scores"])
+        return {name: mean([o["scores"][name] for o in sample_results if name in o["scores"]]) for name in names}
 
     def options(self) -> dict[str, Any]:
         """All options, as they go into the key of a cell."""

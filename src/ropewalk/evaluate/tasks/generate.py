@@ -52,9 +52,9 @@ class Generate(Task):
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
         return {metric.name: metric.score(answer.strip(), sample.references) for metric in self._metrics()}
 
-    def summary(self, outcomes: Sequence[SampleResult]) -> dict[str, float]:
-        answers = [outcome["answer"].strip() for outcome in outcomes]
-        references = [outcome["references"] for outcome in outcomes]
+    def summary(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
+        answers = [outcome["answer"].strip() for outcome in sample_results]
+        references = [outcome["references"] for outcome in sample_results]
         return {metric.name: metric.corpus(answers, references) for metric in self._metrics()}
 
     def _metrics(self) -> list[Metric]:
@@ -85,4 +85,4 @@ class Generate(Task):
         if not (isinstance(references, list) and references and all(isinstance(each, str) for each in references)):
             raise InputError(f"{where}, answers", answers, "a string or a list of strings")
         prompt, cut = truncate_middle(tokenizer, context, f"\n\n{question}", length, where)
-        return Sample(index, prompt, tuple(references), self.max_new_tokens, about={"line": number, "cut": cut})
+        return Sample(index, prompt, tuple(references), self.max_new_tokens, metadata={"line": number, "cut": cut})

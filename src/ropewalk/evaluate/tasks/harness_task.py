@@ -54,7 +54,7 @@ class HarnessTask(Task):
         """What to ask of more `ids` than `room`, `length` less the longest answer. The harness cuts the beginning."""
         return ids[-room:]
 
-    def about(self, document: Any) -> dict[str, Any]:
+    def metadata(self, document: Any) -> dict[str, Any]:
         """What a report groups documents by."""
         return {}
 
@@ -80,42 +80,42 @@ class HarnessTask(Task):
             references=_references(held),
             max_new_tokens=new,
             stop=stop,
-            about={**self.about(held.document), **({"cut": True} if len(prompt) < len(ids) else {})},
-            held=held,
+            metadata={**self.metadata(held.document), **({"cut": True} if len(prompt) < len(ids) else {})},
+            task_data=held,
         )
 
     def answers(
         self, reader: TextGenerator | ServerTextGenerator, samples: Sequence[Sample]
     ) -> Iterator[tuple[Sample, str]]:
-        yield from reader.generate([sample for sample in samples if sample.held.generates()])
-        others = [sample for sample in samples if not sample.held.generates()]
+        yield from reader.generate([sample for sample in samples if sample.task_data.generates()])
+        others = [sample for sample in samples if not sample.task_data.generates()]
         if not others:
             return
         from ropewalk.evaluate.harness.model import RopewalkLM
 
         with harness.quiet():
-            model = RopewalkLM(reader.model, tokenizer=reader.tokenizer, max_length=others[0].held.length)
+            model = RopewalkLM(reader.model, tokenizer=reader.tokenizer, max_length=others[0].task_data.length)
         for sample in others:
             with harness.quiet():
                 responses = [
                     response
-                    for kind, alike in groupby(sample.held.requests, key=attrgetter("request_type"))
+                    for kind, alike in groupby(sample.task_data.requests, key=attrgetter("request_type"))
                     for response in getattr(model, kind)(list(alike))
                 ]
             yield sample, json.dumps(responses)
 
     def score(self, sample: Sample, answer: str) -> dict[str, Any]:
-        responses = [answer] if sample.held.generates() else json.loads(answer)
-        return harness.scores(sample.held.task, sample.held.requests, responses)
+        responses = [answer] if sample.task_data.generates() else json.loads(answer)
+        return harness.scores(sample.task_data.task, sample.task_data.requests, responses)
 
-    def summary(self, outcomes: Sequence[SampleResult]) -> dict[str, float]:
-        names = dict.fromkeys(name for outcome in outcomes for name in outcome["scores"])
+    def summary(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
+        names = dict.fromkeys(name for outcome in sample_results for name in outcome["scores"])
         known = _AGGREGATIONS[self]
         with harness.quiet():
             return {
                 name: float(
                     known.get(name.partition(",")[0], mean)(
-                        [o["scores"][name] for o in outcomes if name in o["scores"]]
+                        [o["scores"][name] for o in sample_results if name in o["scores"]]
                     )
                 )
                 for name in names

@@ -66,14 +66,14 @@ class LongBench(HarnessTask):
         half = room // 2
         return ids[:half] + ids[half - room :]
 
-    def about(self, document: Any) -> dict[str, Any]:
+    def metadata(self, document: Any) -> dict[str, Any]:
         group = next(group for group, names in _groups(self.e).items() if self.task in names)
         return {"group": group, "bin": next(name for limit, name in _BINS if document["length"] < limit)}
 
-    def summary(self, outcomes: Sequence[SampleResult]) -> dict[str, float]:
-        whole = super().summary(outcomes)
+    def summary(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
+        whole = super().summary(sample_results)
         for _, name in _BINS if self.e else ():
-            inside = [outcome["scores"][self.main] for outcome in outcomes if outcome["about"]["bin"] == name]
+            inside = [outcome["scores"][self.main] for outcome in sample_results if outcome["about"]["bin"] == name]
             if inside:
                 whole[f"{self.main} {name}"] = mean(inside)
         return whole

@@ -44,7 +44,7 @@ class Perplexity(Task):
             raise InputError("lengths", length, f"from 2 to the {most:,} tokens of the text {self.text}")
         starts = dict.fromkeys(round(index * (len(ids) - room) / max(count - 1, 1)) for index in range(count))
         return [
-            Sample(index, [*first, *ids[start : start + room]], (), about={"start": start})
+            Sample(index, [*first, *ids[start : start + room]], (), metadata={"start": start})
             for index, start in enumerate(starts)
         ]
 
@@ -61,9 +61,9 @@ class Perplexity(Task):
         read = json.loads(answer)
         return {"ppl": _perplexity(read["nll"]), "nll": read["nll"], "ppl_last": read["ppl_last"]}
 
-    def summary(self, outcomes: Sequence[SampleResult]) -> dict[str, float]:
-        means = super().summary(outcomes)
-        return {**means, "ppl": _perplexity(mean([outcome["scores"]["nll"] for outcome in outcomes]))}
+    def summary(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
+        means = super().summary(sample_results)
+        return {**means, "ppl": _perplexity(mean([outcome["scores"]["nll"] for outcome in sample_results]))}
 
 
 def _perplexity(nll: float) -> float:

@@ -90,7 +90,7 @@ class RetrievalTask(Task):
             prompt=hay.fit(length, wording.before, hidden, questions, asked),
             references=tuple(map(str, numbers[asked * self.values : (asked + 1) * self.values])),
             max_new_tokens=8 * self.values + 4,
-            about={"depth": round(hidden[asked * self.values][0], 4)},
+            metadata={"depth": round(hidden[asked * self.values][0], 4)},
         )
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:

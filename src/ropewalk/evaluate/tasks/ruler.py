@@ -98,7 +98,7 @@ class Ruler(HarnessTask):
         return samples
 
     def score(self, sample: Sample, answer: str) -> dict[str, Any]:
-        return {self.main: super().score(sample, answer)[str(sample.held.document["max_length"])]}
+        return {self.main: super().score(sample, answer)[str(sample.task_data.document["max_length"])]}
 
     def _source(self) -> str:
         """Which file in the folder of data serves this task, and what it is; empty for a task that needs none."""

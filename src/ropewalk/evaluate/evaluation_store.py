@@ -41,10 +41,10 @@ class CellResult:
     key: str
     description: dict[str, Any]
     summary: dict[str, float] | None
-    outcomes: list[SampleResult]
+    sample_results: list[SampleResult]
 
 
-class Store:
+class EvaluationStore:
     """The cells and samples of one model, in a folder.
 
     A sample is on disk, whole, when `add` returns. One process writes at a time; any number may read meanwhile.
@@ -121,7 +121,7 @@ class Store:
         if self._lock is not None:
             self._lock.release()
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> EvaluationStore:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,7 +152,7 @@ class Store:
         with self._transaction():
             self._database.execute("update cells set summary = ? where key = ?", [_dump(summary), key])
 
-    def outcomes(self, key: str) -> dict[int, SampleResult]:
+    def sample_results(self, key: str) -> dict[int, SampleResult]:
         """The finished samples of a cell, by their number."""
         rows = self._read("select * from samples where cell = ? order by number", key)
         return {row[1]: _outcome(row) for row in rows}
@@ -166,7 +166,10 @@ class Store:
         rows = self._read("select key, described, summary from cells order by place, rowid")
         return [
             CellResult(
-                key, json.loads(about), None if summary is None else json.loads(summary), [*self.outcomes(key).values()]
+                key,
+                json.loads(about),
+                None if summary is None else json.loads(summary),
+                [*self.sample_results(key).values()],
             )
             for key, about, summary in rows
         ]
@@ -182,7 +185,7 @@ class Store:
         lines = [
             _dump({**{name: cell.description[name] for name in _SHOWN}, **outcome}) + "\n"
             for cell in cells
-            for outcome in cell.outcomes
+            for outcome in cell.sample_results
         ]
         write_whole(self.folder / "samples.jsonl", "".join(lines))
         table = io.StringIO(newline="")
@@ -190,7 +193,7 @@ class Store:
         writer.writerow([*_SHOWN, "score", "value", "samples"])
         for cell in cells:
             for name, value in (cell.summary or {}).items():
-                writer.writerow([*(cell.description[each] for each in _SHOWN), name, value, len(cell.outcomes)])
+                writer.writerow([*(cell.description[each] for each in _SHOWN), name, value, len(cell.sample_results)])
         write_whole(self.folder / "cells.csv", table.getvalue())
 
     @contextmanager

@@ -17,9 +17,9 @@ from tests.helpers import toy_task as toy
 
 import ropewalk as rw
 from ropewalk import files
+from ropewalk.evaluate.evaluation_store import EvaluationStore
 from ropewalk.evaluate.executors.in_process import in_process_executor
-from ropewalk.evaluate.store import Store
-from ropewalk.evaluate.worker import Summary, Worker
+from ropewalk.evaluate.worker import CellSummary, Worker
 
 MODEL = {"model": "m", "digest": "sha256:0", "dtype": "float32"}
 SHOWN = {"task": "toy", "length": 8, "scaling": "none", "policy": None, "seed": 0}
@@ -41,7 +41,7 @@ def outcome(index=0, **changed):
 
 
 def filled(folder):
-    with Store(folder, MODEL) as store:
+    with EvaluationStore(folder, MODEL) as store:
         store.begin("a command", {"python": "3"}, {"first": SHOWN, "second": {**SHOWN, "length": 16}})
         store.add("first", outcome(0))
         store.add("first", outcome(1))
@@ -55,32 +55,36 @@ def python(*lines):
 
 
 def test_what_was_kept_is_read_back(tmp_path):
-    with Store(filled(tmp_path)) as store:
+    with EvaluationStore(filled(tmp_path)) as store:
         assert store.model == MODEL
         first, second = store.cells()
         assert (first.key, first.description, first.summary) == ("first", SHOWN, {"found": 0.6})
-        assert first.outcomes == [outcome(0), outcome(1)]
-        assert (second.summary, second.outcomes) == (None, [outcome(0)])
-        assert store.outcomes("first") == {0: outcome(0), 1: outcome(1)}
+        assert first.sample_results == [outcome(0), outcome(1)]
+        assert (second.summary, second.sample_results) == (None, [outcome(0)])
+        assert store.sample_results("first") == {0: outcome(0), 1: outcome(1)}
         assert store.finished() == {"first"}
         assert [(run["command"], run["versions"]) for run in store.runs()] == [("a command", {"python": "3"})]
 
 
 def test_a_sample_that_comes_twice_is_kept_once(tmp_path):
-    with Store(filled(tmp_path), MODEL) as store:
+    with EvaluationStore(filled(tmp_path), MODEL) as store:
         store.add("first", outcome(1, answer="again"))
-        assert [each["answer"] for each in store.outcomes("first").values()] == [outcome()["answer"], "again"]
+        assert [each["answer"] for each in store.sample_results("first").values()] == [outcome()["answer"], "again"]
 
 
 def test_the_same_cells_again_lose_nothing_and_take_the_new_order(tmp_path):
-    with Store(filled(tmp_path), MODEL) as store:
+    with EvaluationStore(filled(tmp_path), MODEL) as store:
         store.begin("again", {}, {"second": {**SHOWN, "length": 16}, "third": SHOWN, "first": SHOWN})
-        assert [(cell.key, len(cell.outcomes)) for cell in store.cells()] == [("second", 1), ("third", 0), ("first", 2)]
+        assert [(cell.key, len(cell.sample_results)) for cell in store.cells()] == [
+            ("second", 1),
+            ("third", 0),
+            ("first", 2),
+        ]
         assert [run["command"] for run in store.runs()] == ["a command", "again"]
 
 
 def test_the_exported_files_are_whole(tmp_path):
-    with Store(filled(tmp_path)) as store:
+    with EvaluationStore(filled(tmp_path)) as store:
         store.export()
     lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").split("\n")
     assert [json.loads(line) for line in lines[:-1]] == [
@@ -131,16 +135,16 @@ def test_a_file_that_is_not_a_whole_store_is_refused_and_left_alone(tmp_path, da
     DAMAGE[damage](path)
     before = path.read_bytes()
     with pytest.raises(rw.InputError, match=r"^out: got .*results\.sqlite.*; expected ") as refused:
-        Store(tmp_path, MODEL if mode == "write" else None)
+        EvaluationStore(tmp_path, MODEL if mode == "write" else None)
     assert "\n" not in str(refused.value)
     assert path.read_bytes() == before
     shutil.rmtree(tmp_path)
-    Store(tmp_path, MODEL).close()  # the lock was given back
+    EvaluationStore(tmp_path, MODEL).close()  # the lock was given back
 
 
 def test_a_folder_without_results_is_refused_to_a_reader(tmp_path):
     with pytest.raises(rw.InputError, match="folder of an evaluation"):
-        Store(tmp_path / "none")
+        EvaluationStore(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -148,16 +152,16 @@ def test_a_folder_without_results_is_refused_to_a_reader(tmp_path):
 def test_the_folder_of_another_model_is_refused_by_the_field_that_differs(tmp_path, field):
     filled(tmp_path)
     with pytest.raises(rw.InputError, match=f"another run .{field}"):
-        Store(tmp_path, {**MODEL, field: "other"})
+        EvaluationStore(tmp_path, {**MODEL, field: "other"})
 
 
 def test_a_model_may_go_by_another_name(tmp_path):
     filled(tmp_path)
-    Store(tmp_path, {**MODEL, "model": "./other"}).close()
+    EvaluationStore(tmp_path, {**MODEL, "model": "./other"}).close()
 
 
 def test_a_cell_that_never_began_goes_with_the_next_run(tmp_path):
-    with Store(tmp_path, MODEL) as store:
+    with EvaluationStore(tmp_path, MODEL) as store:
         store.begin("a typo", {}, {"never": {"task": "nedle"}, "begun": {"task": "needle"}})
         store.add("begun", {**dict.fromkeys(("prompt", "answer"), "x"), "index": 0, "tokens": 1, "references": [],
                             "scores": {}, "about": {}, "seconds": 0.1} | {})  # fmt: skip
@@ -166,24 +170,26 @@ def test_a_cell_that_never_began_goes_with_the_next_run(tmp_path):
 
 
 def test_a_second_writer_is_refused_while_readers_read(tmp_path):
-    read = f"from ropewalk.evaluate.store import Store; print(len(Store({str(tmp_path)!r}).cells()))"
-    write = f"from ropewalk.evaluate.store import Store; Store({str(tmp_path)!r}, {MODEL!r})"
-    with Store(filled(tmp_path), MODEL) as store:
+    read = f"from ropewalk.evaluate.evaluation_store import EvaluationStore; print(len(EvaluationStore({str(tmp_path)!r}).cells()))"
+    write = (
+        f"from ropewalk.evaluate.evaluation_store import EvaluationStore; EvaluationStore({str(tmp_path)!r}, {MODEL!r})"
+    )
+    with EvaluationStore(filled(tmp_path), MODEL) as store:
         with pytest.raises(rw.InputError, match="to which another process writes"):
-            Store(tmp_path, MODEL)
+            EvaluationStore(tmp_path, MODEL)
         assert "InputError: out: got" in python(write).stderr.splitlines()[-1]
         assert python(read).stdout == "2\n"
-        with Store(tmp_path) as reader:
+        with EvaluationStore(tmp_path) as reader:
             store.add("second", outcome(1))
-            assert len(reader.outcomes("second")) == 2
+            assert len(reader.sample_results("second")) == 2
     assert python(write).returncode == 0
 
 
 def test_the_folder_is_free_after_its_writer_was_killed(tmp_path):
     killed = python(
         "import os, signal",
-        "from ropewalk.evaluate.store import Store",
-        f"store = Store({str(tmp_path)!r}, {MODEL!r})",
+        "from ropewalk.evaluate.evaluation_store import EvaluationStore",
+        f"store = EvaluationStore({str(tmp_path)!r}, {MODEL!r})",
         f"store.begin('', {{}}, {{'first': {SHOWN!r}}})",
         f"store.add('first', {outcome()!r})",
         "store._database.execute('begin immediate')",
@@ -191,14 +197,14 @@ def test_the_folder_is_free_after_its_writer_was_killed(tmp_path):
         "os.kill(os.getpid(), signal.SIGKILL)",
     )
     assert killed.returncode == -9, killed.stderr
-    with Store(tmp_path, MODEL) as store:
-        assert store.outcomes("first") == {0: outcome()}
+    with EvaluationStore(tmp_path, MODEL) as store:
+        assert store.sample_results("first") == {0: outcome()}
 
 
 def test_a_store_whose_making_was_cut_off_is_made_again(tmp_path):
     killed = python(
         "import os, signal",
-        "from ropewalk.evaluate.store import Store, sqlite3",
+        "from ropewalk.evaluate.evaluation_store import EvaluationStore, sqlite3",
         "def die(self, *_):",
         "    self._database.execute('pragma cache_spill = 1')",
         "    self._database.execute('pragma cache_size = 1')",
@@ -206,13 +212,13 @@ def test_a_store_whose_making_was_cut_off_is_made_again(tmp_path):
         "    for n in range(40):",
         "        self._database.execute(f'create table t{n} (x default \"' + 'y' * 3000 + '\")')",
         "    os.kill(os.getpid(), signal.SIGKILL)",
-        "Store._create = die",
-        f"Store({str(tmp_path)!r}, {MODEL!r})",
+        "EvaluationStore._create = die",
+        f"EvaluationStore({str(tmp_path)!r}, {MODEL!r})",
     )
     assert killed.returncode == -9, killed.stderr
     assert (tmp_path / "results.sqlite").stat().st_size > 0  # half a database, and a journal to undo it
     filled(tmp_path)
-    with Store(tmp_path) as store:
+    with EvaluationStore(tmp_path) as store:
         assert len(store.cells()) == 2
 
 
@@ -225,18 +231,18 @@ def test_an_interrupt_amid_a_sample_leaves_no_half_of_it(tmp_path):
             store._database.execute("delete from samples")
             raise InterruptError
 
-    with Store(filled(tmp_path), MODEL) as store:
+    with EvaluationStore(filled(tmp_path), MODEL) as store:
         with pytest.raises(InterruptError):
             cut_off(store)
-        assert len(store.outcomes("first")) == 2
+        assert len(store.sample_results("first")) == 2
         store.add("first", outcome(2))
-        assert len(store.outcomes("first")) == 3
+        assert len(store.sample_results("first")) == 3
 
 
 def _run_telling(pipe, model, out, log):
     """In a process of its own: do what is missing, and say each time that something was kept."""
     evaluation = toy.evaluation(model, out, toy.Toy(log=log))
-    evaluation.run(in_process_executor(Worker(str(model))), lambda cell, news: pipe.send(isinstance(news, Summary)))
+    evaluation.run(in_process_executor(Worker(str(model))), lambda cell, news: pipe.send(isinstance(news, CellSummary)))
 
 
 def test_killed_at_random_moments_it_ends_with_the_results_of_an_undisturbed_run(
@@ -246,7 +252,7 @@ def test_killed_at_random_moments_it_ends_with_the_results_of_an_undisturbed_run
     fork = multiprocessing.get_context("fork")  # a start costs nothing, so that there can be many
     out, log = tmp_path / "out", tmp_path / "log"
     rows, kills = 0, 0
-    with Store(undisturbed_folder) as store:
+    with EvaluationStore(undisturbed_folder) as store:
         model = store.model
     while True:
         ours, theirs = fork.Pipe(duplex=False)
@@ -263,11 +269,11 @@ def test_killed_at_random_moments_it_ends_with_the_results_of_an_undisturbed_run
         process.join()
         kills += 1
         if (out / "results.sqlite").exists():
-            with Store(out, model) as store:  # which checks that the file is whole
-                after = sum(len(cell.outcomes) for cell in store.cells())
+            with EvaluationStore(out, model) as store:  # which checks that the file is whole
+                after = sum(len(cell.sample_results) for cell in store.cells())
             assert after >= rows + kept_now
             rows = after
-    with Store(out) as store:
+    with EvaluationStore(out) as store:
         assert toy.kept(store) == undisturbed
     asked_for = sum(len(outcomes) for *_, outcomes in undisturbed)
     assert asked_for <= len(toy.logged(log)) <= asked_for + KILLS  # a kill costs the sample in flight, no more
@@ -290,7 +296,7 @@ def test_a_full_disk_stops_the_run_with_a_line_and_nothing_is_lost(tmp_path, toy
             RuntimeError, match=r"^[^\n]*results\.sqlite cannot be written \(database or disk is full\)"
         ):
             evaluation.run()
-        found = sum(len(cell.outcomes) for cell in store.cells())
+        found = sum(len(cell.sample_results) for cell in store.cells())
         assert 0 < found < 48
         assert len((tmp_path / "out" / "samples.jsonl").read_text().splitlines()) == found
     again = toy.evaluation(toy_model, tmp_path / "out")
