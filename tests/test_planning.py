@@ -116,10 +116,9 @@ def test_what_is_planned_reaches_the_target_and_transformers_reads_it_so(name, t
         "max_position_embeddings": found.max_position_embeddings,
     }
     again = read(AutoConfig.for_model(**changed))
-    assert again.ropes[again.main].scaling == found.scaling
+    assert again.main_layer.scaling == found.scaling
     assert (
-        again.ropes[again.main].rope.base
-        == found.rope_parameters.get("full_attention", found.rope_parameters)["rope_theta"]
+        again.main_layer.rope.base == found.rope_parameters.get("full_attention", found.rope_parameters)["rope_theta"]
     )
     assert not plan(again, target).needed
 

@@ -22,7 +22,7 @@ def test_wavelengths_and_rotations_by_hand():
 
 def test_another_base_leaves_the_rope_alone():
     rope = rw.Rope(8, 10_000)
-    np.testing.assert_allclose(rope.with_base(1e8), [1, 1e-2, 1e-4, 1e-6], rtol=1e-15)
+    np.testing.assert_allclose(rope.inv_freq_with_base(1e8), [1, 1e-2, 1e-4, 1e-6], rtol=1e-15)
     assert rope.base == 10_000
     assert rope.inv_freq[1] == pytest.approx(0.1)
 

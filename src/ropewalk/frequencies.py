@@ -81,7 +81,7 @@ class Frequencies:
         lengths = self.attention_factor * other.attention_factor
         return np.asarray((cos * its_cos + sin * its_sin).mean(axis=-1) / lengths)
 
-    def turns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def to_fixed_point(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Turns per token as fixed point: (high, low), each [dim/2] int64; see the module's text."""
         high, low = [], []
         for inv_freq in self.inv_freq.tolist():
@@ -108,7 +108,7 @@ class Frequencies:
             raise InputError("positions", given.dtype, "whole numbers")
         if given.size and max(abs(int(given.min())), abs(int(given.max()))) > MAX_POSITION:
             raise InputError("positions", f"{given.min()} to {given.max()}", "at most 2^31 either way")
-        high, low = self.turns()
+        high, low = self.to_fixed_point()
         angle = fractional_turns(given.astype(np.int64)[..., None], high, low) * RADIANS_PER_UNIT
         cos, sin = self.attention_factor * np.cos(angle), self.attention_factor * np.sin(angle)
         return cos.astype(dtype), sin.astype(dtype)

@@ -67,7 +67,7 @@ def plan(model_or_config: Any, target: int) -> Plan:
     """
     check_length("target", target)
     model_config = configs.read(model_or_config)
-    layer = model_config.ropes[model_config.main]
+    layer = model_config.main_layer
     original = layer.scaling.resolve_original_length(layer.rope)
     reads = max(original * layer.scaling.extension_factor(layer.rope), original)
     if str(layer.scaling) != "none" and model_config.max_length:
@@ -93,16 +93,16 @@ def plan(model_or_config: Any, target: int) -> Plan:
         "a static scaling also changes texts that fit without it: on SmolLM2-135M, yarn 2 raises the perplexity of "
         "8,192 tokens by 3.5 %, yarn 4 by 16 %; dynamic-yarn leaves it as it is",
     )
-    written = configs.rope_parameters(scaling, layer.rope, layer.written)
-    declared = configs.declared_length(scaling, layer.rope, written or {})
+    written = configs.build_rope_parameters(scaling, layer.rope, layer.rope_dict)
+    declared = configs.compute_max_position_embeddings(scaling, layer.rope, written or {})
     if (
         str(layer.scaling) != "none" and (model_config.max_length or 0) > original
     ):  # it declares what it reads; go on so
         declared = round(reads * factor)
-    if model_config.main != configs.ALL_LAYERS:
+    if model_config.main_layer_type != configs.ALL_LAYERS:
         written = {
-            **{kind: dict(each.written) for kind, each in model_config.ropes.items()},
-            model_config.main: written,
+            **{kind: dict(each.rope_dict) for kind, each in model_config.ropes.items()},
+            model_config.main_layer_type: written,
         }
     return Plan(target, original, scaling, True, reasons, written, declared, memory)
 
@@ -110,7 +110,7 @@ def plan(model_or_config: Any, target: int) -> Plan:
 def kv_cache_bytes(shape: configs.AttentionShape, length: int) -> int:
     """Bytes of keys and values of one text of `length` tokens; layers that keep none (linear, mamba) count none."""
     total = 0
-    for kind in shape.kinds:
+    for kind in shape.layer_types:
         if "linear" in kind or "mamba" in kind or "conv" in kind or "recurrent" in kind:
             continue
         slides = configs.is_local(kind) and shape.sliding_window is not None

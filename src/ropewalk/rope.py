@@ -51,7 +51,7 @@ class Rope:
     @cached_property
     def inv_freq(self) -> NDArray[np.float64]:
         """theta_i = base^(-2i/dim), rad/token, [dim/2] float64."""
-        return self.with_base(self.base)
+        return self.inv_freq_with_base(self.base)
 
     @property
     def wavelengths(self) -> NDArray[np.float64]:
@@ -62,6 +62,6 @@ class Rope:
         """Turns of each pair over `length` tokens, [dim/2] float64."""
         return length / self.wavelengths
 
-    def with_base(self, base: float) -> NDArray[np.float64]:
+    def inv_freq_with_base(self, base: float) -> NDArray[np.float64]:
         """The inverse frequencies that another base gives, rad/token, [dim/2] float64."""
         return np.power(float(base), -np.arange(0, self.dim, 2, dtype=np.float64) / self.dim)

@@ -24,7 +24,7 @@ LEFT_OUT = {
 @pytest.mark.parametrize("config", LEFT_OUT.values(), ids=LEFT_OUT)
 def test_what_is_left_out_is_read_as_transformers_has_it(config):
     before = copy.deepcopy(config)
-    read = configs.from_dict(configs.completed(config))
+    read = configs.from_dict(configs.fill_missing_defaults(config))
     assert config == before
     theirs = configs.read(AutoConfig.for_model(**copy.deepcopy(config)))
     assert read.ropes == theirs.ropes
@@ -35,4 +35,4 @@ def test_what_is_whole_or_of_nobody_stays_as_it_is():
     whole = {"model_type": "llama", "hidden_size": 1024, "num_attention_heads": 8, "rope_theta": 1e4}
     nobody = {"model_type": "nobody", "rope_theta": 1e4}
     for config in (whole, nobody, {"model_type": "llama", "num_hidden_layers": 10**30}):
-        assert configs.completed(config) is config
+        assert configs.fill_missing_defaults(config) is config

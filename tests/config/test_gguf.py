@@ -10,7 +10,7 @@ from tests.helpers.gguf_model import small_gguf
 
 import ropewalk as rw
 from ropewalk import config as configs
-from ropewalk.config.gguf import contents, from_fields
+from ropewalk.config.gguf import from_gguf_fields, read_gguf_header
 
 PLAIN = rw.Rope(64, 100_000, 8192)
 
@@ -108,7 +108,7 @@ def test_yarn_with_a_log_multiplier(written, architecture, multiplier, attention
 def test_sliding_layers_of_a_base_of_their_own(written):
     gemma = {"attention.sliding_window": 512, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
     found = configs.read(written(gemma, architecture="gemma3"))
-    assert found.main == "full_attention"
+    assert found.main_layer_type == "full_attention"
     assert found.ropes["full_attention"] == configs.LayerRope(PLAIN, rw.Linear(8))
     local = configs.LayerRope(rw.Rope(64, 10_000, 8192), rw.NoScaling())
     assert found.ropes["sliding_attention"] == local
@@ -209,13 +209,13 @@ def test_divisors_that_nothing_can_turn_by(written, divisors):
 
 def test_the_meaning_needs_no_file(written):
     path = written(YARN, {"rope_freqs.weight": [2.0] * 32})
-    assert from_fields(*contents(path)) == configs.read(path)
+    assert from_gguf_fields(*read_gguf_header(path)) == configs.read(path)
     with pytest.raises(rw.InputError, match="GGUF metadata"):
-        from_fields({}, {})
+        from_gguf_fields({}, {})
 
 
 def test_the_tokenizer_stays_in_the_file(written):
-    fields, divisors = contents(written())
+    fields, divisors = read_gguf_header(written())
     assert fields["llama.rope.freq_base"] == 100_000
     assert not any(name.startswith("tokenizer") for name in fields)
     assert divisors == {}
@@ -224,7 +224,7 @@ def test_the_tokenizer_stays_in_the_file(written):
 @pytest.mark.parametrize("alignment", [32, 256])
 def test_alignment(written, alignment):
     path = written(divisors={"rope_freqs.weight": [float(1 + i) for i in range(32)]}, alignment=alignment)
-    assert contents(path)[1]["rope_freqs.weight"] == tuple(float(1 + i) for i in range(32))
+    assert read_gguf_header(path)[1]["rope_freqs.weight"] == tuple(float(1 + i) for i in range(32))
 
 
 def test_a_model_without_rope(written):

@@ -42,8 +42,8 @@ def theirs(config, length):
 def test_each_comes_out_as_transformers_gives_it(name, length):
     config = {**MODELS, **LONGER}[name]
     model_config = configs.from_dict(config)
-    layer = model_config.ropes[model_config.main]
-    ours = configs.layer_frequencies(layer.scaling, layer, length)
+    layer = model_config.main_layer
+    ours = configs.compute_layer_frequencies(layer.scaling, layer, length)
     inv_freq, attention_factor = theirs(config, length)
     np.testing.assert_allclose(ours.inv_freq, inv_freq, rtol=1e-6)
     assert ours.attention_factor == pytest.approx(attention_factor, rel=1e-12)
@@ -51,7 +51,7 @@ def test_each_comes_out_as_transformers_gives_it(name, length):
 
 def test_the_lists_of_phi_differ_between_short_and_long():
     layer = configs.from_dict(MODELS["microsoft/Phi-4-mini-instruct"]).ropes["all"]
-    short, long = (configs.layer_frequencies(layer.scaling, layer, n).inv_freq for n in (4096, 4097))
+    short, long = (configs.compute_layer_frequencies(layer.scaling, layer, n).inv_freq for n in (4096, 4097))
     assert (long <= short).all()
     assert long[-1] == pytest.approx(short[-1] / 47.77)
 

@@ -9,8 +9,7 @@ from transformers import AutoConfig
 import ropewalk as rw
 from ropewalk import config as configs
 from ropewalk.config import read
-from ropewalk.config.model import BASE_OF
-from ropewalk.config.transformers import _PARTIAL_OF
+from ropewalk.config.architectures import DEFAULT_PARTIAL_ROTARY_FACTOR, DEFAULT_ROPE_THETA
 
 LLAMA_2 = {
     "model_type": "llama",
@@ -181,10 +180,10 @@ GEMMA_3 = {
 def test_a_sliding_window_that_is_not_used_is_none():
     found = read(QWEN_2_5).attention
     assert found.sliding_window is None
-    assert set(found.kinds) == {"full_attention"}
+    assert set(found.layer_types) == {"full_attention"}
     used = read({**QWEN_2_5, "use_sliding_window": True, "sliding_window": 4096}).attention
     assert used.sliding_window == 4096
-    assert set(used.kinds) == {"sliding_attention"}
+    assert set(used.layer_types) == {"sliding_attention"}
 
 
 def test_the_first_name_of_longrope():
@@ -197,9 +196,9 @@ def test_layer_types_with_ropes_of_their_own():
     # It declares 131,072 with its scaling, so it was trained on 131,072 / 8 without.
     assert found.ropes["full_attention"] == configs.LayerRope(rw.Rope(256, 1_000_000, 16_384), rw.Linear(8))
     assert found.ropes["sliding_attention"] == configs.LayerRope(rw.Rope(256, 10_000, 131_072), rw.NoScaling())
-    assert found.main == "full_attention"
-    assert found.attention.kinds.count("full_attention") == 5  # layers 6, 12, 18, 24 and 30 of 34
-    assert found.attention.kinds[5] == "full_attention"
+    assert found.main_layer_type == "full_attention"
+    assert found.attention.layer_types.count("full_attention") == 5  # layers 6, 12, 18, 24 and 30 of 34
+    assert found.attention.layer_types[5] == "full_attention"
 
 
 def test_transformers_nests_them():
@@ -231,18 +230,18 @@ def test_composite_configurations_are_read_at_their_text_part():
     assert read(config.to_dict()) == read(config)
 
 
-@pytest.mark.parametrize("model_type", [*BASE_OF, *_PARTIAL_OF])
+@pytest.mark.parametrize("model_type", [*DEFAULT_ROPE_THETA, *DEFAULT_PARTIAL_ROTARY_FACTOR])
 def test_defaults_of_architectures_are_those_of_transformers(model_type):
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}
     bare = {"hidden_size": 1024, "max_position_embeddings": 2048, **heads}
     if model_type != "falcon":  # a property there
         bare["head_dim"] = 128
     config = AutoConfig.for_model(model_type, **bare)
-    if model_type not in BASE_OF:
+    if model_type not in DEFAULT_ROPE_THETA:
         bare["rope_theta"] = 10_000.0
-    ours, theirs = (each.ropes[each.main].rope for each in (read({"model_type": model_type, **bare}), read(config)))
+    ours, theirs = (each.main_layer.rope for each in (read({"model_type": model_type, **bare}), read(config)))
     assert ours.base == theirs.base
-    if model_type in _PARTIAL_OF:
+    if model_type in DEFAULT_PARTIAL_ROTARY_FACTOR:
         assert ours.dim == theirs.dim
 
 
@@ -278,7 +277,7 @@ def test_rope_parameters_keep_what_is_the_models_own():
     layer = read(LLAMA_3_1).ropes["all"]
     written = {"rope_type": "default", "partial_rotary_factor": 0.5, "mrope_section": [16, 24, 24]}
     written |= {"factor": 9.0, "beta_fast": 16}  # of the scaling that goes
-    assert configs.rope_parameters(rw.Linear(2), layer.rope, written) == {
+    assert configs.build_rope_parameters(rw.Linear(2), layer.rope, written) == {
         "rope_type": "linear",
         "rope_theta": 500_000.0,
         "factor": 2.0,
@@ -290,7 +289,7 @@ def test_rope_parameters_keep_what_is_the_models_own():
 def test_the_p_of_a_proportional_model_is_not_its_rotary_dimension():
     rope = rw.Rope(64, 10_000, 1024)
     own = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
-    assert "partial_rotary_factor" not in configs.rope_parameters(rw.Linear(2), rope, own)
-    assert configs.rope_parameters(rw.Proportional(p=0.5), rope, own)["partial_rotary_factor"] == 0.5
+    assert "partial_rotary_factor" not in configs.build_rope_parameters(rw.Linear(2), rope, own)
+    assert configs.build_rope_parameters(rw.Proportional(p=0.5), rope, own)["partial_rotary_factor"] == 0.5
     # Of another model that field is the rotary dimension, and then the one field cannot say both.
-    assert configs.rope_parameters(rw.Proportional(p=0.5), rope, {"partial_rotary_factor": 0.25}) is None
+    assert configs.build_rope_parameters(rw.Proportional(p=0.5), rope, {"partial_rotary_factor": 0.25}) is None

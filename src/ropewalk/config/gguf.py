@@ -15,14 +15,22 @@ from typing import Any
 
 import numpy as np
 
+from ropewalk.config.gguf_architectures import (
+    FIXED_SLIDING_BASE_GGUF_ARCHITECTURES,
+    INTERLEAVED_GGUF_ARCHITECTURES,
+    ROPE_GGUF_ARCHITECTURES,
+    SLIDING_ROPE_FREQ_BASE,
+    SOFTMAX_SCALED_GGUF_ARCHITECTURES,
+    UNSCALED_SLIDING_GGUF_ARCHITECTURES,
+    YARN_BETA_DEFAULTS,
+    YARN_LOG_MULTIPLIER_SCALE,
+)
 from ropewalk.config.model import (
     ALL_LAYERS,
-    BASE_OF,
-    INTERLEAVED,
     AttentionShape,
     LayerRope,
     ModelConfig,
-    check_layers,
+    check_layer_count,
 )
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
@@ -35,22 +43,9 @@ from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
 
 ROPE_FREQS = "rope_freqs.weight"
-SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
-STILL = 1e30  # the divisor of a pair that does not turn
+ROPE_FACTORS_SHORT, ROPE_FACTORS_LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+FIXED_PAIR_DIVISOR = 1e30  # the divisor of a pair that does not turn
 
-# Architectures of llama.cpp, by what they read (src/models/*.cpp): the two betas of yarn, with their defaults;
-READS_BETAS = {"grok": (8.0, 1.0), "mistral3": (32.0, 1.0)}
-# rope.scaling.yarn_log_multiplier, and what it is multiplied by to be mscale_all_dim;
-READS_LOG_MULTIPLIER = {"deepseek2": 10.0, "deepseek32": 10.0, "mistral4": 10.0, "mistral3": 1.0}
-# whose attention multiplies its softmax scale by the square of what the scaling makes of it;
-SOFTMAX_SCALED = {"deepseek2", "deepseek32", "glm-dsa", "mistral4"}
-# whose sliding layers have a base of their own, the field rope.freq_base_swa or this (None: the base of the others),
-OWN_LOCAL_BASE = {
-    "gemma3": 10_000.0, "gemma3n": 10_000.0, "gemma4": 10_000.0, "gemma-embedding": 10_000.0, "mimo2": 10_000.0,
-    "plamo3": 10_000.0, "muse-glimmer": None, "laguna": None, "olmo2": None, "mellum": None,
-}  # fmt: skip
-# and of those, whose sliding layers take no attention factor.
-_PLAIN_LOCAL = {"laguna", "olmo2", "mellum"}
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY, _FLOAT32 = 8, 9, 0
@@ -63,10 +58,10 @@ def from_gguf(path: str | Path) -> ModelConfig:
 
     Raises InputError for a file that is missing, damaged or has no rope fields.
     """
-    return from_fields(*contents(path), str(path))
+    return from_gguf_fields(*read_gguf_header(path), str(path))
 
 
-def contents(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
+def read_gguf_header(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
     """The header of a GGUF file.
 
     Returns the fields of its metadata, but for the tokenizer's, and the tensors that divide the frequencies, by name,
@@ -81,10 +76,10 @@ def contents(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[float, .
         raise InputError("model", str(path), f"a whole GGUF file (reading it failed: {error})") from None
 
 
-def from_fields(
+def from_gguf_fields(
     fields: Mapping[str, Any], divisors: Mapping[str, tuple[float, ...]], source: str = "GGUF metadata"
 ) -> ModelConfig:
-    """What such fields and divisors mean (`contents`), whether or not they stand in a file.
+    """What such fields and divisors mean (`read_gguf_header`), whether or not they stand in a file.
 
     llama.cpp's reading: tensors divide the frequencies, `rope.scaling.attn_factor` is an attention factor, which yarn
     multiplies by its own 0.1 ln s + 1, and yarn's betas are read for few architectures. `rope_factors_*` are two
@@ -126,7 +121,7 @@ class _Header:
         for name, (shape, kind, offset) in places.items():
             if start + offset > len(self.data):
                 raise ValueError(f"it ends before {name}")
-            if name in (ROPE_FREQS, SHORT, LONG):
+            if name in (ROPE_FREQS, ROPE_FACTORS_SHORT, ROPE_FACTORS_LONG):
                 if kind != _FLOAT32 or math.prod(shape) > _LONGEST_LIST:
                     raise ValueError(f"{name} is no list of float32")
                 divisors[name] = tuple(self.numbers("f", math.prod(shape), start + offset))
@@ -195,21 +190,21 @@ def _describe(fields: Mapping[str, Any], divisors: Mapping[str, tuple[float, ...
     heads = max(heads) if isinstance(heads, list) else heads
     dim = get("rope.dimension_count") or get("attention.key_length") or (heads and get("embedding_length", 0) // heads)
     context = get("context_length")
-    if not dim or not context or (get("rope.freq_base") is None and architecture not in BASE_OF):
+    if not dim or not context or (get("rope.freq_base") is None and architecture not in ROPE_GGUF_ARCHITECTURES):
         raise InputError("model", source, "a GGUF of a model with rope fields")
     original = get("rope.scaling.original_context_length") or context
-    layout: Layout = "interleaved" if architecture in INTERLEAVED else "half"
+    layout: Layout = "interleaved" if architecture in INTERLEAVED_GGUF_ARCHITECTURES else "half"
     rope = Rope(int(dim), float(get("rope.freq_base", 10_000.0)), int(original), layout)
     main = LayerRope(rope, _scaling(architecture, get, divisors, rope))
     ropes = {ALL_LAYERS: main}
-    if architecture in OWN_LOCAL_BASE and get("attention.sliding_window"):
+    if architecture in SLIDING_ROPE_FREQ_BASE and get("attention.sliding_window"):
         ropes = {"full_attention": main, "sliding_attention": _local(architecture, get, rope)}
     attention = None
     if heads and get("block_count"):
         kv_heads = get("attention.head_count_kv", heads)
         head_dim = get("embedding_length", 0) // heads
         attention = AttentionShape(
-            kinds=("full_attention",) * check_layers(int(get("block_count"))),
+            layer_types=("full_attention",) * check_layer_count(int(get("block_count"))),
             kv_heads=max(kv_heads) if isinstance(kv_heads, list) else int(kv_heads),
             key_dim=int(get("attention.key_length", head_dim)),
             value_dim=int(get("attention.value_length", head_dim)),
@@ -232,30 +227,32 @@ def _scaling(
         attention = scaling.frequencies(rope).attention_factor
     else:
         scaling = Linear(factor=factor) if factor != 1 and kind != "none" else NoScaling()
-        if architecture in SOFTMAX_SCALED and (scaling != NoScaling() or attention != 1):
+        if architecture in SOFTMAX_SCALED_GGUF_ARCHITECTURES and (scaling != NoScaling() or attention != 1):
             raise InputError("rope.scaling.type", kind, f"yarn, as llama.cpp scales the softmax of {architecture}, too")
     if not divisors:
         return scaling if kind == "yarn" or attention == 1 else _divided(rope, scaling, attention)
     if ROPE_FREQS in divisors:
         return _divided(rope, scaling, attention, divisors[ROPE_FREQS])
     ones = (1.0,) * (rope.dim // 2)
-    return _divided(rope, scaling, attention, divisors.get(SHORT, ones), divisors.get(LONG, ones))
+    return _divided(
+        rope, scaling, attention, divisors.get(ROPE_FACTORS_SHORT, ones), divisors.get(ROPE_FACTORS_LONG, ones)
+    )
 
 
 def _yarn(architecture: str, get: Callable[..., Any], factor: float, written: float) -> YaRN:
     """YaRN of that factor, where the file writes that attention factor."""
     beta_fast, beta_slow = 32.0, 1.0
-    if architecture in READS_BETAS:
-        fast, slow = READS_BETAS[architecture]
+    if architecture in YARN_BETA_DEFAULTS:
+        fast, slow = YARN_BETA_DEFAULTS[architecture]
         beta_fast = float(get("rope.scaling.yarn_beta_fast", fast))
         beta_slow = float(get("rope.scaling.yarn_beta_slow", slow))
-    all_dim = float(get("rope.scaling.yarn_log_multiplier", 0.0)) * READS_LOG_MULTIPLIER.get(architecture, 0.0)
+    all_dim = float(get("rope.scaling.yarn_log_multiplier", 0.0)) * YARN_LOG_MULTIPLIER_SCALE.get(architecture, 0.0)
     # With a multiplier llama.cpp takes mscale for 1, but for deepseek2 for the same as mscale_all_dim.
     mscale = all_dim if architecture == "deepseek2" or not all_dim else 1.0
     own = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim) if all_dim else yarn_mscale(factor)
     attention = written * own
     softened = None
-    if architecture in SOFTMAX_SCALED and factor > 1:
+    if architecture in SOFTMAX_SCALED_GGUF_ARCHITECTURES and factor > 1:
         softened = (attention * yarn_mscale(factor, all_dim) - 1) / (0.1 * math.log(factor))
         softened = 0.0 if abs(softened) < 1e-6 else softened  # rounded away by float32
     return YaRN(
@@ -275,10 +272,15 @@ def _divided(rope: Rope, scaling: Scaling, attention: float, *lists: tuple[float
         if len(divisors) != rope.dim // 2:
             raise InputError("divisors", f"{len(divisors)} numbers", f"{rope.dim // 2}, one a pair")
         whole.append(tuple((np.array(divisors) * (rope.inv_freq / scaled.inv_freq)).tolist()))
-    turning = sum(divisor < STILL / 2 for divisor in whole[0])
+    turning = sum(divisor < FIXED_PAIR_DIVISOR / 2 for divisor in whole[0])
     if 0 < turning < rope.dim // 2:
         kept = set(whole[0][:turning])
-        if len(whole) == 1 and len(kept) == 1 and attention == 1 and all(x > STILL / 2 for x in whole[0][turning:]):
+        if (
+            len(whole) == 1
+            and len(kept) == 1
+            and attention == 1
+            and all(x > FIXED_PAIR_DIVISOR / 2 for x in whole[0][turning:])
+        ):
             return Proportional(p=math.nextafter(2 * turning / rope.dim, 1.0), factor=kept.pop())
         raise InputError(ROPE_FREQS, "divisors of which some stop a pair", "the same for all the pairs before those")
     return LongRoPE(whole[0], whole[-1], attention_factor=attention)
@@ -286,9 +288,11 @@ def _divided(rope: Rope, scaling: Scaling, attention: float, *lists: tuple[float
 
 def _local(architecture: str, get: Callable[..., Any], rope: Rope) -> LayerRope:
     """The sliding layers, of a base of their own: no factor and no tensor reaches them, an attention factor does."""
-    base = OWN_LOCAL_BASE[architecture] or rope.base
-    if architecture not in ("olmo2", "mellum"):
+    base = SLIDING_ROPE_FREQ_BASE[architecture] or rope.base
+    if architecture not in FIXED_SLIDING_BASE_GGUF_ARCHITECTURES:
         base = float(get("rope.freq_base_swa", base))
     local = Rope(int(get("rope.dimension_count_swa", rope.dim)), base, rope.original_length, rope.layout)
-    attention = 1.0 if architecture in _PLAIN_LOCAL else float(get("rope.scaling.attn_factor", 1.0))
+    attention = (
+        1.0 if architecture in UNSCALED_SLIDING_GGUF_ARCHITECTURES else float(get("rope.scaling.attn_factor", 1.0))
+    )
     return LayerRope(local, NoScaling() if attention == 1 else _divided(local, NoScaling(), attention))

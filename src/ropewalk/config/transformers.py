@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ropewalk.config.architectures import (
+    DEFAULT_LOCAL_ROPE_THETA,
+    DEFAULT_PARTIAL_ROTARY_FACTOR,
+    DEFAULT_ROPE_THETA,
+    DEFAULT_SLIDING_WINDOW_PATTERN,
+    INTERLEAVED_MODEL_TYPES,
+)
 from ropewalk.config.model import (
     ALL_LAYERS,
-    BASE_OF,
-    INTERLEAVED,
     AttentionShape,
     LayerRope,
     ModelConfig,
-    check_layers,
+    check_layer_count,
     is_local,
 )
 from ropewalk.errors import InputError, check_number
@@ -21,23 +26,9 @@ from ropewalk.scaling import from_rope_dict
 from ropewalk.scaling.base import Scaling
 from ropewalk.scaling.linear import Linear
 
-_PARTIAL_OF = {
-    "gpt_neox": 0.25,
-    "stablelm": 0.25,
-    "phi": 0.5,
-    "persimmon": 0.5,
-    "nemotron": 0.5,
-    "recurrent_gemma": 0.5,
-    "glm": 0.5,
-    "glm4": 0.5,
-    "glm4_moe": 0.5,
-}
-_PATTERN_OF = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
-# Whose sliding layers have another base, also where none is written.
-_LOCAL_BASE = {"gemma3_text": 10_000.0, "gemma3n_text": 10_000.0}
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
-OF_A_SCALING = {
+SCALING_KEYS = {
     "rope_type", "type", "factor", "alpha", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
     "truncate", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "rope_theta",
     "attn_factor", "short_mscale", "long_mscale",
@@ -49,12 +40,12 @@ def from_dict(config: Mapping[str, Any]) -> ModelConfig:
 
     Raises InputError when it has no rope fields or contradicts itself.
     """
-    config = text_part(config)
+    config = get_text_config_dict(config)
     model_type = str(config.get("model_type", ""))
     written = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers 5 takes them so
     if not isinstance(written, Mapping):
         raise InputError("rope_parameters", written, "a dict")
-    if not (written or base_of(config, {}) or model_type in BASE_OF):
+    if not (written or get_rope_theta(config, {}) or model_type in DEFAULT_ROPE_THETA):
         raise InputError("model", model_type or "a configuration", "one with rope fields (rope_theta, rope_parameters)")
     max_length = _whole(
         config, "max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "seq_length"
@@ -66,18 +57,18 @@ def from_dict(config: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(model_type, ropes, max_length, _attention_shape(config))
 
 
-def inner_part(config: Mapping[str, Any]) -> str | None:
+def find_text_config_key(config: Mapping[str, Any]) -> str | None:
     """The key of a composite configuration under which its text decoder, or what holds that, is described."""
     return next((name for name in _TEXT_PARTS if isinstance(config.get(name), Mapping)), None)
 
 
-def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def get_text_config_dict(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a configuration that describes the text decoder; itself for a plain one."""
-    inner = inner_part(config)
-    return config if inner is None else text_part(config[inner])
+    inner = find_text_config_key(config)
+    return config if inner is None else get_text_config_dict(config[inner])
 
 
-def rope_parameters(
+def build_rope_parameters(
     scaling: Scaling, rope: Rope, written: Mapping[str, Any] | None = None, length: int | None = None
 ) -> dict[str, Any] | None:
     """The whole `rope_parameters` dict that says `scaling` to transformers 5; None when it cannot be said.
@@ -85,20 +76,22 @@ def rope_parameters(
     `written`: the dict it replaces, whose keys that are the model's own (mrope_section and the like) are kept.
     `length`: fixes a dynamic scaling at the frequencies of that length.
     """
-    said = scaling.rope_parameters(rope, length)
+    said = scaling.to_rope_parameters(rope, length)
     written = dict(written or {})
     partial = written.pop("partial_rotary_factor", None)
     if _rope_type(written) == "proportional":
         partial = None  # there it is the scaling's p, not the rope's
     if said is None or (said["rope_type"] == "proportional" and partial not in (None, 1, 1.0)):
         return None
-    own = {key: value for key, value in written.items() if key not in OF_A_SCALING}
+    own = {key: value for key, value in written.items() if key not in SCALING_KEYS}
     if partial is not None:
         own["partial_rotary_factor"] = partial
     return {"rope_theta": rope.base, **own, **said}
 
 
-def declared_length(scaling: Scaling, rope: Rope, said: Mapping[str, Any], length: int | None = None) -> int:
+def compute_max_position_embeddings(
+    scaling: Scaling, rope: Rope, said: Mapping[str, Any], length: int | None = None
+) -> int:
     """The `max_position_embeddings` that goes with a dict `said` by `rope_parameters`, tokens.
 
     It is the length reached where the dict holds the original length. Where it does not (linear, dynamic), readers
@@ -109,7 +102,7 @@ def declared_length(scaling: Scaling, rope: Rope, said: Mapping[str, Any], lengt
     return reached if said.get("original_max_position_embeddings") else original
 
 
-def base_of(config: Mapping[str, Any], rope_dict: Mapping[str, Any]) -> Any:
+def get_rope_theta(config: Mapping[str, Any], rope_dict: Mapping[str, Any]) -> Any:
     """The base as it is written, in a rope dict or beside it; None where it is left to the architecture."""
     return rope_dict.get("rope_theta") or _first(
         config, "rope_theta", "rotary_emb_base", "rope_base", "global_rope_theta"
@@ -141,9 +134,9 @@ def _by_layer_type(config: Mapping[str, Any], written: Mapping[str, Any]) -> dic
     if nested:
         return nested
     model_type = str(config.get("model_type"))
-    local = _first(config, "rope_local_base_freq", "local_rope_theta") or _LOCAL_BASE.get(model_type)
+    local = _first(config, "rope_local_base_freq", "local_rope_theta") or DEFAULT_LOCAL_ROPE_THETA.get(model_type)
     if model_type == "olmo3":  # one base, and its sliding layers take no scaling
-        local = base_of(config, written) or BASE_OF[model_type]
+        local = get_rope_theta(config, written) or DEFAULT_ROPE_THETA[model_type]
     if local is not None:
         return {"full_attention": written, "sliding_attention": {"rope_theta": local}}
     return {ALL_LAYERS: written}
@@ -177,11 +170,11 @@ def _layer_rope(
     scaling = from_rope_dict(rope_dict, strict=False)
     if isinstance(scaling, Linear) and model_type.startswith("gemma3") and max_length and said is None:
         original = round(max_length / scaling.factor)  # it declares the length that its scaling reaches
-    interleaved = config.get("rope_interleave", model_type in INTERLEAVED)
+    interleaved = config.get("rope_interleave", model_type in INTERLEAVED_MODEL_TYPES)
     layout: Layout = "interleaved" if interleaved else "half"
     rope = Rope(
         dim=_rotary_dim(config, {} if proportional else rope_dict, model_type, whole=proportional),
-        base=base_of(config, rope_dict) or BASE_OF.get(model_type, 10_000.0),
+        base=get_rope_theta(config, rope_dict) or DEFAULT_ROPE_THETA.get(model_type, 10_000.0),
         original_length=original,
         layout=layout,
     )
@@ -197,7 +190,7 @@ def _rotary_dim(config: Mapping[str, Any], rope_dict: Mapping[str, Any], model_t
         raise InputError("head_dim", None, "head_dim, or hidden_size and num_attention_heads")
     partial = rope_dict.get("partial_rotary_factor") or _first(config, "partial_rotary_factor", "rotary_pct")
     if partial is None:
-        partial = _PARTIAL_OF.get(model_type, 1.0)
+        partial = DEFAULT_PARTIAL_ROTARY_FACTOR.get(model_type, 1.0)
     if check_number("partial_rotary_factor", partial, minimum=0, exclusive=True) > 1:
         raise InputError("partial_rotary_factor", partial, "a number above 0, at most 1")
     return head_dim if whole else int(head_dim * partial)
@@ -213,9 +206,9 @@ def _attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
     layers, heads, head_dim = _whole(config, "num_hidden_layers", "n_layer"), _whole(config, *_HEADS), _head_dim(config)
     if not (layers and heads and head_dim):
         return None
-    check_layers(layers)
+    check_layer_count(layers)
     window = _whole(config, "sliding_window") if config.get("use_sliding_window", True) else None
-    pattern = config.get("sliding_window_pattern", _PATTERN_OF.get(str(config.get("model_type"))))
+    pattern = config.get("sliding_window_pattern", DEFAULT_SLIDING_WINDOW_PATTERN.get(str(config.get("model_type"))))
     pattern = pattern if isinstance(pattern, int) and pattern > 0 else layers + 1  # every pattern-th layer sees all
     kinds = config.get("layer_types") or [
         "sliding_attention" if window and (i + 1) % pattern else "full_attention" for i in range(layers)
@@ -224,7 +217,7 @@ def _attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
         raise InputError("layer_types", kinds, "a list of names, one for each layer")
     latent = _whole(config, "kv_lora_rank")
     return AttentionShape(
-        kinds=tuple(kinds),
+        layer_types=tuple(kinds),
         kv_heads=1
         if latent or _multi_query(config)
         else _whole(config, "num_key_value_heads", "num_kv_heads") or heads,

@@ -23,4 +23,4 @@ class ABF(Scaling):
         check_number("abf: base", self.base, minimum=1, exclusive=True)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        return Frequencies(rope.with_base(self.base))
+        return Frequencies(rope.inv_freq_with_base(self.base))

@@ -78,7 +78,7 @@ class Scaling(ABC):
             raise InputError("length", None, f"the length of the text, which {self.name} needs")
         return check_length("length", length) / self.resolve_original_length(rope)
 
-    def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
+    def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
         """The `rope_parameters` with which transformers gives these frequencies; None when it cannot.
 
         A static scaling that transformers has no name for is written as `longrope` with equal short and long

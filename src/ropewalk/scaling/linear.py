@@ -27,5 +27,5 @@ class Linear(Scaling):
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(rope.inv_freq / self.factor)
 
-    def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
+    def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
         return {"rope_type": "linear", "factor": float(self.factor)}

@@ -43,7 +43,7 @@ class Llama3(Scaling):
         kept = np.clip(past_low / band, 0.0, 1.0) if band else np.where(past_low > 0, 1.0, 0.0)
         return Frequencies(rope.inv_freq * ((1 - kept) / self.factor + kept))
 
-    def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
+    def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
         return {
             "rope_type": "llama3",
             "factor": float(self.factor),

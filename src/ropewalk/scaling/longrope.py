@@ -77,9 +77,9 @@ class LongRoPE(Scaling):
     def extension_factor(self, rope: Rope, length: int | None = None) -> float:
         return float(self.factor or 1.0)
 
-    def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
+    def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
         if self.is_dynamic and length is not None:
-            return super().rope_parameters(rope, length)
+            return super().to_rope_parameters(rope, length)
         return {
             "rope_type": "longrope",
             "short_factor": list(self.short_factor),

@@ -20,5 +20,5 @@ class NoScaling(Scaling):
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(rope.inv_freq)
 
-    def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
+    def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
         return {"rope_type": "default"}

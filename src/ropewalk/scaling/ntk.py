@@ -48,7 +48,7 @@ class NTK(Scaling):
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         if self.variant == "aware":
-            return Frequencies(rope.with_base(ntk_base(rope, self.factor)))
+            return Frequencies(rope.inv_freq_with_base(ntk_base(rope, self.factor)))
         power = 1.0 if self.variant == "fixed" else self.mixed_b
         pairs = rope.dim // 2
         slowed = math.log(self.factor) * (np.arange(1, pairs + 1) / pairs) ** power
@@ -87,11 +87,11 @@ class DynamicNTK(Scaling):
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         if self.alpha is not None:
-            return Frequencies(rope.with_base(ntk_base(rope, self.alpha)))
+            return Frequencies(rope.inv_freq_with_base(ntk_base(rope, self.alpha)))
         length_ratio = max(1.0, self.length_ratio(rope, length))
-        return Frequencies(rope.with_base(ntk_base(rope, self.factor * length_ratio - (self.factor - 1))))
+        return Frequencies(rope.inv_freq_with_base(ntk_base(rope, self.factor * length_ratio - (self.factor - 1))))
 
-    def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
+    def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
         if self.alpha is not None or length is not None:
-            return super().rope_parameters(rope, length)
+            return super().to_rope_parameters(rope, length)
         return {"rope_type": "dynamic", "factor": float(self.factor)}

@@ -36,5 +36,5 @@ class Proportional(Scaling):
         turning = int(self.p * rope.dim // 2)
         return Frequencies(np.where(np.arange(rope.dim // 2) < turning, rope.inv_freq / self.factor, 0.0))
 
-    def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
+    def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
         return {"rope_type": "proportional", "partial_rotary_factor": float(self.p), "factor": float(self.factor)}

@@ -57,9 +57,9 @@ class YaRN(ByParts):
             return yarn_mscale(self.factor, self.mscale) / yarn_mscale(self.factor, self.mscale_all_dim)
         return yarn_mscale(self.factor)
 
-    def rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
+    def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
         if self.ramp != "index":
-            return super().rope_parameters(rope, length)
+            return super().to_rope_parameters(rope, length)
         options = {
             "factor": float(self.factor),
             "original_max_position_embeddings": self.resolve_original_length(rope),

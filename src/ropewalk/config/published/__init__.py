@@ -74,6 +74,6 @@ def _alike(one: ModelConfig, other: ModelConfig) -> bool:
         (one.model_type, one.ropes, one.max_length) == (other.model_type, other.ropes, other.max_length)
         and one.attention is not None
         and other.attention is not None
-        and (len(one.attention.kinds), one.attention.kv_heads, one.attention.key_dim)
-        == (len(other.attention.kinds), other.attention.kv_heads, other.attention.key_dim)
+        and (len(one.attention.layer_types), one.attention.kv_heads, one.attention.key_dim)
+        == (len(other.attention.layer_types), other.attention.kv_heads, other.attention.key_dim)
     )

@@ -1,0 +1,148 @@
+"""Facts about the architectures of transformers, keyed by `model_type`: one table for each fact.
+
+A configuration often omits a field and relies on the default of its architecture's class. The tables below hold the
+defaults and special cases that this package needs without importing transformers. The tests in tests/config compare
+the defaults with the classes of the installed transformers.
+
+Facts about the architecture names of GGUF files are in gguf_architectures.py.
+"""
+
+from __future__ import annotations
+
+# Default `rope_theta` for configurations that omit it.
+# Source: configuration_*.py of transformers 5.
+DEFAULT_ROPE_THETA = {
+    "apertus": 12_000_000.0,
+    "bitnet": 500_000.0,
+    "cohere": 500_000.0,
+    "cohere2": 10_000.0,
+    "cwm": 1_000_000.0,
+    "ernie4_5": 500_000.0,
+    "ernie4_5_moe": 500_000.0,
+    "ernie4_5_vl_moe_text": 500_000.0,
+    "falcon": 10_000.0,
+    "flex_olmo": 500_000.0,
+    "gemma": 10_000.0,
+    "gemma2": 10_000.0,
+    "gemma3_text": 1_000_000.0,
+    "gemma3n_text": 1_000_000.0,
+    "glm": 10_000.0,
+    "glm4": 10_000.0,
+    "gpt_neox": 10_000.0,
+    "gpt_oss": 150_000.0,
+    "granite": 10_000.0,
+    "helium": 100_000.0,
+    "hy_v3": 11_158_840.0,
+    "lfm2": 1_000_000.0,
+    "lfm2_moe": 1_000_000.0,
+    "llama": 10_000.0,
+    "llama4_text": 500_000.0,
+    "longcat_flash": 10_000_000.0,
+    "minimax": 1_000_000.0,
+    "minimax_m2": 5_000_000.0,
+    "minimax_m3_vl_text": 5_000_000.0,
+    "ministral3": 1_000_000.0,
+    "mistral": 10_000.0,
+    "mixtral": 1_000_000.0,
+    "mllama_text_model": 500_000.0,
+    "olmo": 10_000.0,
+    "olmo2": 10_000.0,
+    "olmo3": 500_000.0,
+    "paddleocr_vl_text": 500_000.0,
+    "persimmon": 10_000.0,
+    "phi": 10_000.0,
+    "phi3": 10_000.0,
+    "phimoe": 1_000_000.0,
+    "qwen2": 10_000.0,
+    "qwen2_5_omni_text": 1_000_000.0,
+    "qwen2_5_vl_text": 1_000_000.0,
+    "qwen2_moe": 10_000.0,
+    "qwen2_vl_text": 1_000_000.0,
+    "qwen3": 10_000.0,
+    "qwen3_moe": 10_000.0,
+    "qwen3_omni_moe_text": 1_000_000.0,
+    "qwen3_vl_moe_text": 500_000.0,
+    "qwen3_vl_text": 500_000.0,
+    "smollm3": 2_000_000.0,
+    "solar_open": 1_000_000.0,
+    "stablelm": 10_000.0,
+    "starcoder2": 10_000.0,
+}
+
+# Default `rope_theta` in transformers 4: the same as in version 5 except for the architectures listed here.
+# Source: configuration_*.py of transformers 4.57.
+TRANSFORMERS_4_ROPE_THETA = {
+    **DEFAULT_ROPE_THETA,
+    "cohere": 10_000.0,
+    "falcon_h1": 100_000.0,
+    "olmo3": 10_000.0,
+    "persimmon": 25_000.0,
+    "qwen3_vl_moe_text": 5_000_000.0,
+    "qwen3_vl_text": 5_000_000.0,
+}
+
+# `rope_theta` of the sliding-window layers when the configuration gives none for them; it is not the main base.
+# Source: configuration_gemma3.py and configuration_gemma3n.py of transformers 5.
+DEFAULT_LOCAL_ROPE_THETA = {"gemma3_text": 10_000.0, "gemma3n_text": 10_000.0}
+
+# Default `partial_rotary_factor` (or `rotary_pct`): the fraction of each head that is rotated. All others rotate 1.0.
+# Source: configuration_*.py of transformers 5.
+DEFAULT_PARTIAL_ROTARY_FACTOR = {
+    "gpt_neox": 0.25,
+    "stablelm": 0.25,
+    "phi": 0.5,
+    "persimmon": 0.5,
+    "nemotron": 0.5,
+    "recurrent_gemma": 0.5,
+    "glm": 0.5,
+    "glm4": 0.5,
+    "glm4_moe": 0.5,
+}
+
+# Default `sliding_window_pattern` n: every n-th layer attends to the whole text, the others to a sliding window.
+# Source: configuration_*.py of transformers 5.
+DEFAULT_SLIDING_WINDOW_PATTERN = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
+
+# Architectures whose weights rotate neighboring channels (x_{2i}, x_{2i+1}) and not the two halves of a head.
+# Source: the rotary functions of modeling_*.py in transformers 5.
+INTERLEAVED_MODEL_TYPES = frozenset({
+    "blt", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "ernie4_5", "ernie4_5_moe",
+    "glm", "glm4", "gptj", "helium", "kimi_k2", "llama4",
+})  # fmt: skip
+
+# Architectures whose attention multiplies its softmax scale by m(factor, mscale_all_dim)^2 (DeepSeek-V2,
+# arXiv 2405.04434). All others leave the softmax scale alone, even if their rope dict contains mscale_all_dim.
+# Source: the attention classes of modeling_*.py in transformers 5.
+SOFTMAX_SCALED_MODEL_TYPES = frozenset({
+    "axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
+    "hy_v4", "kimi_k2", "longcat_flash", "minicpm3", "mistral4", "mistral_large4", "youtu",
+})  # fmt: skip
+
+# Architectures whose configuration class in transformers 4 applies a scaling when `rope_scaling` is missing.
+# An unscaled embedding must therefore be written out as `rope_type: default`.
+# Source: configuration_apertus.py and configuration_gpt_oss.py of transformers 4.57.
+DEFAULT_SCALING_MODEL_TYPES = frozenset({"apertus", "gpt_oss"})
+
+# Architectures whose configuration classes accept LongRoPE lists and no other scaling. In transformers 4 they also
+# refuse any key besides type, short_factor and long_factor.
+# Source: configuration_phi3.py and configuration_phi4_multimodal.py of transformers 4.57 and 5.
+LONGROPE_ONLY_MODEL_TYPES = frozenset({"phi3", "phi4_multimodal"})
+
+# Architectures whose configuration class requires `short_mscale` and `long_mscale` in every scaled rope dict.
+# Source: configuration_phimoe.py of transformers 4.57 and 5.
+SHORT_LONG_MSCALE_MODEL_TYPES = frozenset({"phimoe"})
+
+# Architectures whose configuration class leaves `head_dim` at None when the file omits it. The LongRoPE initialization
+# of transformers then fails because it computes with that None.
+# Source: configuration_*.py and modeling_rope_utils.py of transformers 5.
+UNSET_HEAD_DIM_MODEL_TYPES = frozenset({
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl", "hunyuan_vl_text", "minimax", "ministral", "mixtral",
+})  # fmt: skip
+
+# Architectures whose configuration class accepts no scaling at all.
+# Source: the configuration class of Cosmos 3 Edge in transformers 5.
+SCALING_REJECTED_MODEL_TYPES = frozenset({"cosmos3_edge_text"})
+
+# Architectures whose rotary modules silently ignore a scaling.
+# Source: modeling_ernie4_5_vl_moe.py and modeling_recurrent_gemma.py of transformers 5.
+SCALING_IGNORED_MODEL_TYPES = frozenset({"ernie4_5_vl_moe_text", "recurrent_gemma"})

@@ -1,0 +1,40 @@
+"""Facts about the architecture names of GGUF files (`general.architecture`): one table for each fact.
+
+They describe how llama.cpp reads the metadata of each architecture (src/models/*.cpp and src/llama-model.cpp).
+Facts about transformers' `model_type` names are in architectures.py.
+"""
+
+from __future__ import annotations
+
+from ropewalk.config.architectures import DEFAULT_ROPE_THETA, INTERLEAVED_MODEL_TYPES
+
+# Architectures that certainly have a rotary embedding, so that a file may omit rope.freq_base (10,000 is used then).
+# GGUF uses the same names as transformers for these.
+ROPE_GGUF_ARCHITECTURES = frozenset(DEFAULT_ROPE_THETA)
+
+# Architectures whose weights rotate neighboring channels. GGUF uses the same names as transformers for these.
+INTERLEAVED_GGUF_ARCHITECTURES = INTERLEAVED_MODEL_TYPES
+
+# Architectures for which llama.cpp reads rope.scaling.yarn_beta_fast and yarn_beta_slow, with the defaults of the two.
+# All others use 32 and 1 whatever the file contains.
+YARN_BETA_DEFAULTS = {"grok": (8.0, 1.0), "mistral3": (32.0, 1.0)}
+
+# Architectures for which llama.cpp reads rope.scaling.yarn_log_multiplier. The value times this number is
+# DeepSeek's mscale_all_dim.
+YARN_LOG_MULTIPLIER_SCALE = {"deepseek2": 10.0, "deepseek32": 10.0, "mistral4": 10.0, "mistral3": 1.0}
+
+# Architectures whose attention multiplies its softmax scale by the square of YaRN's m(factor, mscale_all_dim).
+SOFTMAX_SCALED_GGUF_ARCHITECTURES = frozenset({"deepseek2", "deepseek32", "glm-dsa", "mistral4"})
+
+# Default base of the sliding-window layers, for architectures where these layers have one. None: the base of the other
+# layers. The field rope.freq_base_swa overrides it, except for FIXED_SLIDING_BASE_GGUF_ARCHITECTURES.
+SLIDING_ROPE_FREQ_BASE = {
+    "gemma3": 10_000.0, "gemma3n": 10_000.0, "gemma4": 10_000.0, "gemma-embedding": 10_000.0, "mimo2": 10_000.0,
+    "plamo3": 10_000.0, "muse-glimmer": None, "laguna": None, "olmo2": None, "mellum": None,
+}  # fmt: skip
+
+# Architectures for which llama.cpp does not read rope.freq_base_swa: sliding layers use the base of the other layers.
+FIXED_SLIDING_BASE_GGUF_ARCHITECTURES = frozenset({"olmo2", "mellum"})
+
+# Architectures whose sliding-window layers ignore rope.scaling.attn_factor.
+UNSCALED_SLIDING_GGUF_ARCHITECTURES = frozenset({"laguna", "olmo2", "mellum"})
