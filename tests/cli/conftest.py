@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ropewalk.cli import _run
+from ropewalk.cli import run
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def run(capfd):
 
     def _call(*arguments):
         capfd.readouterr()
-        status = _run([str(argument) for argument in arguments])
+        status = run([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
         return status, out, err
 

@@ -1,4 +1,4 @@
-"""Stores of invented outcomes."""
+"""Folders of evaluations with made-up results."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from ropewalk.evaluate.evaluation_store import EvaluationStore
 MODEL = {"model": "smollm2", "digest": "sha256:0123", "dtype": "bfloat16"}
 
 
-def description(task, scaling, length, samples, *, main="found", better="higher", **changed):
-    """What a cell says of itself."""
-    dynamic = scaling.startswith("dynamic")
+def describe_cell(task, scaling, length, samples, *, main="found", better="higher", **changes):
+    """Return the description of a cell, as the store keeps it."""
+    is_dynamic = scaling.startswith("dynamic")
     return {
         "task": task,
         "task_name": task.split(":")[0],
@@ -21,17 +21,17 @@ def description(task, scaling, length, samples, *, main="found", better="higher"
         "share": better == "higher",
         "scaling": scaling,
         "scaling_options": {},
-        "policy": "stepped" if dynamic else None,
-        "column": f"{scaling} (stepped)" if dynamic else scaling,
+        "policy": "stepped" if is_dynamic else None,
+        "column": f"{scaling} (stepped)" if is_dynamic else scaling,
         "length": length,
         "samples": samples,
         "seed": 0,
-        **changed,
+        **changes,
     }
 
 
-def outcome(index, score, *, main="found", answer="no", about=None, references=("12345",)):
-    """A sample with its one score."""
+def make_sample(index, score, *, main="found", answer="no", about=None, references=("12345",)):
+    """Return a finished sample with one score."""
     return {
         "index": index,
         "prompt": "ab" * 32,
@@ -44,46 +44,47 @@ def outcome(index, score, *, main="found", answer="no", about=None, references=(
     }
 
 
-def store(folder, cells, model=MODEL, command="ropewalk eval smollm2"):
-    """A folder of cells, each (described, scores or outcomes); one with fewer than asked is not finished."""
-    with EvaluationStore(folder, model) as written:
-        keyed = {str(at): cell for at, (cell, _) in enumerate(cells)}
-        written.begin(command, {"python": "3.11"}, keyed)
-        for (key, cell), (_, given) in zip(keyed.items(), cells, strict=True):
-            for index, each in enumerate(given):
-                known = isinstance(each, dict)
-                written.add(key, each if known else outcome(index, each, main=cell["main"], about=depth(index, cell)))
-            if len(given) == cell["samples"]:
-                scores = [each["scores"][cell["main"]] for each in written.sample_results(key).values()]
-                written.finish(key, {cell["main"]: sum(scores) / len(scores)})
+def write_store(folder, cells, model=MODEL, command="ropewalk eval smollm2"):
+    """Write an evaluation and return its store, open for reading.
+
+    `cells`: pairs of a description and its samples, or their scores. A cell with fewer samples than its description
+    asks for is unfinished.
+    """
+    with EvaluationStore(folder, model) as store:
+        store.begin(command, {"python": "3.11"}, {str(key): cell for key, (cell, _) in enumerate(cells)})
+        for key, (cell, samples) in enumerate(cells):
+            for index, sample in enumerate(samples):
+                if not isinstance(sample, dict):
+                    sample = make_sample(index, sample, main=cell["main"], about=_depth(index, cell))  # noqa: PLW2901
+                store.add(str(key), sample)
+            if len(samples) == cell["samples"]:
+                scores = [sample["scores"][cell["main"]] for sample in store.sample_results(str(key)).values()]
+                store.finish(str(key), {cell["main"]: sum(scores) / len(scores)})
     return EvaluationStore(folder)
 
 
-def depth(index, cell):
-    """What a sample of the retrieval tasks says of itself: its depth among those of its cell."""
-    hidden = cell["task_name"] in ("passkey", "needle")
-    return {"depth": round(index / max(cell["samples"] - 1, 1), 4)} if hidden else {}
-
-
-def mixed(folder):
-    """Three tasks at two lengths, a suite of two, and a cell that is not finished."""
+def write_mixed_store(folder):
+    """Write three tasks and a suite of two tasks, at two lengths, under three scalings; one cell is unfinished."""
     passkey = {"none": ([1, 1], [0, 0]), "yarn:factor=2": ([1, 0], [1, 1]), "dynamic-yarn": ([1, 1], [1])}
     ppl = {"none": (10.0, 80.0), "yarn:factor=2": (10.4, 9.876), "dynamic-yarn": (10.0, 9.5)}
     ruler = {"none": (0.5, 0.1), "yarn:factor=2": (0.4, 0.3), "dynamic-yarn": (0.5, 0.35)}
-    cells = [
-        (description("passkey", scaling, length, 2), scores)
-        for scaling, both in passkey.items()
-        for length, scores in zip((8192, 16384), both, strict=True)
-    ]
-    cells += [
-        (description("perplexity", scaling, length, 1, main="ppl", better="lower"), [value])
-        for scaling, both in ppl.items()
-        for length, value in zip((8192, 16384), both, strict=True)
-    ]
-    cells += [
-        (description(f"ruler:{member}", scaling, length, 1, main="score"), [outcome(0, value * half, main="score")])
-        for member, half in (("vt", 1), ("cwe", 0.5))
-        for scaling, both in ruler.items()
-        for length, value in zip((8192, 16384), both, strict=True)
-    ]
-    return store(folder, cells)
+    lengths = (8192, 16384)
+    cells = []
+    for scaling, samples in passkey.items():
+        for length, scores in zip(lengths, samples, strict=True):
+            cells.append((describe_cell("passkey", scaling, length, 2), scores))
+    for scaling, values in ppl.items():
+        for length, value in zip(lengths, values, strict=True):
+            cells.append((describe_cell("perplexity", scaling, length, 1, main="ppl", better="lower"), [value]))
+    for task, weight in (("vt", 1), ("cwe", 0.5)):
+        for scaling, values in ruler.items():
+            for length, value in zip(lengths, values, strict=True):
+                cell = describe_cell(f"ruler:{task}", scaling, length, 1, main="score")
+                cells.append((cell, [make_sample(0, value * weight, main="score")]))
+    return write_store(folder, cells)
+
+
+def _depth(index, cell):
+    """Return what a sample of a retrieval task has about its depth: evenly spaced over the cell."""
+    is_retrieval = cell["task_name"] in ("passkey", "needle")
+    return {"depth": round(index / max(cell["samples"] - 1, 1), 4)} if is_retrieval else {}

@@ -1,4 +1,8 @@
-"""The command line: one file a command, each a module of this folder with a `command`, or a `group` of them."""
+"""The command line.
+
+Each command is one module of this folder with a function `command`, whose signature defines its arguments and options
+and whose docstring is its help text. A `command` that returns an int sets the exit status.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,40 @@ from typing import Any
 
 import typer
 
-from ropewalk.errors import InputError
+from ropewalk.errors import InputError, MissingPackageError, one_line
 
-INTERRUPTED = 130
-_VALUE_LEFT_OUT = {"--ray": "auto"}  # options that may stand without their value, and what they then mean
-_UsageError: Any = typer.BadParameter.__base__  # of click, which newer versions of typer carry inside
+EXIT_FAILED = 1
+EXIT_INPUT_ERROR = 2
+EXIT_INTERRUPTED = 130
+_DEFAULT_OPTION_VALUES = {"--ray": "auto"}  # options whose value may be omitted, and the value that they then have
+_UsageError: Any = typer.BadParameter.__base__  # of click, which recent versions of typer bundle under another name
 
 
-def _app() -> typer.Typer:
+def main(argv: list[str] | None = None) -> None:
+    """Run a command and exit: 0 if it is done, 1 if the work failed, 2 if the call was wrong."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Run a command and return its exit status. Every error is one line on standard error."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of libraries would fill a log file
+    try:
+        status = _build_app()(_insert_default_values(argv), standalone_mode=False)
+    except MissingPackageError as error:
+        return _report(str(error), EXIT_INPUT_ERROR)
+    except InputError as error:
+        return _report(f"error: {error}", EXIT_INPUT_ERROR)
+    except _UsageError as error:
+        return _report(f"error: {error.format_message()}", EXIT_INPUT_ERROR)
+    except (KeyboardInterrupt, typer.Abort):
+        return _report("interrupted", EXIT_INTERRUPTED)
+    except (OSError, RuntimeError, MemoryError) as error:
+        return _report(f"failed: {str(error) or type(error).__name__}", EXIT_FAILED)
+    return status if isinstance(status, int) else 0
+
+
+def _build_app() -> typer.Typer:
     app = typer.Typer(
         name="ropewalk",
         help="Long context for language models with rotary position embeddings.",
@@ -26,46 +56,23 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for found in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{found.name}")
+    for module_info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{module_info.name}")
         if hasattr(module, "command"):
-            app.command(found.name)(module.command)
-        if hasattr(module, "group"):
-            app.add_typer(module.group, name=found.name)
-    app.callback()(lambda: None)  # with it, a single command would still be named
+            app.command(module_info.name)(module.command)
     return app
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 the work failed, 2 the call was wrong."""
-    sys.exit(_run(arguments))
+def _insert_default_values(argv: list[str]) -> list[str]:
+    """Return the arguments with the default value after each option whose value was omitted; click cannot do this."""
+    completed = []
+    for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
+        completed.append(argument)
+        if argument in _DEFAULT_OPTION_VALUES and following.startswith("-"):
+            completed.append(_DEFAULT_OPTION_VALUES[argument])
+    return completed
 
 
-def _run(arguments: list[str] | None) -> int:
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the progress bars of libraries, which fill a log with noise
-    try:
-        done = _app()(_completed(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
-    except InputError as error:
-        return _say(f"error: {error}", 2)
-    except _UsageError as error:
-        return _say(f"error: {error.format_message()}", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", INTERRUPTED)
-    except (OSError, RuntimeError, MemoryError) as error:
-        return _say(f"failed: {type(error).__name__}: {error}", 1)
-    return done if isinstance(done, int) else 0
-
-
-def _completed(arguments: list[str]) -> list[str]:
-    whole = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
-        whole.append(argument)
-        if argument in _VALUE_LEFT_OUT and following.startswith("-"):
-            whole.append(_VALUE_LEFT_OUT[argument])
-    return whole
-
-
-def _say(message: str, status: int) -> int:
-    print("ropewalk: " + " ".join(message.split()), file=sys.stderr)
+def _report(message: str, status: int) -> int:
+    print(f"ropewalk: {one_line(message)}", file=sys.stderr)
     return status

@@ -1,30 +1,38 @@
+"""`ropewalk backends`: which implementation rotates queries and keys on which device."""
+
 from __future__ import annotations
 
 from typing import Any
 
-from ropewalk.cli.output import Json, print_json, results
+from ropewalk.cli.options import JsonOption
+from ropewalk.cli.output import console, print_json
 
 
-def command(json: Json = False) -> None:
-    """List what can turn q and k: each backend of the rotation, what it serves, and why one cannot run here.
+def command(json: JsonOption = False) -> None:
+    """List the backends that rotate queries and keys, the devices they are used on, and why one is unavailable.
 
-    ROPEWALK_ROTATION=NAME in the environment chooses another.
+    Set ROPEWALK_ROTATION=NAME in the environment to choose a backend.
     """
     from ropewalk.ops import BACKENDS, backend_for
 
-    devices = [*sorted(frozenset().union(*(backend.devices for backend in BACKENDS.values()))), "other devices"]
-    rows: list[dict[str, Any]] = [
-        {
-            "name": backend.name,
-            "variant": None if backend.missing() else backend.variant,
-            "serves": [device for device in devices if backend_for(device) is backend],
-            "missing": backend.missing(),
-        }
-        for backend in BACKENDS.values()
-    ]
+    devices = sorted({device for backend in BACKENDS.values() for device in backend.devices})
+    devices.append("other devices")
+    rows: list[dict[str, Any]] = []
+    for backend in BACKENDS.values():
+        reason = backend.unavailable_reason()
+        rows.append(
+            {
+                "name": backend.name,
+                "variant": None if reason else backend.variant,
+                "serves": [device for device in devices if backend_for(device) is backend],
+                "missing": reason,
+            }
+        )
     if json:
         print_json(rows)
         return
     for row in rows:
-        state = f"cannot run: {row['missing']}" if row["missing"] else f"serves {', '.join(row['serves']) or 'nothing'}"
-        results.print(f"[bold]{row['variant'] or row['name']}[/bold]  {state}", highlight=False)
+        state = f"unavailable: {row['missing']}"
+        if not row["missing"]:
+            state = f"used on {', '.join(row['serves'])}" if row["serves"] else "available, not used"
+        console.print(f"[bold]{row['variant'] or row['name']}[/bold]  {state}", highlight=False)

@@ -1,56 +1,61 @@
+"""`ropewalk doctor`: faults in the RoPE fields of a configuration."""
+
 from __future__ import annotations
 
 import json as jsonlib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from ropewalk.cli.output import Json, Model, print_json, results
-from ropewalk.lengths import parse_length
+from ropewalk.cli.options import EngineOption, JsonOption, ModelArgument, TargetOption, parse_optional_length
+from ropewalk.cli.output import console, print_json
 
 if TYPE_CHECKING:
     from ropewalk.serving.doctor import Finding
 
+_MAX_VALUE_CHARACTERS = 200
+_COLORS = {"wrong": "red", "suspicious": "yellow"}
+
 
 def command(
-    model: Model,
-    engine: Annotated[str, typer.Option(help="Who shall serve; `ropewalk engines` lists them.")] = "",
-    target: Annotated[str, typer.Option(help="Tokens that shall be read: 32768, 32k, 1m.")] = "",
-    json: Json = False,
+    model: ModelArgument,
+    engine: EngineOption = "",
+    target: TargetOption = "",
+    json: JsonOption = False,
 ) -> int:
-    """Say what is wrong or suspicious in a configuration, what it does, and what to write instead."""
+    """Check the RoPE fields of a configuration: what is wrong or suspicious, what it causes, and how to fix it.
+
+    The exit status is 1 if something is wrong.
+    """
     from ropewalk.serving.doctor import examine, load
 
-    report = examine(load(model, parse_length(target, "target") if target else None, engine))
+    report = examine(load(model, parse_optional_length(target, "target"), engine))
     if json:
         print_json({**report.to_dict(), "model": model})
         return int(report.wrong)
     for finding in report.findings:
-        _show(finding)
+        _print_finding(finding)
     if not report.findings:
-        results.print("[bold green]nothing found[/bold green]")
-    for name, said in report.engines.items():
-        results.print(f"{name} {said}", highlight=False, markup=False)
+        console.print("[bold green]nothing found[/bold green]")
+    for name, difference in report.engines.items():
+        console.print(f"{name} {difference}", highlight=False, markup=False)
     return int(report.wrong)
 
 
-def _show(finding: Finding) -> None:
-    colour = "red" if finding.severity == "wrong" else "yellow"
-    results.print(f"[bold {colour}]{finding.severity}[/bold {colour}] [bold]{finding.kind}[/bold]", highlight=False)
-
-    def line(name: str, text: str) -> None:
-        results.print(f"    {name:<9}{text}", highlight=False, markup=False)
-
-    line("field", finding.field + ("" if finding.found is None else f" = {_written(finding.found)}"))
-    line("means", finding.means)
+def _print_finding(finding: Finding) -> None:
+    color = _COLORS[finding.severity]
+    console.print(f"[bold {color}]{finding.severity}[/bold {color}] [bold]{finding.kind}[/bold]", highlight=False)
+    field = finding.field if finding.found is None else f"{finding.field} = {_format_value(finding.found)}"
+    lines = [("field", field), ("means", finding.means)]
     if finding.cosine is not None:
-        changed = finding.scores is not None and abs(finding.scores - 1) > 1e-6
-        scores = f", scores times {finding.scores:.4f}" if changed else ""
-        line("rotation", f"at {finding.position:,} tokens, cosine {finding.cosine:.4f} with what is meant{scores}")
-    for field, value in finding.fix.items():
-        line("fix", f"take {field} away" if value is None else f"{field} = {_written(value)}")
+        rotation = f"at {finding.position:,} tokens, cosine {finding.cosine:.4f} with the expected rotation"
+        if finding.scores is not None and abs(finding.scores - 1) > 1e-6:
+            rotation += f", attention scores times {finding.scores:.4f}"
+        lines.append(("rotation", rotation))
+    for name, value in finding.fix.items():
+        lines.append(("fix", f"remove {name}" if value is None else f"{name} = {_format_value(value)}"))
+    for label, text in lines:
+        console.print(f"    {label:<9}{text}", highlight=False, markup=False)
 
 
-def _written(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = jsonlib.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[: _MAX_VALUE_CHARACTERS - 3]}..."

@@ -1,44 +1,47 @@
+"""`ropewalk engines`: which serving engine supports which scaling method."""
+
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from ropewalk.cli.output import Json, print_json, results
+from ropewalk.cli.options import JsonOption
+from ropewalk.cli.output import console, print_json
 
 
 def command(
-    verified: Annotated[str, typer.Option(help="Folder with results of verify, to mark what they prove.")] = "",
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of the docs.")] = False,
-    json: Json = False,
+    verified: Annotated[
+        str, typer.Option(help="Folder with results of `ropewalk verify --json` to include in the JSON.", metavar="DIR")
+    ] = "",
+    json: JsonOption = False,
 ) -> None:
-    """List the serving engines, and which methods each can be given."""
-    from ropewalk.report.matrix import matrix, matrix_page, read_verified
+    """List the serving engines and the scaling methods that each of them supports."""
+    from ropewalk.report.tables import make_table
     from ropewalk.serving.engines import ENGINES
+    from ropewalk.serving.support import list_support, read_verify_results
 
-    rows = read_verified(Path(verified)) if verified else []
-    if markdown:
-        print(matrix_page(rows), end="")
-        return
-    cells = matrix(rows)
+    support = list_support(read_verify_results(Path(verified).expanduser()) if verified else ())
     if json:
-        print_json({"engines": [vars(cell) for cell in cells]})
+        print_json({"engines": [vars(entry) for entry in support]})
         return
-    table = Table(title="what each engine can be given")
-    for column in ("engine", "in its own words", "through others", "not at all"):
-        table.add_column(column)
+    rows = []
     for engine in ENGINES.values():
-        own = [cell for cell in cells if cell.engine == engine.name]
-        table.add_row(
-            f"{engine.name} {engine.version}",
-            ", ".join(cell.method for cell in own if cell.how == "own"),
-            "\n".join(
-                f"{through}: "
-                + ", ".join(cell.method for cell in own if (cell.how, cell.detail) == ("through", through))
-                for through in dict.fromkeys(cell.detail for cell in own if cell.how == "through")
-            ),
-            ", ".join(cell.method for cell in own if cell.how == "no"),
-        )
-    results.print(table)
+        native, unsupported = [], []
+        equivalents: dict[str, list[str]] = {}
+        for entry in support:
+            if entry.engine != engine.name:
+                continue
+            if entry.how == "own":
+                native.append(entry.method)
+            elif entry.how == "no":
+                unsupported.append(entry.method)
+            else:
+                equivalents.setdefault(entry.detail, []).append(entry.method)
+        lines = [f"{detail}: {', '.join(methods)}" for detail, methods in equivalents.items()]
+        rows.append([f"{engine.name} {engine.version}", ", ".join(native), "\n".join(lines), ", ".join(unsupported)])
+    headings = ["engine", "native", "through an equivalent", "not supported"]
+    table = make_table("Methods that each engine supports", headings, rows, text_columns=range(4))
+    table.show_lines = True
+    console.print(table)

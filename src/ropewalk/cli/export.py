@@ -1,3 +1,5 @@
+"""`ropewalk export`: the configuration with which a serving engine applies a scaling."""
+
 from __future__ import annotations
 
 import json as jsonlib
@@ -5,31 +7,40 @@ from typing import Annotated
 
 import typer
 
-from ropewalk.cli.output import Json, Model, print_json, results
-from ropewalk.lengths import parse_length
+from ropewalk.cli.options import EngineOption, JsonOption, ModelArgument, ScalingOption, parse_optional_length
+from ropewalk.cli.output import console, print_json
 
 
 def command(
-    model: Model,
-    scaling: Annotated[str, typer.Option(help="name:option=value,... or JSON.", show_default=False)],
-    engine: Annotated[str, typer.Option(help="Who shall serve; `ropewalk engines` lists them.", show_default=False)],
-    out: Annotated[str, typer.Option(help="Folder to write; if not given, nothing is written.")] = "",
-    length: Annotated[str, typer.Option(help="Tokens to serve; by default what the scaling reaches.")] = "",
-    json: Json = False,
+    model: ModelArgument,
+    scaling: ScalingOption,
+    engine: EngineOption,
+    out: Annotated[
+        str, typer.Option(help="Folder to write; without it, the changes are only printed.", metavar="DIR")
+    ] = "",
+    length: Annotated[
+        str,
+        typer.Option(
+            help="Tokens to serve: 32768, 32k.", metavar="LENGTH", show_default="the length the scaling is for"
+        ),
+    ] = "",
+    json: JsonOption = False,
 ) -> None:
-    """Write the configuration with which a serving engine reads a model under a scaling."""
+    """Write the configuration with which a serving engine applies a scaling, and print the command to start it."""
     from ropewalk.serving.export import export_model
 
-    made = export_model(model, scaling, engine, out or None, parse_length(length, "length") if length else None)
+    result = export_model(model, scaling, engine, out or None, parse_optional_length(length, "length"))
     if json:
-        print_json(made.to_dict())
+        print_json(result.to_dict())
         return
-    how = f"written through {made.through}" if made.through else "in its own words"
-    results.print(f"[bold]{made.scaling}[/bold] for {made.engine}, {made.length:,} tokens, {how}", highlight=False)
-    print(jsonlib.dumps(made.changes, indent=2))
-    if made.path is not None:
-        results.print(f"written to {made.path}", highlight=False)
-    for note in made.notes:
-        results.print(f"  - {note}", highlight=False)
-    results.print("start it with:", highlight=False)
-    print(made.command)
+    how = f"written as {result.encoded_as}" if result.encoded_as else "which the engine supports natively"
+    console.print(
+        f"[bold]{result.scaling}[/bold] for {result.engine}, {result.length:,} tokens, {how}", highlight=False
+    )
+    print(jsonlib.dumps(result.changes, indent=2))
+    if result.path is not None:
+        console.print(f"written to {result.path}", highlight=False)
+    for note in result.notes:
+        console.print(f"  - {note}", highlight=False)
+    console.print("start it with:", highlight=False)
+    print(result.command)

@@ -1,29 +1,37 @@
-"""Where a command writes: results to standard output, words for people to standard error."""
+"""Output of every command: results go to standard output, progress and notes to standard error."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Any
+from collections.abc import Iterable
+from dataclasses import MISSING, Field
+from typing import Any
 
-import typer
 from rich.console import Console
 
-Model = Annotated[str, typer.Argument(help="Hub id, folder, config.json, .gguf file, or smollm2.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
 
-people = Console(stderr=True, soft_wrap=True)
-results = Console(soft_wrap=True)
+console = Console(soft_wrap=True)
+err_console = Console(stderr=True, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on standard output; numbers that JSON has no name for as null."""
-    print(json.dumps(_finite(document), allow_nan=False))
+    """Print one JSON document to standard output. NaN and infinity, which JSON does not have, become null."""
+    print(json.dumps(_replace_nonfinite(document), allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def print_entry(name: str, options: Iterable[Field[Any]], *lines: str) -> None:
+    """Print an entry of a list: a name with its options and their defaults, and indented lines that describe it."""
+    shown = [f"{f.name} (required)" if f.default is MISSING else f"{f.name}={f.default}" for f in options]
+    console.print(f"[bold]{name}[/bold]  ", end="")
+    console.print(", ".join(shown), highlight=False, markup=False)
+    for line in lines:
+        console.print(f"    {line}", highlight=False, markup=False)
+
+
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_replace_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,3 +1,5 @@
+"""`ropewalk report`: the HTML page and pictures of an evaluation."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,24 +7,27 @@ from typing import Annotated
 
 import typer
 
-from ropewalk.cli.output import JsonOption, console, print_json
+from ropewalk.cli.options import JsonOption
+from ropewalk.cli.output import console, print_json
 
 
 def command(
-    folder: Annotated[str, typer.Argument(help="Folder that eval wrote.", show_default=False)],
-    out: Annotated[str, typer.Option(help="The page; report.html in the folder if not given.")] = "",
+    folder: Annotated[str, typer.Argument(help="Folder that `ropewalk eval` wrote to.", show_default=False)],
+    out: Annotated[
+        str, typer.Option(help="HTML file to write.", show_default="FOLDER/report.html", metavar="FILE")
+    ] = "",
     json: JsonOption = False,
 ) -> None:
-    """Write one HTML file of an evaluation, finished or not: tables, heat maps, samples."""
+    """Write an HTML page of an evaluation, finished or not, with tables, pictures and samples."""
     from ropewalk.evaluate.evaluation_store import EvaluationStore
-    from ropewalk.report.evaluation import document
+    from ropewalk.report.evaluation import results_document
     from ropewalk.report.page import write_report
 
     with EvaluationStore(folder) as store:
         paths = write_report(store, Path(out or Path(folder) / "report.html").expanduser())
-        made = document(store, store.cells())
+        document = results_document(store, store.cells())
     if json:
-        print_json({**made, "files": [str(path) for path in paths]})
+        print_json({**document, "files": [str(path) for path in paths]})
         return
     page, *pictures = paths
     console.print(f"Report: {page}", highlight=False)

@@ -1,37 +1,39 @@
+"""`ropewalk tasks`: the tasks and metrics of `ropewalk eval`."""
+
 from __future__ import annotations
 
 import inspect
 from dataclasses import MISSING, fields
 from typing import Any
 
-from ropewalk.cli.output import Json, print_json, results
+from ropewalk.cli.options import JsonOption
+from ropewalk.cli.output import console, print_entry, print_json
 
 
-def command(json: Json = False) -> None:
-    """List the tasks of `ropewalk eval` with their options, and the metrics by name."""
+def command(json: JsonOption = False) -> None:
+    """List the tasks of `ropewalk eval` with their options, and the metrics."""
     from ropewalk.evaluate.metrics import METRICS
     from ropewalk.evaluate.tasks import TASKS
 
-    kinds: list[Any] = list(TASKS.values())
-    tasks = [
-        {
-            "name": cls.name,
-            "options": {f.name: None if f.default is MISSING else f.default for f in fields(cls)},
-            "positional": cls.positional or None,
-            "about": _first_line(cls),
-        }
-        for cls in kinds
-    ]
-    metrics = [{"name": metric.name, "about": _first_line(type(metric))} for metric in METRICS.values()]
+    tasks: list[Any] = list(TASKS.values())  # dataclasses, which the type of TASKS does not say
     if json:
-        print_json({"tasks": tasks, "metrics": metrics})
+        task_documents = [
+            {
+                "name": cls.name,
+                "options": {f.name: None if f.default is MISSING else f.default for f in fields(cls)},
+                "positional": cls.positional or None,
+                "about": _summarize(cls),
+            }
+            for cls in tasks
+        ]
+        metrics = [{"name": metric.name, "about": _summarize(type(metric))} for metric in METRICS.values()]
+        print_json({"tasks": task_documents, "metrics": metrics})
         return
-    for cls in kinds:
-        options = [f"{f.name} (needed)" if f.default is MISSING else f"{f.name}={f.default}" for f in fields(cls)]
-        results.print(f"[bold]{cls.name}[/bold]  {', '.join(options)}", highlight=False)
-        results.print(f"    {_first_line(cls)}", highlight=False, markup=False)
-    results.print("\nMetrics:", ", ".join(METRICS), highlight=False)
+    for cls in tasks:
+        print_entry(cls.name, fields(cls), _summarize(cls))
+    console.print("\nMetrics:", ", ".join(METRICS), highlight=False)
 
 
-def _first_line(cls: type) -> str:
+def _summarize(cls: type) -> str:
+    """Return the first paragraph of a docstring as one line."""
     return (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")

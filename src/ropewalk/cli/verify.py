@@ -1,65 +1,91 @@
+"""`ropewalk verify`: whether a serving engine applies a scaling exactly."""
+
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from ropewalk.cli.output import Json, Model, people, print_json, results
-from ropewalk.lengths import parse_length
+from ropewalk.cli.options import JsonOption, ModelArgument, ScalingOption, parse_optional_length
+from ropewalk.cli.output import console, err_console, print_json
 
 if TYPE_CHECKING:
     from ropewalk.serving.verify import Verification
 
 
 def command(
-    model: Model,
-    scaling: Annotated[str, typer.Option(help="What is meant: name:option=value,... or JSON.", show_default=False)],
-    engine: Annotated[str, typer.Option(help="transformers, transformers4, vllm, llama.cpp.", show_default=False)],
-    length: Annotated[str, typer.Option(help="Tokens to read up to; half as much again as the original length.")] = "",
-    served: Annotated[str, typer.Option(help="Config.json, folder or .gguf to check instead of an export.")] = "",
-    url: Annotated[str, typer.Option(help="A server that runs with the scaling: http://127.0.0.1:8000/v1.")] = "",
-    control_url: Annotated[str, typer.Option(help="The same server without the scaling: a sharper verdict.")] = "",
-    python: Annotated[str, typer.Option(help="The python that has the engine, instead of `make engines`' own.")] = "",
-    json: Json = False,
+    model: ModelArgument,
+    scaling: ScalingOption,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Engine to run: transformers, transformers4, vllm or llama.cpp.", metavar="NAME", show_default=False
+        ),
+    ],
+    length: Annotated[
+        str,
+        typer.Option(
+            help="Tokens to verify up to: 12000, 32k.", metavar="LENGTH", show_default="1.5 times the original length"
+        ),
+    ] = "",
+    served: Annotated[
+        str,
+        typer.Option(help="Model folder, config.json or .gguf file to verify instead of an export.", metavar="PATH"),
+    ] = "",
+    url: Annotated[
+        str, typer.Option(help="Running server to verify, started with the scaling: http://127.0.0.1:8000/v1.")
+    ] = "",
+    control_url: Annotated[
+        str, typer.Option(help="The same server without the scaling, for a more precise verdict.")
+    ] = "",
+    python: Annotated[
+        str,
+        typer.Option(
+            help="Python that has the engine installed.", metavar="PATH", show_default="what `make engines` installed"
+        ),
+    ] = "",
+    json: JsonOption = False,
 ) -> int:
-    """Run a serving engine and compare it with the exact reference: does it do what was meant?"""
+    """Run a serving engine and compare its rotations and log-probabilities with the exact scaling.
+
+    The exit status is 0 only if the engine passes.
+    """
     from ropewalk.serving.verify import verify
 
-    with people.status("starting ...") if people.is_terminal else nullcontext() as status:
-        found = verify(
+    with err_console.status("starting ...") if err_console.is_terminal else nullcontext() as status:
+        result = verify(
             model,
             scaling,
             engine,
-            length=parse_length(length, "length") if length else None,
+            length=parse_optional_length(length, "length"),
             served=served or None,
             url=url or None,
             control_url=control_url or None,
             python=python or None,
-            say=status.update if status else lambda line: people.print(line, highlight=False),
+            on_progress=status.update if status else lambda line: err_console.print(line, highlight=False),
         )
     if json:
-        print_json(found.to_dict())
+        print_json(result.to_dict())
     else:
-        _show(found)
-    return 0 if found.passed else 1
+        _print_result(result)
+    return 0 if result.passed else 1
 
 
-def _show(found: Verification) -> None:
-    title = f"{found.scaling} on {found.engine} {found.version}, up to {found.length:,} tokens"
-    table = Table(title=title + (f", through {found.through}" if found.through else ""))
-    for column in ("compared", "difference", "control", "ratio", "verdict"):
-        table.add_column(column, justify="left" if column in ("compared", "verdict") else "right")
-    for name, part in (("tables", found.tables), ("log-probabilities", found.behaviour)):
-        if part is not None:
-            table.add_row(f"{name}, {part['unit']}", *_numbers(part), part["verdict"])
-    results.print(table)
-    ignored = found.behaviour["ignored"]
+def _print_result(result: Verification) -> None:
+    from ropewalk.report.tables import make_table
+
+    rows = []
+    for name, comparison in (("tables", result.tables), ("log-probabilities", result.behaviour)):
+        if comparison is not None:
+            numbers = [f"{comparison[key]:.3g}" for key in ("difference", "control", "ratio")]
+            rows.append([f"{name}, {comparison['unit']}", *numbers, comparison["verdict"]])
+    title = f"{result.scaling} on {result.engine} {result.version}, up to {result.length:,} tokens"
+    if result.through:
+        title += f", written as {result.through}"
+    headings = ["compared", "difference", "control", "ratio", "verdict"]
+    console.print(make_table(title, headings, rows, text_columns=(0, 4)))
+    ignored = result.behaviour["ignored"]
     if ignored is not None:
-        results.print(f"an engine that ignored the scaling would differ by {ignored:.3g} nats", highlight=False)
-    results.print(f"[bold]{found.verdict}[/bold]: {found.why}", highlight=False)
-
-
-def _numbers(part: dict[str, Any]) -> list[str]:
-    return [f"{part['difference']:.3g}", f"{part['control']:.3g}", f"{part['ratio']:.3g}"]
+        console.print(f"an engine that ignored the scaling would differ by {ignored:.3g} nats", highlight=False)
+    console.print(f"[bold]{result.verdict}[/bold]: {result.why}", highlight=False)

@@ -87,7 +87,7 @@ def _describe_dynamic(scaling: Scaling, policy: str | None, rope: Rope, length: 
     description = f"depends on the length of the text; up to {original_length:,} tokens {within}"
     if length <= original_length or policy is None:
         return description
-    scaled_length = parse_policy(policy).scaled_for(length, original_length)
+    scaled_length = parse_policy(policy).scaled_length(length, original_length)
     past = describe_rotation(rope, scaling.frequencies(rope, scaled_length))
     return f"{description}; at {length:,} tokens scaled for {scaled_length:,} (policy {policy}): {past}"
 

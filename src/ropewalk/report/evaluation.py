@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ropewalk.evaluate.store import CellResult, Store
-from ropewalk.lengths import length_name
+from ropewalk.evaluate.evaluation_store import CellResult, EvaluationStore
+from ropewalk.lengths import format_length
 from ropewalk.report.grouping import list_columns
 from ropewalk.report.score_rows import all_rows
 from ropewalk.report.tables import make_table, mark_best
@@ -25,14 +25,14 @@ def summary_table(cells: Sequence[CellResult]) -> Table:
         name = f"{task} ({heading})"
         for row in rows:
             values = [mark_best(row.format(column), row.is_best(column)) for column in columns]
-            table_rows.append([name, length_name(row.length), *values])
+            table_rows.append([name, format_length(row.length), *values])
             name = ""
     return make_table(
         "* best of the row; 3/10: three of ten samples are finished", ["task", "length", *columns], table_rows
     )
 
 
-def results_document(store: Store, cells: Sequence[CellResult]) -> dict[str, Any]:
+def results_document(store: EvaluationStore, cells: Sequence[CellResult]) -> dict[str, Any]:
     """Return an evaluation, finished or not, ready for JSON.
 
     In each cell, `done` counts the finished samples out of `samples`, and `summary` is null until all are finished.
@@ -42,6 +42,6 @@ def results_document(store: Store, cells: Sequence[CellResult]) -> dict[str, Any
     for cell in cells:
         document = {name: cell.description[name] for name in shown}
         if cell.summary is not None:
-            document["samples"] = len(cell.outcomes)  # a data set may have fewer than requested
-        documents.append({**document, "summary": cell.summary, "done": len(cell.outcomes)})
+            document["samples"] = len(cell.sample_results)  # a data set may have fewer than requested
+        documents.append({**document, "summary": cell.summary, "done": len(cell.sample_results)})
     return {"model": store.model, "runs": store.runs(), "cells": documents}

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ropewalk.evaluate.store import CellResult
+from ropewalk.evaluate.evaluation_store import CellResult
 
 _SUITES = ("ruler", "longbench")
 _DIGEST_CHARACTERS = 15  # shown of the digest of a file that a task read
@@ -23,9 +23,7 @@ def list_columns(cells: Iterable[CellResult]) -> list[str]:
 
 def group_by_column(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
     """Return the cells of each scaling."""
-    return {
-        column: [cell for cell in cells if cell.description["column"] == column] for column in list_columns(cells)
-    }
+    return {column: [cell for cell in cells if cell.description["column"] == column] for column in list_columns(cells)}
 
 
 def group_by_task(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ropewalk.evaluate.store import CellResult
-from ropewalk.lengths import length_name
+from ropewalk.evaluate.evaluation_store import CellResult
+from ropewalk.lengths import format_length
 from ropewalk.report.figures import escape_mathtext, new_figure, save_figure
 from ropewalk.report.formatting import shorten_middle
 from ropewalk.report.score_rows import ScoreRow, sample_score
@@ -44,7 +44,7 @@ def depth_grid(cells: Sequence[CellResult], lengths: Sequence[int], depths: Sequ
     total, count = np.zeros((2, len(depths), len(lengths)))
     for cell in cells:
         column = lengths.index(cell.description["length"])
-        for sample in cell.outcomes:
+        for sample in cell.sample_results:
             row = math.floor(sample["about"]["depth"] * (len(depths) - 1) + 0.5)
             total[row, column] += sample_score(sample, cell.description["main"]) or 0.0
             count[row, column] += 1
@@ -103,7 +103,7 @@ def draw_heatmaps(
     for axes, (column, values) in zip(grid.flat, panels.items(), strict=False):
         image = _draw_panel(axes, values, show_numbers=panel_width / len(lengths) >= _MIN_NUMBER_WIDTH)
         axes.set_title(headings[column], fontsize=10)
-        axes.set_xticks(range(len(lengths)), [length_name(length) for length in lengths], fontsize=8)
+        axes.set_xticks(range(len(lengths)), [format_length(length) for length in lengths], fontsize=8)
         axes.set_yticks(range(len(row_labels)), [escape_mathtext(label) for label in row_labels], fontsize=8)
         if trained_columns is not None:
             axes.axvline(trained_columns - 0.5, color="black", linestyle=(0, (4, 2)), linewidth=1.8)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ropewalk.lengths import length_name
+from ropewalk.lengths import format_length
 from ropewalk.report.end_labels import label_line_ends
 from ropewalk.report.figures import assign_colors, escape_mathtext, new_figure, save_figure
 from ropewalk.report.formatting import format_number, shorten_middle
@@ -84,7 +84,7 @@ def _set_length_axis(axes: Any, lengths: Sequence[int], original_length: int | N
     """Put the lengths on the x axis, and a dashed line at the original length if it lies among them."""
     if lengths[-1] >= _MIN_RATIO_FOR_LOG * lengths[0]:
         axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [length_name(length) for length in lengths])
+    axes.set_xticks(lengths, [format_length(length) for length in lengths])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("length in tokens")
     if original_length is not None and lengths[0] <= original_length <= lengths[-1]:

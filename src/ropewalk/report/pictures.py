@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ropewalk.evaluate.store import CellResult
+from ropewalk.evaluate.evaluation_store import CellResult
 from ropewalk.report.formatting import shorten_middle
 from ropewalk.report.grouping import group_by_column, group_by_kind, is_suite
 from ropewalk.report.heatmap import depth_bins, depth_grid, draw_heatmaps, task_grid
@@ -59,7 +59,7 @@ class PictureWriter:
                 yield from self._draw_lines(task, rows)
 
     def _draw_depth_heatmap(self, task: str, cells: Sequence[CellResult]) -> Iterator[Picture]:
-        cells = [cell for cell in cells if cell.outcomes and "depth" in cell.outcomes[0]["about"]]
+        cells = [cell for cell in cells if cell.sample_results and "depth" in cell.sample_results[0]["about"]]
         if not cells:
             return
         lengths = sorted({cell.description["length"] for cell in cells})

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ropewalk.evaluate.evaluation_store import CellResult
 from ropewalk.evaluate.sample import SampleResult
-from ropewalk.evaluate.store import CellResult
 from ropewalk.evaluate.tasks.base import mean
 from ropewalk.report.formatting import format_score
 from ropewalk.report.grouping import group_by_kind, is_suite
@@ -111,7 +111,7 @@ def task_rows(task: str, cells: Sequence[CellResult], score: str | None = None) 
         for cell in cells:
             if cell.description["length"] == length:
                 value = None if cell.summary is None else cell.summary.get(score)
-                entry = ScoreEntry(value, len(cell.outcomes), cell.description["samples"])
+                entry = ScoreEntry(value, len(cell.sample_results), cell.description["samples"])
                 entries[cell.description["column"]] = entry
         rows.append(ScoreRow(task, length, score, description["better"] == "higher", is_share, entries))
     return rows
@@ -142,7 +142,7 @@ def group_rows(tasks: Mapping[str, Sequence[CellResult]]) -> list[ScoreRow]:
     """Return the mean of each group of tasks at each length, for suites whose samples name a group."""
     groups: dict[str, list[ScoreRow]] = {}
     for task, cells in tasks.items():
-        names = [sample["about"].get("group") for cell in cells for sample in cell.outcomes]
+        names = [sample["about"].get("group") for cell in cells for sample in cell.sample_results]
         if names and names[0]:
             groups.setdefault(names[0], []).extend(task_rows(task, cells))
     return [row for group, rows in groups.items() for row in mean_rows(group, rows)]
@@ -154,7 +154,7 @@ def length_bin_rows(tasks: Mapping[str, Sequence[CellResult]]) -> list[ScoreRow]
     for task, cells in tasks.items():
         for row in task_rows(task, cells):
             row_cells = [cell for cell in cells if cell.description["length"] == row.length]
-            samples = [sample for cell in row_cells for sample in cell.outcomes]
+            samples = [sample for cell in row_cells for sample in cell.sample_results]
             for bin_name in sorted({sample["about"]["bin"] for sample in samples if "bin" in sample["about"]}):
                 entries = {cell.description["column"]: _bin_entry(cell, bin_name) for cell in row_cells}
                 bin_row = ScoreRow(task, row.length, row.score, row.higher_is_better, row.is_share, entries)
@@ -175,7 +175,7 @@ def _mean_entries(rows: Sequence[ScoreRow]) -> dict[str, ScoreEntry]:
 
 
 def _bin_entry(cell: CellResult, bin_name: str) -> ScoreEntry:
-    samples = [sample for sample in cell.outcomes if sample["about"].get("bin") == bin_name]
+    samples = [sample for sample in cell.sample_results if sample["about"].get("bin") == bin_name]
     scores = [sample_score(sample, cell.description["main"]) for sample in samples]
     numbers = [score for score in scores if score is not None]
     return ScoreEntry(mean(numbers) if numbers and cell.summary else None, len(samples), len(samples))
