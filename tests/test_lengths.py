@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import ropewalk as rw
-from ropewalk.lengths import length_name, parse_length
+from ropewalk.lengths import format_length, parse_length
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_what_is_no_length(text):
 
 def test_names_read_back():
     for tokens in (1, 1000, 1024, 8192, 12288, 131072, 2**20, 3 * 2**20):
-        assert parse_length(length_name(tokens)) == tokens
+        assert parse_length(format_length(tokens)) == tokens

@@ -1,6 +1,11 @@
-"""ropewalk lets a language model with rotary position embeddings read past its trained length.
+"""ropewalk lets a language model with rotary position embeddings read texts longer than those it was trained on.
 
-The core is numpy alone; what needs torch and transformers is imported when it is first used.
+    import ropewalk as rw
+
+    model, tokenizer = rw.load("smollm2")
+    rw.extend(model, target=32_768)
+
+Importing ropewalk needs numpy only. Functions that need torch or transformers are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -14,13 +19,14 @@ from ropewalk.frequencies import Frequencies
 from ropewalk.planning import plan
 from ropewalk.rope import Rope
 from ropewalk.scaling import Scaling, parse
-from ropewalk.scaling import policies as _policy
+from ropewalk.scaling.policies import ContinuousPolicy, RequestPolicy, SteppedPolicy
 
-if TYPE_CHECKING:  # for editors and type checkers; at run time every registered method is here
+if TYPE_CHECKING:  # names that are defined dynamically below, for editors and type checkers
+    from ropewalk.evaluate.curve import perplexity_curve
     from ropewalk.evaluate.evaluation import run_evaluation
-    from ropewalk.evaluate.perplexity import perplexity_curve
-    from ropewalk.models.extend import extend, restore
+    from ropewalk.models.extend import extend, extended, restore
     from ropewalk.models.load import load
+    from ropewalk.ops import rotate
     from ropewalk.scaling.abf import ABF
     from ropewalk.scaling.by_parts import DynamicNTKByParts, NTKByParts
     from ropewalk.scaling.critical_base import CriticalBase
@@ -29,31 +35,52 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time every registered
     from ropewalk.scaling.longrope import LongRoPE
     from ropewalk.scaling.none import NoScaling
     from ropewalk.scaling.ntk import NTK, DynamicNTK
-    from ropewalk.scaling.policies import ContinuousPolicy, RequestPolicy, SteppedPolicy
     from ropewalk.scaling.proportional import Proportional
     from ropewalk.scaling.tutorial import LogNTK, PowerNTK
     from ropewalk.scaling.yarn import DynamicYaRN, YaRN
+    from ropewalk.serving.export import export_model
+    from ropewalk.serving.verify import verify
 
 __version__ = "0.1.0"
 
-_LAZY = {
+_LAZY_IMPORTS = {
+    "export_model": "ropewalk.serving.export",
     "extend": "ropewalk.models.extend",
-    "restore": "ropewalk.models.extend",
+    "extended": "ropewalk.models.extend",
     "load": "ropewalk.models.load",
-    "perplexity_curve": "ropewalk.evaluate.perplexity",
+    "perplexity_curve": "ropewalk.evaluate.curve",
+    "restore": "ropewalk.models.extend",
+    "rotate": "ropewalk.ops",
     "run_evaluation": "ropewalk.evaluate.evaluation",
+    "verify": "ropewalk.serving.verify",
 }
-_METHODS = {cls.__name__: cls for cls in _scaling.REGISTRY.values()}
-_POLICIES = {cls.__name__: cls for cls in _policy.POLICIES.values()}
-globals().update(_METHODS | _POLICIES)
+# These methods make models worse and exist for comparison only: `rw.PowerNTK` works, but nothing advertises it.
+_UNLISTED_IMPORTS = {"LogNTK": "ropewalk.scaling.tutorial", "PowerNTK": "ropewalk.scaling.tutorial"}
 
-__all__ = ["Frequencies", "InputError", "Rope", "Scaling", "parse", "plan", *_LAZY, *_METHODS, *_POLICIES]  # noqa: PLE0604
+# Every other registered method is a public name, so that a new method needs no change here.
+_METHODS = {cls.__name__: cls for cls in _scaling.REGISTRY.values() if cls.__name__ not in _UNLISTED_IMPORTS}
+globals().update(_METHODS)
+
+__all__ = [  # noqa: PLE0604
+    "ContinuousPolicy",
+    "Frequencies",
+    "InputError",
+    "RequestPolicy",
+    "Rope",
+    "Scaling",
+    "SteppedPolicy",
+    "parse",
+    "plan",
+    *_LAZY_IMPORTS,
+    *_METHODS,
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'ropewalk' has no attribute {name!r}")
+    module = _LAZY_IMPORTS.get(name) or _UNLISTED_IMPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'ropewalk' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Files, and folders of them, that are there whole or not at all."""
+"""Atomic writing of files and folders: a reader, or a run after a crash, sees all of the content or none of it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Any
 from ropewalk.errors import InputError
 
 
-def write_whole(path: Path, content: str) -> None:
-    """Write a text file beside the old one and let it take its place: no reader and no crash sees half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def write_text_atomically(path: Path, content: str) -> None:
+    """Write a text file under a temporary name in the same folder, then rename it to `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(beside, "w", encoding="utf-8", newline="") as file:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except OSError:
-        beside.unlink(missing_ok=True)  # on a full disk, half a file keeps it full
+        temporary.unlink(missing_ok=True)  # otherwise a partial file would keep occupying a full disk
         raise
 
 
-def writable_folder(folder: str | Path) -> Path:
-    """The folder, made if it was not there. Raises InputError when nothing can be written to it."""
+def ensure_writable_folder(folder: str | Path) -> Path:
+    """Create a folder if it does not exist, and return its path. Raises InputError if it cannot be written to."""
     path = Path(folder).expanduser()
     probe = path / f".{os.getpid()}.probe"
     try:
@@ -41,77 +41,88 @@ def writable_folder(folder: str | Path) -> Path:
 
 
 @contextmanager
-def whole_folder(folder: Path, mark: str) -> Iterator[Path]:
-    """An empty folder to write to; when the block has ended well, what it wrote stands in `folder`, all at once.
+def replace_folder_atomically(folder: Path, manifest: str) -> Iterator[Path]:
+    """Yield an empty temporary folder; if the block succeeds, move its files to `folder`, replacing earlier output.
 
-    An error or Ctrl-C leaves `folder` as it was. `mark`: the name of a JSON object that the block writes, whose
-    `written` is the `state` of all else: what still is in that state gives way to the next such block. Everything
-    else is the user's, and stays.
+    An exception or Ctrl-C in the block leaves `folder` as it was.
 
-    Raises InputError for a folder that cannot be written, that holds files and no mark, or whose other files, or what
-    the new ones link to, would be lost.
+    Args:
+        folder: the output folder; created if it does not exist.
+        manifest: the name of a JSON file that the block must write. Its key `written` maps the name of every other file
+            to its `file_state`. The next call replaces files that are still in this state. It never replaces other
+            files, because the user added or changed them.
+
+    Raises InputError if the folder cannot be written, contains files but no manifest, or if files of the user or of
+    the model that the new files link to would be lost.
     """
     try:
-        new = not folder.exists()
-        found = None if new or _written(folder, mark) else next(folder.iterdir(), None)
+        is_new = not folder.exists()
+        foreign_file = None if is_new or _replaceable_names(folder, manifest) else next(folder.iterdir(), None)
     except OSError as error:
         raise InputError("out", f"{folder} ({error.strerror})", "a folder that can be read and written") from None
-    if found is not None:
-        raise InputError("out", str(found), "an empty folder, or one that an earlier export wrote")
+    if foreign_file is not None:
+        raise InputError("out", str(foreign_file), "an empty folder, or one that an earlier export wrote")
     try:
-        parent = writable_folder(folder)
-        with tempfile.TemporaryDirectory(prefix=".", dir=parent, ignore_cleanup_errors=True) as beside:
-            fresh, earlier = Path(beside) / "new", Path(beside) / "old"
-            fresh.mkdir()
-            earlier.mkdir()
-            yield fresh
-            _take_places(fresh, parent, earlier, mark)
+        parent = ensure_writable_folder(folder)
+        with tempfile.TemporaryDirectory(prefix=".", dir=parent, ignore_cleanup_errors=True) as temporary:
+            new_files, old_files = Path(temporary) / "new", Path(temporary) / "old"
+            new_files.mkdir()
+            old_files.mkdir()
+            yield new_files
+            _swap_files(new_files, parent, old_files, manifest)
     finally:
-        if new:
-            with suppress(OSError):  # it is not empty, or could not be made
+        if is_new:
+            with suppress(OSError):  # rmdir fails if the folder has content, or was never created
                 folder.rmdir()
 
 
-def state(path: Path) -> Any:
-    """What tells whether something has changed: a link's target, a file's size and time, and of a folder all of it."""
+def file_state(path: Path) -> Any:
+    """Return a JSON value that changes when a file changes.
+
+    It is the target of a link, the size and modification time of a file, and for a folder, the states of its content.
+    """
     if path.is_symlink():
         return os.readlink(path)
     if path.is_dir():
-        return {each.name: state(each) for each in sorted(path.iterdir())}
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+        return {entry.name: file_state(entry) for entry in sorted(path.iterdir())}
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
-def _written(folder: Path, mark: str) -> set[str]:
-    """The names in a folder that are as `mark` says that they were written, and the mark itself; none without one."""
+def _replaceable_names(folder: Path, manifest: str) -> set[str]:
+    """Return the names of the manifest and of the files that are still in the state it records; none without one."""
     try:
-        recorded = json.loads((folder / mark).read_text(encoding="utf-8"))["written"]
-        as_written = {
-            name for name in os.listdir(folder) if name in recorded and recorded[name] == state(folder / name)
+        recorded = json.loads((folder / manifest).read_text(encoding="utf-8"))["written"]
+        unchanged = {
+            name for name in os.listdir(folder) if name in recorded and recorded[name] == file_state(folder / name)
         }
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return set()
-    return {mark, *as_written}
+    return {manifest, *unchanged}
 
 
-def _take_places(fresh: Path, folder: Path, earlier: Path, mark: str) -> None:
-    """Move what is in `fresh` to `folder`, and what was written there before to `earlier`; or nothing at all."""
-    names, before, root = os.listdir(fresh), _written(folder, mark), folder.resolve()
-    for name in names:
-        if name not in before and os.path.lexists(folder / name):
+def _swap_files(new_files: Path, folder: Path, old_files: Path, manifest: str) -> None:
+    """Move earlier output from `folder` to `old_files`, and the content of `new_files` to `folder`, or change nothing.
+
+    Raises InputError if a new file would replace one of the user's, or links to a file that would be moved away.
+    """
+    new_names, old_names, root = os.listdir(new_files), _replaceable_names(folder, manifest), folder.resolve()
+    for name in new_names:
+        if name not in old_names and os.path.lexists(folder / name):
             raise InputError("out", str(folder / name), "another folder: that file is yours, and would be replaced")
-        target = (fresh / name).resolve()
-        if target.is_relative_to(root) and before.intersection(target.relative_to(root).parts[:1]):
+        target = (new_files / name).resolve()
+        if target.is_relative_to(root) and old_names.intersection(target.relative_to(root).parts[:1]):
             raise InputError("out", str(folder), f"another folder: the model's own {target.name} is in it")
     try:
-        for name in sorted(before, key=mark.__ne__):  # without its mark it is no export any more
-            os.rename(folder / name, earlier / name)
-        for name in sorted(names, key=mark.__eq__):
-            os.rename(fresh / name, folder / name)
+        # Move the old manifest first and the new one last, so that an interrupted swap is not taken for an export.
+        for name in sorted(old_names, key=lambda name: name != manifest):
+            os.rename(folder / name, old_files / name)
+        for name in sorted(new_names, key=lambda name: name == manifest):
+            os.rename(new_files / name, folder / name)
     except BaseException:
-        for name in names:
-            if not os.path.lexists(fresh / name):
-                os.rename(folder / name, fresh / name)
-        for name in os.listdir(earlier):
-            os.rename(earlier / name, folder / name)
+        for name in new_names:
+            if not os.path.lexists(new_files / name):
+                os.rename(folder / name, new_files / name)
+        for name in os.listdir(old_files):
+            os.rename(old_files / name, folder / name)
         raise

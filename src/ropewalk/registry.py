@@ -1,4 +1,8 @@
-"""Find classes by the folder that defines them, and look entries up by name."""
+"""Registries of classes: a class is registered by being defined in the right package.
+
+The packages scaling, ops.backends, evaluate.tasks and serving.engines each have one abstract base class. Adding a file
+with a concrete subclass to the package is enough to register it under its `name`.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,27 @@ from ropewalk.errors import UnknownNameError
 T = TypeVar("T")
 
 
-def registered(package: str, path: Iterable[str], base: type[T]) -> dict[str, type[T]]:
-    """Import every module of a package and return its concrete subclasses of `base`, by `name`, sorted."""
+def discover_subclasses(package: str, path: Iterable[str], base: type[T]) -> dict[str, type[T]]:
+    """Import every module of a package and return its concrete subclasses of `base` by their `name`, sorted.
+
+    Args:
+        package: the package's `__name__`.
+        path: the package's `__path__`.
+        base: the abstract base class.
+    """
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")
-    return {cls.name: cls for cls in sorted(_concrete(base), key=lambda cls: str(cls.name))}
+    return {cls.name: cls for cls in sorted(_concrete_subclasses(base), key=lambda cls: str(cls.name))}
 
 
 def find_by_name(kind: str, name: object, by_name: Mapping[str, T], listed: Iterable[str] | None = None) -> T:
-    """Return the entry of that name; upper and lower case, `-` and `_` are the same.
+    """Return the entry with that name, ignoring case and the difference between `-` and `_`.
 
     Args:
-        kind: what is looked up, for the error.
-        by_name: every name that is accepted, aliases included.
-        listed: the names that the error lists; by default all.
+        kind: what the entries are, for the error message.
+        name: the name to look up.
+        by_name: the entries by every accepted name, aliases included.
+        listed: the names that the error message lists; by default all.
 
     Raises UnknownNameError.
     """
@@ -36,6 +47,9 @@ def find_by_name(kind: str, name: object, by_name: Mapping[str, T], listed: Iter
     return by_name[key]
 
 
-def _concrete(cls: Any) -> list[Any]:
-    below = [found for subclass in cls.__subclasses__() for found in _concrete(subclass)]
-    return below if inspect.isabstract(cls) else [cls, *below]
+def _concrete_subclasses(cls: Any) -> list[Any]:
+    """Return the class itself, unless it is abstract, and all its concrete subclasses."""
+    classes = [] if inspect.isabstract(cls) else [cls]
+    for subclass in cls.__subclasses__():
+        classes += _concrete_subclasses(subclass)
+    return classes

@@ -1,7 +1,4 @@
-"""An unscaled rotary embedding: what the model was trained with.
-
-numpy and the standard library alone.
-"""
+"""The unscaled rotary position embedding (RoPE) of a model; every scaling starts from one."""
 
 from __future__ import annotations
 
@@ -19,17 +16,24 @@ from ropewalk.errors import InputError, check_length, check_number
 Layout = Literal["half", "interleaved"]
 
 
+class RotaryDimError(InputError):
+    """Raised for a number of rotary dimensions that is odd or out of range."""
+
+    def __init__(self, dim: object) -> None:
+        super().__init__("dim", dim, "an even number of rotary dimensions, from 2 to 65,536")
+
+
 @dataclass(frozen=True)
 class Rope:
-    """The rotary embedding of one head (RoFormer, arXiv 2104.09864, eq. 15).
+    """The rotary embedding of one attention head (RoFormer, arXiv 2104.09864, eq. 15).
 
     Args:
-        dim: rotary dimensions of one head, an even count.
+        dim: rotary dimensions of one head, an even number.
         base: RoPE theta.
-        original_length: tokens the model was trained on; needed by most scalings.
-        layout: pair i is (x_i, x_{i + dim/2}) for "half", (x_{2i}, x_{2i+1}) for "interleaved".
+        original_length: tokens the model was trained on; most scalings need it.
+        layout: "half" rotates the channels (x_i, x_{i + dim/2}) together, "interleaved" (x_{2i}, x_{2i+1}).
 
-    Raises InputError for an odd or non-positive dim, a base of 1 or less, a length below 1.
+    Raises InputError for an odd or non-positive dim, a base of 1 or less, or a length below 1.
     """
 
     dim: int
@@ -38,9 +42,9 @@ class Rope:
     layout: Layout = "half"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.dim, Integral) and not isinstance(self.dim, bool)
-        if not whole or not 2 <= self.dim <= 65_536 or self.dim % 2:
-            raise InputError("dim", self.dim, "an even number of rotary dimensions, from 2 to 65,536")
+        is_integer = isinstance(self.dim, Integral) and not isinstance(self.dim, bool)
+        if not is_integer or not 2 <= self.dim <= 65_536 or self.dim % 2:
+            raise RotaryDimError(self.dim)
         object.__setattr__(self, "dim", int(self.dim))
         object.__setattr__(self, "base", check_number("base", self.base, minimum=1, exclusive=True))
         if self.original_length is not None:
@@ -50,18 +54,18 @@ class Rope:
 
     @cached_property
     def inv_freq(self) -> NDArray[np.float64]:
-        """theta_i = base^(-2i/dim), rad/token, [dim/2] float64."""
+        """The inverse frequencies theta_i = base^(-2i/dim), rad/token, [dim/2]."""
         return self.inv_freq_with_base(self.base)
 
     @property
     def wavelengths(self) -> NDArray[np.float64]:
-        """Tokens that one turn of each pair takes, [dim/2] float64."""
+        """The number of tokens in which each pair of channels completes one rotation, [dim/2]."""
         return 2 * math.pi / self.inv_freq
 
     def rotations(self, length: float) -> NDArray[np.float64]:
-        """Turns of each pair over `length` tokens, [dim/2] float64."""
+        """Return how many rotations each pair of channels completes over `length` tokens, [dim/2]."""
         return length / self.wavelengths
 
     def inv_freq_with_base(self, base: float) -> NDArray[np.float64]:
-        """The inverse frequencies that another base gives, rad/token, [dim/2] float64."""
+        """Return the inverse frequencies for another base, rad/token, [dim/2]."""
         return np.power(float(base), -np.arange(0, self.dim, 2, dtype=np.float64) / self.dim)

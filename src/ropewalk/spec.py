@@ -1,4 +1,7 @@
-"""Specs: how a method and its options are written in one line, `name:option=value,...`."""
+"""Specs: a named dataclass written in one line as `name:option=value,...`.
+
+Scalings, policies and tasks are written this way on the command line and in results: `yarn:factor=4,beta_fast=16`.
+"""
 
 from __future__ import annotations
 
@@ -13,51 +16,57 @@ from ropewalk.errors import InputError, UnknownNameError
 T = TypeVar("T")
 
 
-def read_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """The name and the options of a spec; values are read as JSON where they are JSON.
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split a spec into its name and its options.
 
-    Raises InputError naming the option.
+    Values that are valid JSON are parsed as JSON, `none` in any case becomes None, and others remain strings.
+    Raises InputError for an option without a value and for one that occurs twice.
     """
     name, _, text = spec.strip().partition(":")
     options: dict[str, Any] = {}
-    for part in _split(text):
+    for part in _split_at_commas(text):
         key, equals, value = part.partition("=")
-        if not equals or not key.strip():
+        key, value = key.strip(), value.strip()
+        if not equals or not key:
             raise InputError(f"{name}: option", part, "option=value")
-        if key.strip() in options:
-            raise InputError(f"{name}: option", key.strip(), "each option once")
+        if key in options:
+            raise InputError(f"{name}: option", key, "each option once")
         try:
-            options[key.strip()] = json.loads(value)
+            options[key] = json.loads(value)
         except (ValueError, RecursionError):
-            options[key.strip()] = None if value.strip().lower() == "none" else value.strip()
+            options[key] = None if value.lower() == "none" else value
     return name, options
 
 
-def build(described: type[T], options: Mapping[str, Any]) -> T:
-    """An instance of the dataclass with those options. Raises InputError for an unknown or a missing one."""
-    cls: Any = described
-    allowed = [f.name for f in fields(cls)]
+def build_from_options(cls: type[T], options: Mapping[str, Any]) -> T:
+    """Create an instance of a dataclass that has a `name` from its options.
+
+    Raises UnknownNameError for an option that is not one of its fields, and InputError for a missing required one.
+    """
+    name, known = cls.name, {f.name: f for f in fields(cls)}  # type: ignore[attr-defined, arg-type]
     for option in options:
-        if option not in allowed:
-            raise UnknownNameError(f"{cls.name}: option", option, allowed)
-    for f in fields(cls):
-        if f.default is MISSING and f.name not in options:
-            raise InputError(f"{cls.name}: {f.name}", None, f"a value, as in {cls.name}:{f.name}=...")
-    return described(**options)
+        if option not in known:
+            raise UnknownNameError(f"{name}: option", option, known)
+    for option, f in known.items():
+        if f.default is MISSING and option not in options:
+            raise InputError(f"{name}: {option}", None, f"a value, as in {name}:{option}=...")
+    return cls(**options)
 
 
-def write_spec(described: Any) -> str:
-    """The spec of a dataclass instance with a `name`, with the options that differ from the default."""
-    options = []
-    for f in fields(described):
-        value = getattr(described, f.name)
-        if f.default is MISSING or value != f.default:
-            options.append(f"{f.name}={_written(value)}")
-    return str(described.name) + (":" + ",".join(options) if options else "")
+def format_spec(instance: Any) -> str:
+    """Return the spec of a dataclass instance that has a `name`, without the options that have their default value."""
+    options = [f"{option}={_format_value(value)}" for option, value in changed_options(instance).items()]
+    return instance.name + (":" + ",".join(options) if options else "")
 
 
-def _split(text: str) -> list[str]:
-    """`text` at the commas that stand in no list."""
+def changed_options(instance: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass instance whose values differ from their defaults."""
+    values = {f.name: (getattr(instance, f.name), f.default) for f in fields(instance)}
+    return {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """Split at commas outside of brackets, and drop empty parts."""
     parts, depth = [""], 0
     for character in text:
         depth += {"[": 1, "]": -1}.get(character, 0)
@@ -68,9 +77,9 @@ def _split(text: str) -> list[str]:
     return [part for part in parts if part.strip()]
 
 
-def _written(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, tuple):
-        return "[" + ",".join(_written(item) for item in value) + "]"
+        return "[" + ",".join(_format_value(item) for item in value) + "]"
     if isinstance(value, float) and math.isfinite(value) and abs(value) < 1e15 and value == int(value):
         return str(int(value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Every scaling that transformers has, against transformers' own functions, read from its configs and written back."""
+"""Every scaling of transformers against its own functions: read from its configs, and written back into them."""
 
 import numpy as np
 import pytest
@@ -10,25 +10,25 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 import ropewalk as rw
 from ropewalk import config as configs
 
-CASES = 80  # random configurations of each kind below: 800 together
+CASES = 80  # random configurations of each kind below, 800 in total
 CLOSE = 1e-5  # relative; transformers works in float32
 
 
-def theirs(config, length=None):
-    """Frequencies and attention factor as transformers has them at that length of text."""
+def reference_frequencies(config, length=None):
+    """Return the frequencies and the attention factor that transformers computes for a text of that length."""
     rope_type = config.rope_parameters["rope_type"]
     if rope_type == "default":
-        # Llama's own function knows no partial_rotary_factor; GPT-NeoX's does and is the same otherwise.
-        whole = config.rope_parameters.get("partial_rotary_factor", 1.0) == 1.0
-        rotary = LlamaRotaryEmbedding if whole else GPTNeoXRotaryEmbedding
+        # Llama's function ignores partial_rotary_factor; that of GPT-NeoX reads it and is the same otherwise.
+        is_full = config.rope_parameters.get("partial_rotary_factor", 1.0) == 1.0
+        rotary = LlamaRotaryEmbedding if is_full else GPTNeoXRotaryEmbedding
         inv_freq, factor = rotary.compute_default_rope_parameters(config)
     else:
         inv_freq, factor = ROPE_INIT_FUNCTIONS[rope_type](config, seq_len=length)
     return inv_freq.double().numpy(), factor
 
 
-def options(rng, choices):
-    """A random part of the choices."""
+def random_subset(rng, choices):
+    """Return each item with probability 1/2."""
     return {name: value for name, value in choices.items() if rng.random() < 0.5}
 
 
@@ -37,7 +37,7 @@ def yarn(rng, pairs, length):
         "rope_type": "yarn",
         "factor": rng.uniform(1, 40),
         "original_max_position_embeddings": length,
-        **options(
+        **random_subset(
             rng, {"beta_fast": rng.uniform(8, 64), "beta_slow": rng.uniform(0.2, 4), "truncate": rng.random() < 0.3}
         ),
     }
@@ -45,7 +45,7 @@ def yarn(rng, pairs, length):
 
 def longrope(rng, pairs, length):
     lists = {f"{which}_factor": rng.uniform(1, 60, pairs).tolist() for which in ("short", "long")}
-    stated = options(rng, {"attention_factor": rng.uniform(0.5, 2), "factor": rng.uniform(1, 40)})
+    stated = random_subset(rng, {"attention_factor": rng.uniform(0.5, 2), "factor": rng.uniform(1, 40)})
     return {"rope_type": "longrope", **lists, "original_max_position_embeddings": length, **stated}
 
 
@@ -56,17 +56,17 @@ KINDS = {
     "proportional": lambda rng, pairs, length: {
         "rope_type": "proportional",
         "partial_rotary_factor": rng.uniform(0, 1),
-        **options(rng, {"factor": rng.uniform(1, 40)}),
+        **random_subset(rng, {"factor": rng.uniform(1, 40)}),
     },
     "yarn": yarn,
     "yarn, attention factor": lambda *given: {
         **yarn(*given),
         "attention_factor": given[0].uniform(0.5, 2),
-        **options(given[0], {"mscale": 1.0, "mscale_all_dim": 0.5}),
+        **random_subset(given[0], {"mscale": 1.0, "mscale_all_dim": 0.5}),
     },
     "yarn, mscale": lambda *given: {
         **yarn(*given),
-        **options(given[0], {"mscale": given[0].uniform(0.1, 2), "mscale_all_dim": given[0].uniform(0.1, 2)}),
+        **random_subset(given[0], {"mscale": given[0].uniform(0.1, 2), "mscale_all_dim": given[0].uniform(0.1, 2)}),
     },
     "llama3": lambda rng, pairs, length: {
         "rope_type": "llama3",
@@ -103,7 +103,7 @@ def random_config(kind, rng):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_read_and_written_back_they_agree(kind):
+def test_frequencies_agree_after_reading_and_after_writing_back(kind):
     rng = np.random.default_rng(list(KINDS).index(kind))
     for case in range(CASES):
         config, original = random_config(kind, rng)
@@ -113,18 +113,18 @@ def test_read_and_written_back_they_agree(kind):
         again = llama(config.head_dim, config.max_position_embeddings, written)
         lengths = (original - 1, original, original + 1, 3 * original + 5)
         for length in lengths if layer.scaling.is_dynamic else (original,):
-            inv_freq, factor = theirs(config, length)
+            inv_freq, factor = reference_frequencies(config, length)
             ours = layer.scaling.frequencies(layer.rope, length)
             message = f"case {case}, length {length}: {config.rope_parameters}"
             np.testing.assert_allclose(ours.inv_freq, inv_freq, rtol=CLOSE, atol=0, err_msg=message)
             assert ours.attention_factor == pytest.approx(factor, rel=CLOSE), message
-            inv_freq_again, factor_again = theirs(again, length)
+            inv_freq_again, factor_again = reference_frequencies(again, length)
             np.testing.assert_allclose(inv_freq_again, inv_freq, rtol=CLOSE, atol=0, err_msg=message)
             assert factor_again == pytest.approx(factor, rel=CLOSE), message
         assert configs.read(again).ropes["all"].rope == layer.rope, written
 
 
-# Static methods that transformers has no name for.
+# Static methods without a type in transformers.
 UNNAMED = {
     "ntk": lambda s: rw.NTK(factor=s),
     "ntk fixed": lambda s: rw.NTK(factor=s, variant="fixed"),
@@ -152,51 +152,51 @@ def random_rope(rng):
     return rw.Rope(dim, 10 ** rng.uniform(3, 8), int(2 ** rng.uniform(9, 17)))
 
 
-def assert_longrope_says(scaling, rope, length, text_lengths):
+def assert_longrope_dict_is_exact(scaling, rope, length, text_lengths):
     written = configs.build_rope_parameters(scaling, rope, length=length)
     assert written["rope_type"] == "longrope"
     wanted = scaling.frequencies(rope, length)
     for text_length in text_lengths:
-        inv_freq, factor = theirs(llama(rope.dim, rope.original_length * 8, written), text_length)
+        inv_freq, factor = reference_frequencies(llama(rope.dim, rope.original_length * 8, written), text_length)
         np.testing.assert_allclose(inv_freq, wanted.inv_freq, rtol=CLOSE, atol=0)
         assert factor == pytest.approx(wanted.attention_factor, rel=CLOSE)
 
 
 @pytest.mark.parametrize("name", UNNAMED)
-def test_a_static_scaling_without_a_name_is_said_as_longrope(name):
+def test_static_scaling_without_a_type_is_written_as_longrope(name):
     rng = np.random.default_rng(7)
     for _ in range(10):
         rope, factor = random_rope(rng), rng.uniform(1.5, 32)
-        # the same at every length of the text
-        assert_longrope_says(UNNAMED[name](factor), rope, None, (None, 1, rope.original_length + 1))
+        # The frequencies must be the same for every text length.
+        assert_longrope_dict_is_exact(UNNAMED[name](factor), rope, None, (None, 1, rope.original_length + 1))
 
 
 @pytest.mark.parametrize("name", DYNAMIC)
-def test_a_dynamic_scaling_fixed_at_a_length_is_said_as_longrope(name):
+def test_dynamic_scaling_fixed_at_a_length_is_written_as_longrope(name):
     rng = np.random.default_rng(8)
     for _ in range(10):
         rope, factor = random_rope(rng), rng.uniform(1.5, 32)
         length = int(rope.original_length * rng.uniform(0.5, 9))
-        assert_longrope_says(DYNAMIC[name](factor), rope, length, (None, 1, length))
+        assert_longrope_dict_is_exact(DYNAMIC[name](factor), rope, length, (None, 1, length))
 
 
-def test_longrope_fixed_past_its_training_keeps_the_long_list():
+def test_longrope_fixed_past_the_original_length_keeps_the_long_list():
     rope = rw.Rope(8, 10_000, 1024)
     scaling = rw.LongRoPE(short_factor=[1, 1, 1, 1], long_factor=[1, 2, 3, 4], factor=4)
-    assert_longrope_says(scaling, rope, 4096, (None, 1, 4096))
+    assert_longrope_dict_is_exact(scaling, rope, 4096, (None, 1, 4096))
 
 
 @pytest.mark.parametrize(
     "scaling",
     [
-        rw.DynamicYaRN(),  # follows the text: no dict of transformers does that
+        rw.DynamicYaRN(),  # follows the text, which no type of transformers does
         rw.DynamicNTKByParts(),
         rw.CriticalBase(),
         rw.PowerNTK(),
         rw.LogNTK(),
-        rw.YaRN(factor=40, mscale=1, mscale_all_dim=1, ramp="rotations"),  # a softmax factor, which longrope has not
+        rw.YaRN(factor=40, mscale=1, mscale_all_dim=1, ramp="rotations"),  # longrope has no softmax factor
     ],
     ids=str,
 )
-def test_what_transformers_cannot_say(scaling):
+def test_scaling_that_transformers_cannot_express_gives_none(scaling):
     assert configs.build_rope_parameters(scaling, rw.Rope(64, 10_000, 4096)) is None

@@ -1,6 +1,6 @@
-"""Each method against numbers worked by hand from its paper's formula, on ropes small enough to do so.
+"""Each method against numbers computed by hand from the formula of its paper, for a small rope.
 
-d = 8 and b = 10000 make theta = 1, 0.1, 0.01, 0.001.
+With d = 8 and b = 10000, theta = 1, 0.1, 0.01, 0.001.
 """
 
 import math
@@ -14,15 +14,15 @@ ROPE = rw.Rope(8, 10_000, 1000)
 ROPE_10K = rw.Rope(8, 10_000, 10_000)
 TWENTIETHS = [1, 0.05, 0.0025, 0.000125]  # 20^-i
 
-# The ramp by rotations: r_i = L theta_i / 2 pi = 10000 theta_i / 2 pi = 1591.55, 159.155, 15.9155, 1.59155, of which
-# g = (r - 1) / 31 keeps 1, 1, 0.4811449 and 0.0190822; at s = 4 a pair keeps 0.25 + 0.75 g of its frequency.
+# The ramp by rotations: r_i = L theta_i / 2 pi = 10000 theta_i / 2 pi = 1591.55, 159.155, 15.9155, 1.59155, so
+# g = (r - 1) / 31, clamped, is 1, 1, 0.4811449 and 0.0190822. At s = 4 a frequency is multiplied by 0.25 + 0.75 g.
 G2, G3 = (15.915494309189535 - 1) / 31, (1.5915494309189535 - 1) / 31
 BY_ROTATIONS = [1, 0.1, 0.01 * (0.25 + 0.75 * G2), 0.001 * (0.25 + 0.75 * G3)]
-# The ramp by index: a pair turns beta times over L at i = 4 ln(10000 / (2 pi beta)) / ln 10000
-# = log10(10000 / (2 pi beta)): 1.69667 for beta 32, floored 1; 3.20182 for beta 1, ceiled 4. From 1 to 4 the ramp
-# keeps 1, 1, 2/3, 1/3; of the frequency at s = 4: 0.25 + 0.75 x 2/3 = 0.75 and 0.25 + 0.75 x 1/3 = 0.5.
+# The ramp by index: a pair completes beta rotations over L at index i = 4 ln(10000 / (2 pi beta)) / ln 10000
+# = log10(10000 / (2 pi beta)). This is 1.69667 for beta 32, floored to 1, and 3.20182 for beta 1, ceiled to 4. From 1
+# to 4 the ramp g is 1, 1, 2/3, 1/3, which multiplies frequencies by 0.25 + 0.75 x 2/3 = 0.75 and 0.25 + 0.75 / 3 = 0.5.
 BY_INDEX = [1, 0.1, 0.0075, 0.0005]
-# Untruncated: (3.20182 - i) / (3.20182 - 1.69667) keeps 0.79847 of pair 2 and 0.13409 of pair 3.
+# Untruncated: g = (3.20182 - i) / (3.20182 - 1.69667) is 0.79847 for pair 2 and 0.13409 for pair 3.
 LOW, HIGH = math.log10(10_000 / (64 * math.pi)), math.log10(10_000 / (2 * math.pi))
 UNTRUNCATED = [
     1,
@@ -30,7 +30,8 @@ UNTRUNCATED = [
     0.01 * (0.25 + 0.75 * (HIGH - 2) / (HIGH - LOW)),
     0.001 * (0.25 + 0.75 * (HIGH - 3) / (HIGH - LOW)),
 ]
-# betas 8 and 2: log10(10000 / 16 pi) = 2.29873, floored 2; log10(10000 / 4 pi) = 2.90079, ceiled 3: a step after pair 2
+# Betas 8 and 2: log10(10000 / 16 pi) = 2.29873, floored to 2; log10(10000 / 4 pi) = 2.90079, ceiled to 3. The ramp is a
+# step after pair 2.
 OTHER_BETAS = [1, 0.1, 0.01, 0.00025]
 
 BY_HAND = {
@@ -47,7 +48,7 @@ BY_HAND = {
         None,
         [1 / 2, 0.1 / 16, 0.01 / 512, 0.001 / 65536],
     ),
-    # c = 0.625, as kexue.fm has it: (1/4)^0.625 = 2^-1.25, (2/4)^0.625 = 2^-0.625, (3/4)^0.625, 1
+    # c = 0.625, the value on kexue.fm: (1/4)^0.625 = 2^-1.25, (2/4)^0.625 = 2^-0.625, (3/4)^0.625, 1
     "ntk mixed 0.625": (
         rw.NTK(factor=16, variant="mixed"),
         ROPE,
@@ -69,14 +70,14 @@ BY_HAND = {
     "yarn rotations": (rw.YaRN(factor=4, ramp="rotations"), ROPE_10K, None, BY_ROTATIONS),
     "dynamic-yarn": (rw.DynamicYaRN(), ROPE_10K, 40_000, BY_INDEX),
     "dynamic-yarn within L": (rw.DynamicYaRN(), ROPE_10K, 9_999, [1, 0.1, 0.01, 0.001]),
-    # r_3 = 8192 x 0.001 / 2 pi = 1.303797: between 1 and 4 turns, (1.303797 - 1) / 3 of it kept; at s = 8 the rest / 8
+    # r_3 = 8192 x 0.001 / 2 pi = 1.303797 rotations, between 1 and 4, so g = (1.303797 - 1) / 3
     "llama3": (
         rw.Llama3(factor=8, low_freq_factor=1, high_freq_factor=4),
         rw.Rope(8, 10_000, 8192),
         None,
         [1, 0.1, 0.01, 0.001 * (1 + 7 * (1.3037972938088067 - 1) / 3) / 8],
     ),
-    # the same factors: a step between the pairs that turn 13 times over 8192 tokens and 1.3 times
+    # equal factors: a step between the pairs with 13 and with 1.3 rotations over 8192 tokens
     "llama3 step": (
         rw.Llama3(factor=8, low_freq_factor=10, high_freq_factor=10),
         rw.Rope(8, 10_000, 8192),
@@ -95,25 +96,25 @@ BY_HAND = {
         308,
         [10 ** (-i * 3.892222716564229 / 1.9463125675089157) for i in range(4)],
     ),
-    # int(0.6 x 8 // 2) = 2 of the 4 pairs turn
+    # int(0.6 x 8 // 2) = 2 of the 4 pairs rotate
     "proportional": (rw.Proportional(p=0.6, factor=2), ROPE, None, [0.5, 0.05, 0, 0]),
     # (4 L / L)^0.5 = 2: twice as fast
     "power-ntk": (rw.PowerNTK(gamma=0.5), ROPE, 4000, [2, 0.2, 0.02, 0.002]),
     # 2 (ln 4 + 1) = 4.772588722239781 times as fast
     "log-ntk": (rw.LogNTK(factor=2), ROPE, 4000, [4.772588722239781 * 10**-i for i in range(4)]),
-    # 2 (ln 0.8 + 1) = 1.5537128973715806: as it is written, s > 1 already speeds up texts shorter than L
+    # 2 (ln 0.8 + 1) = 1.5537128973715806: as published, s > 1 also raises frequencies for texts shorter than L
     "log-ntk within L": (rw.LogNTK(factor=2), ROPE, 800, [1.5537128973715806 * 10**-i for i in range(4)]),
 }
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_frequencies(name):
+def test_frequencies_match_hand_computed_values(name):
     scaling, rope, length, wanted = BY_HAND[name]
     np.testing.assert_allclose(scaling.frequencies(rope, length).inv_freq, wanted, rtol=1e-13)
 
 
 @pytest.mark.parametrize("name", rw.scaling.REGISTRY)
-def test_every_method_has_a_number_worked_by_hand(name):
+def test_every_method_has_a_hand_computed_case(name):
     assert name in {scaling.name for scaling, *_ in BY_HAND.values()}
 
 
@@ -139,7 +140,7 @@ FACTORS = {
         1.3688879454113936 / 1.1844439727056968,
         1.1844439727056968**2,
     ),
-    # one of the two alone leaves the attention factor as it was, as in transformers
+    # with only one of the two, the attention factor keeps its default, as in transformers
     "mscale alone": (rw.YaRN(factor=40, mscale=0.5), None, 1.3688879454113936, 1),
     "mscale_all_dim alone": (rw.YaRN(factor=40, mscale_all_dim=1), None, 1.3688879454113936, 1.3688879454113936**2),
     # L = 10000 = 10^4, s = 10^3: sqrt(1 + 3/4)
@@ -151,21 +152,21 @@ FACTORS = {
 
 
 @pytest.mark.parametrize("name", FACTORS)
-def test_attention_and_softmax_factor(name):
+def test_attention_and_softmax_factor_match_hand_computed_values(name):
     scaling, length, attention_factor, softmax_factor = FACTORS[name]
     found = scaling.frequencies(ROPE_10K, length)
     assert found.attention_factor == pytest.approx(attention_factor, rel=1e-14)
     assert found.softmax_factor == pytest.approx(softmax_factor, rel=1e-14)
 
 
-def test_a_scaling_may_have_an_original_length_of_its_own():
-    own = rw.YaRN(factor=4, original_length=10_000).frequencies(rw.Rope(8, 10_000, 77))
-    np.testing.assert_allclose(own.inv_freq, BY_INDEX, rtol=1e-13)
+def test_original_length_of_the_scaling_overrides_that_of_the_rope():
+    scaled = rw.YaRN(factor=4, original_length=10_000).frequencies(rw.Rope(8, 10_000, 77))
+    np.testing.assert_allclose(scaled.inv_freq, BY_INDEX, rtol=1e-13)
     assert rw.DynamicNTK(original_length=500).frequencies(ROPE, 900) != rw.NoScaling().frequencies(ROPE)
 
 
-def test_a_ramp_between_equal_indices_is_a_step():
-    # L = 20: log10(20 / 64 pi) = -1.0 and log10(20 / 16 pi) = -0.4, floored and ceiled to -2 and 0, clamped to 0 and 0:
-    # pair 0 is kept, and every pair after it interpolated in full, as in the reference code
+def test_ramp_between_equal_indices_is_a_step():
+    # L = 20: log10(20 / 64 pi) = -1.0 and log10(20 / 16 pi) = -0.4 are floored and ceiled to -2 and 0, then clamped to
+    # 0 and 0. Pair 0 keeps its frequency and all others are divided by s, as in the reference code.
     stepped = rw.NTKByParts(factor=4, beta_fast=32, beta_slow=8).frequencies(rw.Rope(8, 10_000, 20))
     np.testing.assert_allclose(stepped.inv_freq, [1, 0.025, 0.0025, 0.00025], rtol=1e-13)

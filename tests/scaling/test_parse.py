@@ -1,4 +1,4 @@
-"""Writing a scaling down and reading it again, and what is said of one that cannot be read."""
+"""Parsing of scalings: specs, dicts and JSON in and out, and the errors for wrong input."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ factors = st.floats(1, 1e9) | st.integers(1, 10**6)
 positive = st.floats(1e-3, 1e9) | st.integers(1, 1000)
 divisors = st.lists(positive, min_size=4, max_size=4)
 
-# A value for every option that any method has; a new method's options go here.
+# A strategy for every option of every method. A new method adds its options here.
 VALUES = {
     "original_length": st.none() | st.integers(1, 10**7),
     "factor": factors,
@@ -43,13 +43,13 @@ VALUES = {
 @st.composite
 def scalings(draw, name):
     options = {field.name: VALUES[field.name] for field in dataclasses.fields(REGISTRY[name])}
-    return specs.build(rw.scaling.find_scaling(name), draw(st.fixed_dictionaries(options)))
+    return specs.build_from_options(rw.scaling.find_scaling(name), draw(st.fixed_dictionaries(options)))
 
 
 @pytest.mark.parametrize("name", REGISTRY)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_what_is_written_reads_back_equal(name, data):
+def test_every_written_form_parses_back_to_an_equal_scaling(name, data):
     scaling = data.draw(scalings(name))
     assert scaling.to_dict()["name"] == name
     assert rw.parse(str(scaling)) == scaling
@@ -58,7 +58,7 @@ def test_what_is_written_reads_back_equal(name, data):
     assert rw.parse(scaling) is scaling
 
 
-def test_the_registry_names():
+def test_registry_contains_the_documented_names():
     assert " ".join(sorted(REGISTRY)) == (
         "abf critical-base dynamic-ntk dynamic-ntk-by-parts dynamic-yarn linear llama3 log-ntk longrope none ntk "
         "ntk-by-parts power-ntk proportional yarn"
@@ -101,7 +101,7 @@ def test_the_registry_names():
     ],
     ids=str,
 )
-def test_ways_to_write_it(spec, scaling):
+def test_parse_accepts_specs_dicts_and_json(spec, scaling):
     assert rw.parse(spec) == scaling
 
 
@@ -117,13 +117,28 @@ def test_ways_to_write_it(spec, scaling):
     ],
     ids=str,
 )
-def test_the_spec_says_only_what_differs_from_the_default(scaling, spec):
+def test_spec_contains_only_options_that_differ_from_their_defaults(scaling, spec):
     assert str(scaling) == spec
+
+
+@pytest.mark.parametrize(
+    ("scaling", "text"),
+    [
+        (rw.YaRN(factor=4), "YaRN(factor=4)"),
+        (rw.YaRN(factor=4, ramp="rotations"), "YaRN(ramp='rotations', factor=4)"),
+        (rw.NoScaling(), "NoScaling()"),
+        (rw.LongRoPE([1], [2], 8), "LongRoPE(short_factor=(1.0,), long_factor=(2.0,), factor=8)"),
+    ],
+    ids=str,
+)
+def test_repr_contains_only_options_that_differ_from_their_defaults(scaling, text):
+    assert repr(scaling) == text
+    assert eval(text, vars(rw)) == scaling
 
 
 LISTS = '"long_factor": [1, 2], "factor": 2}'
 WRONG = [
-    # spec, what the message begins with, what else it says
+    # spec, beginning of the message, part of the message after "; expected "
     ("yran:factor=4", "scaling: got 'yran'", "did you mean yarn"),
     ("", "scaling: got ''", "yarn"),
     ({"rope_type": "axial"}, "scaling: got 'axial'", "yarn"),
@@ -198,13 +213,13 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "begins", "says"), WRONG, ids=[str(spec)[:40] for spec, *_ in WRONG])
-def test_a_mistake_is_one_line_with_what_was_found_and_what_is_allowed(spec, begins, says):
+@pytest.mark.parametrize(("spec", "beginning", "expected"), WRONG, ids=[str(spec)[:40] for spec, *_ in WRONG])
+def test_wrong_input_raises_one_line_with_the_value_and_the_allowed_values(spec, beginning, expected):
     with pytest.raises(rw.InputError) as caught:
         rw.parse(spec)
     message = str(caught.value)
-    assert message.startswith(begins)
-    assert says in message.partition("; expected ")[2]
+    assert message.startswith(beginning)
+    assert expected in message.partition("; expected ")[2]
     assert "\n" not in message
     assert len(message) < 500
 
@@ -213,6 +228,6 @@ def test_a_mistake_is_one_line_with_what_was_found_and_what_is_allowed(spec, beg
 @given(
     st.text(max_size=40) | st.from_regex(r"(yarn|linear|longrope|ntk):[a-z_]*=[\[\]{}0-9a-zA-Z,.\"-]*", fullmatch=True)
 )
-def test_no_text_makes_it_fail_otherwise(text):
+def test_arbitrary_text_parses_or_raises_input_error(text):
     with contextlib.suppress(rw.InputError):
         assert rw.parse(rw.parse(text).to_dict()) == rw.parse(text)

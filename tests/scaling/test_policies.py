@@ -1,4 +1,4 @@
-"""For which length each policy makes the scaling, by hand, and what is said of a policy that cannot be read."""
+"""Policies: the length each computes frequencies for, worked out by hand, and the errors for wrong input."""
 
 import pickle
 
@@ -20,7 +20,7 @@ policies = (
 
 @settings(max_examples=100, deadline=None)
 @given(policies)
-def test_what_is_written_reads_back_equal(policy):
+def test_spec_and_pickle_restore_an_equal_policy(policy):
     assert parse_policy(str(policy)) == policy
     assert parse_policy(policy) is policy
     assert pickle.loads(pickle.dumps(policy)) == policy
@@ -29,18 +29,18 @@ def test_what_is_written_reads_back_equal(policy):
 
 @settings(max_examples=100, deadline=None)
 @given(policies, st.integers(1, 10**6), st.integers(1, 10**6))
-def test_a_longer_text_never_gets_a_shorter_scaling(policy, reached, more):
-    assert policy.scaled_for(reached, ORIGINAL) <= policy.scaled_for(reached + more, ORIGINAL)
+def test_longer_text_never_gets_a_shorter_scaled_length(policy, length, more):
+    assert policy.scaled_length(length, ORIGINAL) <= policy.scaled_length(length + more, ORIGINAL)
 
 
 @pytest.mark.parametrize("policy", ["stepped:margin=3", "stepped:factors=[4]", "continuous:every=5000", "request"])
-@pytest.mark.parametrize("reached", [1, ORIGINAL - 1, ORIGINAL])
-def test_a_text_within_the_trained_length_is_unscaled(policy, reached):
-    assert parse_policy(policy).scaled_for(reached, ORIGINAL) == ORIGINAL
+@pytest.mark.parametrize("length", [1, ORIGINAL - 1, ORIGINAL])
+def test_text_within_the_original_length_is_unscaled(policy, length):
+    assert parse_policy(policy).scaled_length(length, ORIGINAL) == ORIGINAL
 
 
 @pytest.mark.parametrize(
-    ("policy", "reached", "made_for"),
+    ("policy", "length", "scaled_length"),
     [
         ("stepped:margin=1", 2049, 4096),
         ("stepped:margin=1", 4096, 4096),
@@ -52,7 +52,7 @@ def test_a_text_within_the_trained_length_is_unscaled(policy, reached):
         ("stepped:factors=[1.5,3],margin=1", 2049, 3072),
         ("stepped:factors=[1.5,3],margin=1", 3072, 3072),
         ("stepped:factors=[1.5,3],margin=1", 3073, 6144),
-        ("stepped:factors=[1.5,3],margin=1", 6145, 6144),  # outgrown: the last
+        ("stepped:factors=[1.5,3],margin=1", 6145, 6144),  # past the last factor, which stays in use
         ("stepped:factors=[1.5,3],margin=1", 10**6, 6144),
         ("stepped:factors=[4],margin=4", 2049, 8192),
         ("stepped:factors=[2,8],margin=1.25", 3277, 16_384),  # 1.25 x 3277 = 4096.25
@@ -67,11 +67,11 @@ def test_a_text_within_the_trained_length_is_unscaled(policy, reached):
         ("request:margin=2", 3000, 6000),
     ],
 )
-def test_by_hand(policy, reached, made_for):
-    assert parse_policy(policy).scaled_for(reached, ORIGINAL) == made_for
+def test_scaled_length_matches_hand_computed_value(policy, length, scaled_length):
+    assert parse_policy(policy).scaled_length(length, ORIGINAL) == scaled_length
 
 
-def test_what_each_is_by_default():
+def test_default_options():
     assert parse_policy("stepped") == rw.SteppedPolicy(factors=())
     assert parse_policy("continuous") == rw.ContinuousPolicy()
     assert parse_policy("request") == rw.RequestPolicy()
@@ -80,7 +80,7 @@ def test_what_each_is_by_default():
 
 
 @pytest.mark.parametrize(
-    ("spec", "says"),
+    ("spec", "message"),
     [
         ("steps", "policy: got 'steps'.*did you mean stepped"),
         (None, "policy: got None.*stepped, continuous, request"),
@@ -89,8 +89,8 @@ def test_what_each_is_by_default():
         ("stepped:margin=wide", "stepped: margin: got 'wide'"),
         ("stepped:factors=2", "stepped: factors: got 2; expected a list"),
         ("stepped:factors=two", "stepped: factors: got 'two'; expected a list"),
-        ("stepped:factors=[4,2]", r"stepped: factors: got \[4, 2\]; expected each once, in rising order"),
-        ("stepped:factors=[2,2]", "stepped: factors: .*each once"),
+        ("stepped:factors=[4,2]", r"stepped: factors: got \[4, 2\]; expected distinct numbers in increasing order"),
+        ("stepped:factors=[2,2]", "stepped: factors: .*distinct"),
         ("stepped:factors=[0.5,2]", "stepped: factors: got 0.5"),
         ('stepped:factors=["two"]', "stepped: factors: got 'two'"),
         ("stepped:factors=[true]", "stepped: factors: got True"),
@@ -105,7 +105,7 @@ def test_what_each_is_by_default():
         ("request:margin", "request: option: got 'margin'; expected option=value"),
     ],
 )
-def test_what_cannot_be_read_is_named(spec, says):
-    with pytest.raises(rw.InputError, match=f"^{says}") as error:
+def test_wrong_input_raises_one_line_that_names_the_option(spec, message):
+    with pytest.raises(rw.InputError, match=f"^{message}") as error:
         parse_policy(spec)
     assert "\n" not in str(error.value)

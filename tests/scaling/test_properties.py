@@ -1,4 +1,4 @@
-"""What holds for every rope, factor and length."""
+"""Properties that hold for every rope, factor and length (hypothesis)."""
 
 import math
 
@@ -23,7 +23,7 @@ STATIC = {
     "critical-base": lambda s: rw.CriticalBase(factor=s),
     "dynamic-ntk alpha": lambda s: rw.DynamicNTK(alpha=s),
 }
-# A new base moves the pairs past the critical one by more than s, so its frequencies may fall below theta / s.
+# A new base divides the pairs slower than the critical one by more than s, so frequencies may be below theta / s.
 WITHIN_THE_FACTOR = [name for name in STATIC if name != "critical-base"]
 DYNAMIC = {
     "dynamic-ntk": rw.DynamicNTK(factor=2),
@@ -49,7 +49,7 @@ some = settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("name", STATIC)
 @some
 @given(rope=ropes, one=factors, other=factors)
-def test_no_frequency_grows_with_the_factor(name, rope, one, other):
+def test_frequencies_never_increase_with_the_factor(name, rope, one, other):
     slow, fast = (STATIC[name](s).frequencies(rope).inv_freq for s in (max(one, other), min(one, other)))
     assert (slow <= fast * ROUNDING).all()
 
@@ -57,7 +57,7 @@ def test_no_frequency_grows_with_the_factor(name, rope, one, other):
 @pytest.mark.parametrize("name", STATIC)
 @some
 @given(rope=ropes)
-def test_a_factor_of_one_is_no_scaling(name, rope):
+def test_factor_one_equals_no_scaling(name, rope):
     found = STATIC[name](1).frequencies(rope)
     np.testing.assert_allclose(found.inv_freq, rope.inv_freq, rtol=1e-12)
     assert found.attention_factor == 1
@@ -66,7 +66,7 @@ def test_a_factor_of_one_is_no_scaling(name, rope):
 @pytest.mark.parametrize("name", WITHIN_THE_FACTOR)
 @some
 @given(rope=ropes, factor=factors)
-def test_no_pair_leaves_what_lies_between_interpolated_and_untouched(name, rope, factor):
+def test_frequencies_are_between_interpolated_and_unscaled(name, rope, factor):
     found = STATIC[name](factor).frequencies(rope).inv_freq
     assert (found <= rope.inv_freq * ROUNDING).all()
     assert (found >= rope.inv_freq / factor / ROUNDING).all()
@@ -82,19 +82,19 @@ def test_ntk_keeps_the_fastest_pair_and_interpolates_the_slowest(rope, factor):
 
 @some
 @given(rope=ropes, factor=factors, ramp=st.sampled_from(["index", "rotations"]))
-def test_by_parts_keeps_what_turns_often_and_interpolates_what_turns_less_than_once(rope, factor, ramp):
+def test_by_parts_keeps_fast_pairs_and_interpolates_slow_pairs(rope, factor, ramp):
     found = rw.NTKByParts(factor=factor, ramp=ramp, truncate=False).frequencies(rope).inv_freq
-    turns = rope.rotations(rope.original_length)
-    often, seldom = turns > 32 * ROUNDING, turns < 1 / ROUNDING
-    if ramp == "index":  # its ramp ends on an index of at least 0: the fastest pair is always kept
-        seldom[0] = False
-    np.testing.assert_allclose(found[often], rope.inv_freq[often], rtol=1e-12)
-    np.testing.assert_allclose(found[seldom], rope.inv_freq[seldom] / factor, rtol=1e-12)
+    rotations = rope.rotations(rope.original_length)
+    is_fast, is_slow = rotations > 32 * ROUNDING, rotations < 1 / ROUNDING
+    if ramp == "index":  # the ramp ends at an index of at least 0, so the fastest pair always keeps its frequency
+        is_slow[0] = False
+    np.testing.assert_allclose(found[is_fast], rope.inv_freq[is_fast], rtol=1e-12)
+    np.testing.assert_allclose(found[is_slow], rope.inv_freq[is_slow] / factor, rtol=1e-12)
 
 
 @some
 @given(rope=ropes, factor=factors)
-def test_yarn_is_by_parts_with_a_warmer_attention(rope, factor):
+def test_yarn_is_by_parts_with_an_attention_factor(rope, factor):
     yarn, parts = rw.YaRN(factor=factor).frequencies(rope), rw.NTKByParts(factor=factor).frequencies(rope)
     np.testing.assert_array_equal(yarn.inv_freq, parts.inv_freq)
     assert yarn.attention_factor == pytest.approx(1 + 0.1 * math.log(factor), rel=1e-15)
@@ -102,19 +102,19 @@ def test_yarn_is_by_parts_with_a_warmer_attention(rope, factor):
 
 @some
 @given(rope=ropes, factor=factors)
-def test_critical_base_gives_the_critical_pair_one_turn_over_the_longer_text(rope, factor):
-    # The pair, a real number here, that turns once over L: b^(-2i/d) L = 2 pi.
+def test_critical_pair_completes_one_rotation_over_the_longer_text(rope, factor):
+    # The (real-valued) index of the pair that completes one rotation over L: b^(-2i/d) L = 2 pi.
     pair = rope.dim * math.log(rope.original_length / (2 * math.pi)) / (2 * math.log(rope.base))
     scaled = rw.CriticalBase(factor=factor).frequencies(rope).inv_freq
     base = scaled[1] ** (-rope.dim / 2)
-    turns = base ** (-2 * pair / rope.dim) * factor * rope.original_length / (2 * math.pi)
-    assert turns == pytest.approx(1, rel=1e-9)
+    rotations = base ** (-2 * pair / rope.dim) * factor * rope.original_length / (2 * math.pi)
+    assert rotations == pytest.approx(1, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", DYNAMIC | WRONG_WAY)
 @some
 @given(rope=ropes, fraction=st.floats(0, 1))
-def test_a_dynamic_scaling_leaves_texts_up_to_the_original_length_alone(name, rope, fraction):
+def test_dynamic_scaling_does_not_change_texts_up_to_the_original_length(name, rope, fraction):
     length = max(1, round(fraction * rope.original_length))
     found = (DYNAMIC | WRONG_WAY)[name].frequencies(rope, length)
     np.testing.assert_allclose(found.inv_freq, rope.inv_freq, rtol=1e-12)
@@ -124,11 +124,11 @@ def test_a_dynamic_scaling_leaves_texts_up_to_the_original_length_alone(name, ro
 @pytest.mark.parametrize("name", DYNAMIC | WRONG_WAY)
 @some
 @given(rope=ropes)
-def test_a_dynamic_scaling_is_continuous_at_the_original_length(name, rope):
+def test_dynamic_scaling_is_continuous_at_the_original_length(name, rope):
     scaling = (DYNAMIC | WRONG_WAY)[name]
     at, past = (scaling.frequencies(rope, rope.original_length + more) for more in (0, 1))
-    # One token more: a by-parts frequency falls by at most 1/L, an NTK one by 2/L, that of the critical base by
-    # ln b ln(1 + 1/L) / ln(L / 2 pi) < 20.8 / 2.3 L, a tutorial's grows by 1/L: all below 10/L.
+    # With one more token, a by-parts frequency decreases by at most 1/L, an NTK one by 2/L, one of the critical base by
+    # ln b ln(1 + 1/L) / ln(L / 2 pi) < 20.8 / 2.3 L, and a tutorial formula increases it by 1/L. All are below 10/L.
     assert past.inv_freq == pytest.approx(at.inv_freq, rel=10 / rope.original_length)
     assert past.attention_factor == pytest.approx(at.attention_factor, rel=10 / rope.original_length)
     assert (past.inv_freq != at.inv_freq).any() or "by-parts" in name or "yarn" in name
@@ -137,7 +137,7 @@ def test_a_dynamic_scaling_is_continuous_at_the_original_length(name, rope):
 @pytest.mark.parametrize("name", DYNAMIC)
 @some
 @given(rope=ropes, one=factors, other=factors)
-def test_no_frequency_grows_with_the_text(name, rope, one, other):
+def test_frequencies_never_increase_with_the_text_length(name, rope, one, other):
     shorter, longer = sorted(max(1, round(length_ratio * rope.original_length)) for length_ratio in (one, other))
     fast, slow = (DYNAMIC[name].frequencies(rope, length).inv_freq for length in (shorter, longer))
     assert (slow <= fast * ROUNDING).all()
@@ -146,14 +146,14 @@ def test_no_frequency_grows_with_the_text(name, rope, one, other):
 @pytest.mark.parametrize("name", WRONG_WAY)
 @some
 @given(rope=ropes, length_ratio=st.floats(1.5, 128))
-def test_the_tutorial_formulas_turn_every_pair_faster(name, rope, length_ratio):
+def test_tutorial_formulas_rotate_every_pair_faster(name, rope, length_ratio):
     found = WRONG_WAY[name].frequencies(rope, round(length_ratio * rope.original_length)).inv_freq
     assert (found > rope.inv_freq).all()
 
 
 @some
 @given(rope=ropes, length_ratio=factors)
-def test_dynamic_methods_are_the_static_ones_at_the_factor_of_the_text(rope, length_ratio):
+def test_dynamic_methods_equal_static_ones_with_the_length_ratio_as_factor(rope, length_ratio):
     length = round(length_ratio * rope.original_length)
     factor = length / rope.original_length
     for dynamic, static in (
@@ -170,7 +170,7 @@ def test_dynamic_methods_are_the_static_ones_at_the_factor_of_the_text(rope, len
 
 
 @pytest.mark.parametrize("scaling", [*DYNAMIC.values(), *WRONG_WAY.values()], ids=str)
-def test_a_dynamic_scaling_needs_a_length_and_an_original_length(scaling):
+def test_dynamic_scaling_requires_a_length_and_an_original_length(scaling):
     with pytest.raises(rw.InputError, match=r"^length: got None"):
         scaling.frequencies(rw.Rope(8, 10_000, 1000))
     with pytest.raises(rw.InputError, match=r"^length: got 0"):
@@ -191,13 +191,13 @@ def test_a_dynamic_scaling_needs_a_length_and_an_original_length(scaling):
         (rw.CriticalBase(factor=3), None, 3),
         (rw.CriticalBase(), 3000, 3),
         (rw.ABF(base=1e6), None, 1),
-        (rw.DynamicNTK(alpha=1000), None, 1),  # alpha is no ratio of lengths
+        (rw.DynamicNTK(alpha=1000), None, 1),  # alpha is not a ratio of lengths
         (rw.LongRoPE([1], [2], factor=32), None, 32),
         (rw.LongRoPE([1], [2], attention_factor=1.2), None, 1),
     ],
     ids=str,
 )
-def test_the_length_that_frequencies_are_made_for(scaling, length, extension_factor):
+def test_extension_factor(scaling, length, extension_factor):
     assert scaling.extension_factor(rw.Rope(8, 10_000, 1000), length) == extension_factor
 
 
@@ -216,7 +216,7 @@ def test_the_length_that_frequencies_are_made_for(scaling, length, extension_fac
     ],
     ids=str,
 )
-def test_ropes_that_a_method_cannot_scale(scaling, rope, field):
+def test_rope_that_a_method_cannot_scale_raises_input_error(scaling, rope, field):
     with pytest.raises(rw.InputError, match=f"^{field}: got ") as caught:
         scaling.frequencies(rope, 2000)
     assert "\n" not in str(caught.value)

@@ -2,15 +2,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ropewalk.errors import check_number
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ABF(Scaling):
-    """Adjusted base frequency: simply another base (arXiv 2309.16039, sec. 2.1)."""
+    """Adjusted base frequency: use another base (arXiv 2309.16039, sec. 2.1)."""
 
     name = "abf"
     formula = "b'^(-2i/d) with another base b'"
@@ -20,7 +19,7 @@ class ABF(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("abf: base", self.base, minimum=1, exclusive=True)
+        self._check_option("base", minimum=1, exclusive=True)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(rope.inv_freq_with_base(self.base))

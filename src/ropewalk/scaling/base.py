@@ -1,4 +1,4 @@
-"""What every scaling is, and the one way to write and read it."""
+"""The base class of all scaling methods."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ropewalk.errors import InputError, check_length
+from ropewalk.errors import InputError, check_length, check_number
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
-from ropewalk.spec import write_spec
+from ropewalk.spec import changed_options, format_spec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scaling(ABC):
-    """One RoPE scaling method with its parameters.
+    """One RoPE scaling method with its options.
 
-    A subclass is a frozen dataclass that sets the class variables and `frequencies`; being in this
-    folder registers it. `original_length` overrides the rope's own.
+    A subclass is a frozen dataclass (with repr=False, so that it keeps the short repr defined here) that sets the class
+    variables and implements `frequencies`. Being defined in this package registers it.
+
+    Class variables:
+        name: the name in specs and on the command line.
+        formula, source: the formula of its frequencies and where it was published, for `ropewalk methods`.
+        aliases: other names that are accepted, such as those of transformers.
+
+    Args:
+        original_length: tokens the model was trained on; overrides that of the Rope.
     """
 
     name: ClassVar[str]
@@ -32,10 +40,17 @@ class Scaling(ABC):
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, np.generic):  # a number of numpy's, which JSON does not know
+            if isinstance(value, np.generic):  # JSON cannot represent numpy scalars
                 object.__setattr__(self, f.name, value.item())
         if self.original_length is not None:
             check_length(f"{self.name}: original_length", self.original_length)
+
+    def _check_option(self, option: str, *, minimum: float, exclusive: bool = False) -> None:
+        """Raise InputError if an option is not a number of at least (or above) `minimum`; None may be the default."""
+        value = getattr(self, option)
+        is_optional = self.__dataclass_fields__[option].default is None
+        if not (is_optional and value is None):
+            check_number(f"{self.name}: {option}", value, minimum=minimum, exclusive=exclusive)
 
     @property
     def is_dynamic(self) -> bool:
@@ -43,9 +58,13 @@ class Scaling(ABC):
         return False
 
     def extension_factor(self, rope: Rope, length: int | None = None) -> float:
-        """Target length over original length that the frequencies are made for; 1 where they do not say.
+        """Return the ratio of target length to original length that the frequencies are computed for.
 
-        `length`: fixes a dynamic scaling at that length.
+        It is 1 for methods without such a ratio, and for a dynamic scaling without a `length`.
+
+        Args:
+            rope: the unscaled embedding.
+            length: the text length, in tokens, at which a dynamic scaling is fixed.
         """
         if self.is_dynamic:
             return 1.0 if length is None else max(1.0, self.length_ratio(rope, length))
@@ -53,37 +72,42 @@ class Scaling(ABC):
 
     @abstractmethod
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        """The frequencies of `rope` under this scaling.
+        """Compute the scaled frequencies of `rope`.
 
         Args:
             rope: the unscaled embedding.
-            length: tokens of the text so far; needed when `dynamic`, ignored otherwise.
+            length: tokens of the text so far; required if `is_dynamic`, ignored otherwise.
 
-        Raises InputError when the original length or the length is needed and missing.
+        Raises InputError if the original length or the length is needed and missing.
         """
 
     def resolve_original_length(self, rope: Rope) -> int:
-        """The original length, tokens. Raises InputError when neither the scaling nor the rope has it."""
+        """Return the original length, in tokens. Raises InputError if neither the scaling nor the rope has one."""
         length = self.original_length or rope.original_length
         if length is None:
             raise InputError("original_length", None, f"the tokens the model was trained on, which {self.name} needs")
         return length
 
     def length_ratio(self, rope: Rope, length: int | None) -> float:
-        """Length of the text over original length, l / L; below 1 for a text shorter than the training's.
+        """Return the ratio of text length to original length, l / L; it is below 1 for short texts.
 
-        Raises InputError when the length is missing or below 1.
+        Raises InputError if the length is missing or below 1.
         """
         if length is None:
             raise InputError("length", None, f"the length of the text, which {self.name} needs")
         return check_length("length", length) / self.resolve_original_length(rope)
 
     def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
-        """The `rope_parameters` with which transformers gives these frequencies; None when it cannot.
+        """Return the `rope_parameters` dict that makes transformers compute these frequencies, or None.
 
-        A static scaling that transformers has no name for is written as `longrope` with equal short and long
-        lists and its attention factor; so is a dynamic one that `length` fixes at the frequencies of that
-        length. rope_theta and the like are the caller's to add.
+        transformers has no type for most methods. It can still compute the frequencies of any static scaling as
+        `longrope` with equal short and long lists and an explicit attention factor. This default implementation returns
+        that dict. It returns None for a softmax factor or for pairs with frequency 0, which longrope cannot express.
+
+        Args:
+            rope: the unscaled embedding; the caller adds rope_theta and other keys that describe it.
+            length: the text length, in tokens, at which a dynamic scaling is fixed. Without it, the result for a
+                dynamic scaling is None unless transformers has a dynamic type for it.
         """
         if self.is_dynamic and length is None:
             return None
@@ -101,13 +125,18 @@ class Scaling(ABC):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and parameters, ready for JSON; `parse` reads it back to an equal scaling."""
-        shown = {f.name: getattr(self, f.name) for f in fields(self)}
+        """Return the name and the options, ready for JSON; `parse` turns it back into an equal scaling."""
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.original_length is None:
-            del shown["original_length"]
-        listed = {key: list(value) if isinstance(value, tuple) else value for key, value in shown.items()}
-        return {"name": self.name, **listed}
+            del options["original_length"]
+        as_lists = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        return {"name": self.name, **as_lists}
 
     def __str__(self) -> str:
-        """The spec, `name:option=value,...`, with the options that differ from the default."""
-        return write_spec(self)
+        """Return the spec, such as `yarn:factor=4`, with the options that differ from their defaults."""
+        return format_spec(self)
+
+    def __repr__(self) -> str:
+        """Return the constructor call, such as `YaRN(factor=4)`, with the options that differ from their defaults."""
+        options = ", ".join(f"{option}={value!r}" for option, value in changed_options(self).items())
+        return f"{type(self).__name__}({options})"

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ropewalk.errors import InputError, check_number
+from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
@@ -15,16 +15,29 @@ from ropewalk.scaling.base import Scaling
 Ramp = Literal["index", "rotations"]
 
 
-@dataclass(frozen=True, kw_only=True)
+def interpolate_partly(
+    inv_freq: NDArray[np.float64], factor: float, kept_fraction: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return (1 - g) theta_i / s + g theta_i, [dim/2] (arXiv 2309.00071, eq. 20).
+
+    Args:
+        inv_freq: the unscaled inverse frequencies theta_i, rad/token, [dim/2].
+        factor: s.
+        kept_fraction: g, 0 (frequency divided by s) to 1 (frequency unchanged) for each pair, [dim/2].
+    """
+    return inv_freq * ((1 - kept_fraction) / factor + kept_fraction)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ByParts(Scaling):
-    """The ramp that every by-parts method shares; not a method itself.
+    """The ramp that all by-parts methods share; an abstract class.
 
     Args:
         beta_fast: pairs with at least this many rotations over the original length keep their frequency.
-        beta_slow: pairs with at most this many rotations are interpolated in full.
-        ramp: between the two, linear in the pair index ("index": the reference code, transformers,
-            vLLM, llama.cpp) or in the rotations ("rotations": the paper).
-        truncate: whether the index ramp starts and ends on whole indices (gpt-oss: not).
+        beta_slow: the frequency of pairs with at most this many rotations is divided by the whole factor.
+        ramp: how the pairs in between are blended. "index" is linear in the index of the pair, as in the reference
+            code, transformers, vLLM and llama.cpp; "rotations" is linear in the rotations, as in the paper.
+        truncate: whether the index ramp starts and ends at whole indices; gpt-oss sets it to False.
     """
 
     beta_fast: float = field(default=32.0)
@@ -34,9 +47,9 @@ class ByParts(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("beta_slow", "beta_fast"):  # less than this overflows the ramp's bounds
-            check_number(f"{self.name}: {option}", getattr(self, option), minimum=1e-9)
-        # Kimi K2 publishes both as 1: by index that is a ramp between two neighbouring pairs, by rotations 0/0.
+        for option in ("beta_slow", "beta_fast"):
+            self._check_option(option, minimum=1e-9)  # smaller numbers overflow the bounds of the ramp
+        # Kimi K2 publishes both betas as 1. By index that is a ramp between two neighboring pairs, by rotations 0/0.
         if self.beta_fast < self.beta_slow or (self.beta_fast == self.beta_slow and self.ramp == "rotations"):
             raise InputError(f"{self.name}: beta_fast", self.beta_fast, f"above beta_slow ({self.beta_slow:g})")
         if self.ramp not in ("index", "rotations"):
@@ -44,37 +57,37 @@ class ByParts(Scaling):
         if not isinstance(self.truncate, bool):
             raise InputError(f"{self.name}: truncate", self.truncate, "true, false")
 
-    def blend(self, rope: Rope, factor: float) -> NDArray[np.float64]:
-        """(1 - g) theta_i / s + g theta_i, [dim/2] (arXiv 2309.00071, eq. 20-21)."""
-        kept = self.kept(rope)
-        return rope.inv_freq * ((1 - kept) / factor + kept)
+    def interpolate_by_parts(self, rope: Rope, factor: float) -> NDArray[np.float64]:
+        """Return the inverse frequencies of NTK-by-parts with that factor, rad/token, [dim/2]."""
+        return interpolate_partly(rope.inv_freq, factor, self._kept_fraction(rope))
 
-    def kept(self, rope: Rope) -> NDArray[np.float64]:
-        """g: how much of each pair's frequency is kept, 0 (interpolated) to 1 (untouched), [dim/2]."""
+    def _kept_fraction(self, rope: Rope) -> NDArray[np.float64]:
+        """Return g, the fraction of each pair's frequency that stays unscaled, [dim/2] (arXiv 2309.00071, eq. 21)."""
         length = self.resolve_original_length(rope)
         if self.ramp == "rotations":
-            turned = rope.rotations(length)
-            return self._clamped((turned - self.beta_slow) / (self.beta_fast - self.beta_slow))
-        low, high = (
-            rope.dim * math.log(length / (2 * math.pi * beta)) / (2 * math.log(rope.base))
-            for beta in (self.beta_fast, self.beta_slow)
-        )
+            return np.clip((rope.rotations(length) - self.beta_slow) / (self.beta_fast - self.beta_slow), 0.0, 1.0)
+
+        low, high = self._correction_index(rope, self.beta_fast), self._correction_index(rope, self.beta_slow)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, rope.dim - 1)
         if low == high:
-            high += 0.001  # as the reference code does, so that the ramp is a step and not 0/0
-        return 1 - self._clamped((np.arange(rope.dim // 2) - low) / (high - low))
+            high += 0.001  # makes the ramp a step and not 0/0, as in the reference code
+        return 1 - np.clip((np.arange(rope.dim // 2) - low) / (high - low), 0.0, 1.0)
 
-    @staticmethod
-    def _clamped(ramp: NDArray[Any]) -> NDArray[np.float64]:
-        clamped: NDArray[np.float64] = np.minimum(np.maximum(ramp, 0.0), 1.0)
-        return clamped
+    def _correction_index(self, rope: Rope, rotations: float) -> float:
+        """Return the (fractional) index of the pair that completes `rotations` over the original length."""
+        length = self.resolve_original_length(rope)
+        return rope.dim * math.log(length / (2 * math.pi * rotations)) / (2 * math.log(rope.base))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NTKByParts(ByParts):
-    """NTK-by-parts: fast pairs kept, slow pairs interpolated, a ramp between (arXiv 2309.00071, eq. 20-21)."""
+    """NTK-by-parts: keep fast pairs, interpolate slow ones, blend those in between (arXiv 2309.00071, eq. 20-21).
+
+    Args:
+        factor: target length over original length, s.
+    """
 
     name = "ntk-by-parts"
     aliases = ("by-parts",)
@@ -85,24 +98,21 @@ class NTKByParts(ByParts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("ntk-by-parts: factor", self.factor, minimum=1)
+        self._check_option("factor", minimum=1)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        return Frequencies(self.blend(rope, self.factor))
+        return Frequencies(self.interpolate_by_parts(rope, self.factor))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DynamicNTKByParts(ByParts):
-    """NTK-by-parts whose factor follows the text, s = max(1, l/L) (arXiv 2309.00071, sec. 3.3)."""
+    """NTK-by-parts with a factor that follows the text, s = max(1, l/L) (arXiv 2309.00071, sec. 3.3)."""
 
     name = "dynamic-ntk-by-parts"
     aliases = ("dynamic-by-parts",)
     formula = "NTK-by-parts with s = max(1, l/L)"
     source = "arXiv 2309.00071 sec. 3.3"
-
-    @property
-    def is_dynamic(self) -> bool:
-        return True
+    is_dynamic = True
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        return Frequencies(self.blend(rope, max(1.0, self.length_ratio(rope, length))))
+        return Frequencies(self.interpolate_by_parts(rope, max(1.0, self.length_ratio(rope, length))))

@@ -3,18 +3,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ropewalk.errors import InputError, check_number
+from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CriticalBase(Scaling):
-    """The base that keeps the critical dimension where training put it (arXiv 2310.05209; Gradient; KoboldCpp).
+    """Raise the base so that the critical dimension stays where it was in training (arXiv 2310.05209).
 
-    Pairs slower than one turn over L never saw their whole circle; the new base gives, at length l, the
-    same pair one turn. Without `factor` l is the length of the text; with it, l = s L, at every length.
+    The critical dimension is the pair that completes exactly one rotation over the original length L. Slower pairs
+    never completed a rotation in training. With the new base, the same pair completes one rotation over the longer
+    text. Gradient and KoboldCpp use this method.
+
+    Args:
+        factor: target length over original length. None: follow the length of the text, which is dynamic.
     """
 
     name = "critical-base"
@@ -25,8 +29,7 @@ class CriticalBase(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.factor is not None:
-            check_number("critical-base: factor", self.factor, minimum=1)
+        self._check_option("factor", minimum=1)
 
     @property
     def is_dynamic(self) -> bool:
@@ -36,6 +39,6 @@ class CriticalBase(Scaling):
         original = self.resolve_original_length(rope)
         if original < 7:
             raise InputError("original_length", original, "more than 2 pi tokens, which critical-base needs")
-        length_ratio = self.factor if self.factor is not None else max(1.0, self.length_ratio(rope, length))
-        power = math.log(length_ratio * original / (2 * math.pi)) / math.log(original / (2 * math.pi))
-        return Frequencies(rope.inv_freq**power)
+        factor = self.factor if self.factor is not None else max(1.0, self.length_ratio(rope, length))
+        exponent = math.log(factor * original / (2 * math.pi)) / math.log(original / (2 * math.pi))
+        return Frequencies(rope.inv_freq**exponent)

@@ -3,15 +3,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ropewalk.errors import check_number
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Linear(Scaling):
-    """Position interpolation: every pair turns `factor` times slower (arXiv 2306.15595, eq. 4)."""
+    """Position interpolation: divide every frequency by `factor` (arXiv 2306.15595, eq. 4)."""
 
     name = "linear"
     aliases = ("pi",)
@@ -22,7 +21,7 @@ class Linear(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("linear: factor", self.factor, minimum=1)
+        self._check_option("factor", minimum=1)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(rope.inv_freq / self.factor)

@@ -5,18 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from ropewalk.errors import InputError, check_number
+from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.by_parts import interpolate_partly
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Llama3(Scaling):
-    """Llama 3.1's scaling: by wavelength, untouched below L/high_freq_factor, divided above L/low_freq_factor.
+    """Llama 3.1's scaling: keep short wavelengths, interpolate long ones, blend those in between (Llama 3.1 release).
 
-    Between the two the frequency is blended linearly in the rotations over L (the Llama 3.1 release). With both factors
-    the same, as Llama 4 has them, it is a step.
+    Args:
+        factor: divides the frequencies of pairs with a wavelength above L/low_freq_factor.
+        low_freq_factor: as above, in rotations over the original length L.
+        high_freq_factor: pairs with a wavelength below L/high_freq_factor keep their frequency. Equal to
+            low_freq_factor, as in Llama 4, it makes the blend a step.
     """
 
     name = "llama3"
@@ -29,19 +33,18 @@ class Llama3(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("llama3: factor", self.factor, minimum=1)
-        check_number("llama3: low_freq_factor", self.low_freq_factor, minimum=0, exclusive=True)
-        check_number("llama3: high_freq_factor", self.high_freq_factor, minimum=0, exclusive=True)
+        self._check_option("factor", minimum=1)
+        self._check_option("low_freq_factor", minimum=0, exclusive=True)
+        self._check_option("high_freq_factor", minimum=0, exclusive=True)
         if self.high_freq_factor < self.low_freq_factor:
-            low = f"at least low_freq_factor ({self.low_freq_factor:g})"
-            raise InputError("llama3: high_freq_factor", self.high_freq_factor, low)
+            allowed = f"at least low_freq_factor ({self.low_freq_factor:g})"
+            raise InputError("llama3: high_freq_factor", self.high_freq_factor, allowed)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        turned = rope.rotations(self.resolve_original_length(rope))
+        above_low = rope.rotations(self.resolve_original_length(rope)) - self.low_freq_factor
         band = self.high_freq_factor - self.low_freq_factor
-        past_low = turned - self.low_freq_factor
-        kept = np.clip(past_low / band, 0.0, 1.0) if band else np.where(past_low > 0, 1.0, 0.0)
-        return Frequencies(rope.inv_freq * ((1 - kept) / self.factor + kept))
+        kept_fraction = np.clip(above_low / band, 0.0, 1.0) if band else np.where(above_low > 0, 1.0, 0.0)
+        return Frequencies(interpolate_partly(rope.inv_freq, self.factor, kept_fraction))
 
     def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
         return {

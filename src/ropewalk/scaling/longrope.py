@@ -12,14 +12,15 @@ from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LongRoPE(Scaling):
-    """A divisor of its own for each pair: a short list up to L, a long list past it (arXiv 2402.13753; Phi-3).
+    """Divide the frequency of each pair by its own number, from a list (LongRoPE, arXiv 2402.13753; Phi-3).
 
     Args:
-        short_factor, long_factor: lambda_i, one number above 0 for each of the dim/2 pairs.
-        factor: target length over original length; it sets the attention factor sqrt(1 + ln s / ln L).
-        attention_factor: instead of that one. One of the two is needed.
+        short_factor: the divisors lambda_i for texts up to the original length L, one above 0 for each of dim/2 pairs.
+        long_factor: the same for longer texts. If the two lists are equal, the scaling is static.
+        factor: target length over original length, s; determines the attention factor sqrt(1 + ln s / ln L).
+        attention_factor: replaces that one. At least one of the two is required.
     """
 
     name = "longrope"
@@ -38,37 +39,37 @@ class LongRoPE(Scaling):
             value = getattr(self, option)
             if not isinstance(value, list | tuple) or not value:
                 raise InputError(f"longrope: {option}", value, "a list of numbers, one for each pair")
-            numbers = tuple(
-                check_number(f"longrope: {option}[{i}]", x, minimum=0, exclusive=True) for i, x in enumerate(value)
+            divisors = tuple(
+                check_number(f"longrope: {option}[{i}]", divisor, minimum=0, exclusive=True)
+                for i, divisor in enumerate(value)
             )
-            object.__setattr__(self, option, numbers)
+            object.__setattr__(self, option, divisors)
         if len(self.short_factor) != len(self.long_factor):
-            found = f"{len(self.short_factor)} and {len(self.long_factor)}"
-            raise InputError("longrope: short_factor and long_factor", found, "lists of equal length")
-        if self.factor is not None:
-            check_number("longrope: factor", self.factor, minimum=1)
-        if self.attention_factor is not None:
-            check_number("longrope: attention_factor", self.attention_factor, minimum=0, exclusive=True)
+            lengths = f"{len(self.short_factor)} and {len(self.long_factor)} numbers"
+            raise InputError("longrope: short_factor and long_factor", lengths, "lists of equal length")
+        self._check_option("factor", minimum=1)
+        self._check_option("attention_factor", minimum=0, exclusive=True)
         if self.factor is None and self.attention_factor is None:
-            raise InputError("longrope: factor", None, "factor or attention_factor, one of the two")
+            raise InputError("longrope: factor", None, "a number, for factor or attention_factor")
 
     @property
     def is_dynamic(self) -> bool:
         return self.short_factor != self.long_factor
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        if len(self.short_factor) != rope.dim // 2:
+        pairs = rope.dim // 2
+        if len(self.short_factor) != pairs:
             raise InputError(
-                "longrope: short_factor", f"{len(self.short_factor)} numbers", f"{rope.dim // 2}, one a pair"
+                "longrope: short_factor", f"{len(self.short_factor)} numbers", f"{pairs} numbers, one for each pair"
             )
-        past = self.is_dynamic and self.length_ratio(rope, length) > 1
-        divisors = self.long_factor if past else self.short_factor
+        is_long = self.is_dynamic and self.length_ratio(rope, length) > 1
+        divisors = self.long_factor if is_long else self.short_factor
         return Frequencies(rope.inv_freq / np.array(divisors), self._attention_factor(rope))
 
     def _attention_factor(self, rope: Rope) -> float:
         if self.attention_factor is not None:
             return float(self.attention_factor)
-        assert self.factor is not None  # the constructor saw to it
+        assert self.factor is not None  # checked in __post_init__
         original = self.resolve_original_length(rope)
         if original < 2:
             raise InputError("original_length", original, "at least 2 tokens, which longrope's factor needs")

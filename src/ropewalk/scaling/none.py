@@ -8,7 +8,7 @@ from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NoScaling(Scaling):
     """The frequencies the model was trained with (RoFormer, arXiv 2104.09864)."""
 

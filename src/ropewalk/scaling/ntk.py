@@ -6,28 +6,35 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ropewalk.errors import InputError, check_number
+from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
 
 
-def ntk_base(rope: Rope, factor: float) -> float:
-    """b s^(d/(d-2)): the base under which the slowest pair turns `factor` times slower (arXiv 2309.00071, eq. 16).
+def compute_ntk_base(rope: Rope, factor: float) -> float:
+    """Return the base b s^(d/(d-2)), which divides the frequency of the slowest pair by s (arXiv 2309.00071, eq. 16).
 
-    Raises InputError for dim 2, which has no pair to keep.
+    Args:
+        rope: the unscaled embedding.
+        factor: s.
+
+    Raises InputError for a rope of 2 dimensions: its only pair has frequency 1 with every base.
     """
     if rope.dim < 4:
         raise InputError("dim", rope.dim, "at least 4 for NTK-aware scaling")
     return rope.base * math.pow(factor, rope.dim / (rope.dim - 2))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NTK(Scaling):
-    """NTK-aware scaling: a larger base, so that slow pairs are slowed most (bloc97, 2023).
+    """NTK-aware scaling: use a larger base, which slows the slowest pairs most (bloc97, 2023).
 
-    `variant="fixed"` and `"mixed"` are the two of kexue.fm 9706, which vLLM calls `ntk`: pair i
-    (from 1) is divided by exp(a i^c), a = ln s / (d/2)^c, with c = 1 (fixed) or `mixed_b` (mixed).
+    Args:
+        factor: target length over original length, s.
+        variant: "aware" is the original. "fixed" and "mixed" are the two of kexue.fm 9706, which vLLM calls `ntk`:
+            pair i (from 1) is divided by exp(a i^c), a = ln s / (d/2)^c, with c = 1 (fixed) or c = `mixed_b` (mixed).
+        mixed_b: the exponent c of the "mixed" variant.
     """
 
     name = "ntk"
@@ -41,25 +48,27 @@ class NTK(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("ntk: factor", self.factor, minimum=1)
-        check_number("ntk: mixed_b", self.mixed_b, minimum=0, exclusive=True)
+        self._check_option("factor", minimum=1)
+        self._check_option("mixed_b", minimum=0, exclusive=True)
         if self.variant not in ("aware", "fixed", "mixed"):
             raise InputError("ntk: variant", self.variant, "aware, fixed, mixed")
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         if self.variant == "aware":
-            return Frequencies(rope.inv_freq_with_base(ntk_base(rope, self.factor)))
-        power = 1.0 if self.variant == "fixed" else self.mixed_b
+            return Frequencies(rope.inv_freq_with_base(compute_ntk_base(rope, self.factor)))
+        exponent = 1.0 if self.variant == "fixed" else self.mixed_b
         pairs = rope.dim // 2
-        slowed = math.log(self.factor) * (np.arange(1, pairs + 1) / pairs) ** power
-        return Frequencies(rope.inv_freq * np.exp(-slowed))
+        log_divisors = math.log(self.factor) * (np.arange(1, pairs + 1) / pairs) ** exponent
+        return Frequencies(rope.inv_freq * np.exp(-log_divisors))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DynamicNTK(Scaling):
-    """NTK-aware scaling whose base grows with the text (emozilla, 2023; transformers' `dynamic`).
+    """NTK-aware scaling with a base that grows with the text (emozilla, 2023; transformers' `dynamic`).
 
-    With `alpha` (Hunyuan) the base is stretched by that fixed amount instead, at every length.
+    Args:
+        factor: s in the formula below; larger values raise the base faster.
+        alpha: multiplies the base as a fixed NTK factor at every length instead (Hunyuan), which is static.
     """
 
     name = "dynamic-ntk"
@@ -72,24 +81,24 @@ class DynamicNTK(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("dynamic-ntk: factor", self.factor, minimum=1)
-        if self.alpha is not None:
-            check_number("dynamic-ntk: alpha", self.alpha, minimum=1)
+        self._check_option("factor", minimum=1)
+        self._check_option("alpha", minimum=1)
 
     @property
     def is_dynamic(self) -> bool:
         return self.alpha is None
 
     def extension_factor(self, rope: Rope, length: int | None = None) -> float:
-        return (
-            1.0 if self.alpha is not None else super().extension_factor(rope, length)
-        )  # alpha is not a ratio of lengths
+        if self.alpha is not None:
+            return 1.0  # alpha is not a ratio of lengths
+        return super().extension_factor(rope, length)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        if self.alpha is not None:
-            return Frequencies(rope.inv_freq_with_base(ntk_base(rope, self.alpha)))
-        length_ratio = max(1.0, self.length_ratio(rope, length))
-        return Frequencies(rope.inv_freq_with_base(ntk_base(rope, self.factor * length_ratio - (self.factor - 1))))
+        ntk_factor = self.alpha
+        if ntk_factor is None:
+            length_ratio = max(1.0, self.length_ratio(rope, length))
+            ntk_factor = self.factor * length_ratio - (self.factor - 1)
+        return Frequencies(rope.inv_freq_with_base(compute_ntk_base(rope, ntk_factor)))
 
     def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
         if self.alpha is not None or length is not None:

@@ -1,8 +1,8 @@
-"""Policies: for which length a dynamic scaling is made while the text grows.
+"""Policies decide for which length a dynamic scaling computes its frequencies while the text grows.
 
-A text within the trained length is read unscaled, whatever the policy. Past it, frequencies for a longer text than
-there is find what stands at its beginning more reliably, at a little perplexity: the margin. docs/dynamic.md has the
-measurements behind the defaults.
+Up to the original length, every policy leaves the text unscaled. Past it, frequencies for a longer text than the
+current one (the margin) retrieve facts from the beginning of the text more reliably, at a slightly higher perplexity.
+docs/dynamic.md has the measurements behind the defaults.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from ropewalk.registry import find_by_name
 
 
 class Policy(ABC):
-    """How the frequencies of a dynamic scaling follow the text.
+    """How the frequencies of a dynamic scaling follow the length of the text.
 
-    A policy is a frozen dataclass with a `margin`, how much longer than the text the scaling is made for.
-    Class variables: `keeps_reference` says whether keys turn so often that they are turned from a copy of the keys as
-    they were cached, which costs half of the KV cache again.
+    A subclass is a frozen dataclass.
+
+    Attributes:
+        name: the name in specs and on the command line.
+        keeps_key_snapshot: whether cached keys are re-rotated so often that they must be rotated from a copy of the
+            keys as they were first cached. The copy increases the KV cache by half of its size.
+        margin: the frequencies are computed for at least this multiple of the length of the text.
     """
 
     name: ClassVar[str]
@@ -32,24 +36,26 @@ class Policy(ABC):
     def __post_init__(self) -> None:
         check_number(f"{self.name}: margin", self.margin, minimum=1)
 
-    def scaled_for(self, reached: int, original: int) -> int:
-        """Tokens to make the scaling for, when the text has reached `reached` and the original length is given."""
-        return original if reached <= original else self.past(reached, original)
+    def scaled_length(self, length: int, original_length: int) -> int:
+        """Return the length, in tokens, to compute the frequencies for when the text has `length` tokens."""
+        return original_length if length <= original_length else self._extended_length(length, original_length)
 
     @abstractmethod
-    def past(self, reached: int, original: int) -> int:
-        """`scaled_for` past the original length."""
+    def _extended_length(self, length: int, original_length: int) -> int:
+        """Return the scaled length for a text that is longer than the original length."""
 
     def __str__(self) -> str:
-        return specs.write_spec(self)
+        """Return the spec, with the options that differ from their defaults."""
+        return specs.format_spec(self)
 
 
 @dataclass(frozen=True)
 class SteppedPolicy(Policy):
-    """The first factor of a list that covers the text with the margin; a key turns at each step, and never between.
+    """Use the first factor of a list that covers the text and the margin; cached keys are re-rotated at each step only.
 
-    `factors`: in rising order; powers of two by default, which turn a key log2(s) times on the way to s. A text
-    that outgrows the last one is read with it.
+    Args:
+        factors: in increasing order. The default, an empty list, means all powers of two, so that a key is re-rotated
+            log2(s) times while the text grows to s times the original length. Texts past the last factor keep it.
     """
 
     name = "stepped"
@@ -65,18 +71,23 @@ class SteppedPolicy(Policy):
         for factor in self.factors:
             check_number("stepped: factors", factor, minimum=1)
         if list(self.factors) != sorted(set(self.factors)):
-            raise InputError("stepped: factors", list(self.factors), "each once, in rising order")
+            raise InputError("stepped: factors", list(self.factors), "distinct numbers in increasing order")
 
-    def past(self, reached: int, original: int) -> int:
-        needed = self.margin * reached / original
+    def _extended_length(self, length: int, original_length: int) -> int:
+        required = self.margin * length / original_length
         if not self.factors:
-            return original << math.ceil(math.log2(needed))
-        return int(original * next((factor for factor in self.factors if factor >= needed), self.factors[-1]))
+            return original_length << math.ceil(math.log2(required))
+        factor = next((factor for factor in self.factors if factor >= required), self.factors[-1])
+        return int(original_length * factor)
 
 
 @dataclass(frozen=True)
 class ContinuousPolicy(Policy):
-    """The text's length times the margin, rounded up to a multiple of `every` tokens: 1 follows at each token."""
+    """Follow the length of the text in small steps.
+
+    Args:
+        every: the length is rounded up to a multiple of this many tokens; 1 re-rotates all keys at every token.
+    """
 
     name = "continuous"
     keeps_key_snapshot = True
@@ -88,23 +99,24 @@ class ContinuousPolicy(Policy):
         super().__post_init__()
         check_length("continuous: every", self.every)
 
-    def past(self, reached: int, original: int) -> int:
-        return math.ceil(self.margin * math.ceil(reached / self.every) * self.every)
+    def _extended_length(self, length: int, original_length: int) -> int:
+        return math.ceil(self.margin * math.ceil(length / self.every) * self.every)
 
 
 @dataclass(frozen=True)
 class RequestPolicy(Policy):
-    """Fixed when a request begins, for all it may come to: nothing turns while it runs.
+    """Fix the frequencies when a request begins, for its maximum length; cached keys are never re-rotated.
 
-    In `generate` that is the prompt and max_new_tokens; in a forward call that starts a cache, its tokens.
+    In `generate`, the maximum length is the prompt plus max_new_tokens. In a forward call that starts a cache, it is
+    the number of tokens of that call.
     """
 
     name = "request"
 
     margin: float = 1.25
 
-    def past(self, reached: int, original: int) -> int:
-        return math.ceil(self.margin * reached)
+    def _extended_length(self, length: int, original_length: int) -> int:
+        return math.ceil(self.margin * length)
 
 
 POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (SteppedPolicy, ContinuousPolicy, RequestPolicy)}
@@ -112,10 +124,13 @@ DEFAULT_POLICY: Policy = SteppedPolicy()
 
 
 def parse_policy(spec: str | Policy) -> Policy:
-    """Read a policy from `name:option=value,...`. Raises InputError naming the option."""
+    """Parse a policy from `name:option=value,...`.
+
+    Raises InputError that names the wrong option; UnknownNameError for an unknown policy or option.
+    """
     if isinstance(spec, Policy):
         return spec
     if not isinstance(spec, str):
         raise InputError("policy", spec, f"{', '.join(POLICIES)}, with options as in stepped:factors=[2,4,8]")
-    name, options = specs.read_spec(spec)
-    return specs.build(find_by_name("policy", name, POLICIES), options)
+    name, options = specs.parse_spec(spec)
+    return specs.build_from_options(find_by_name("policy", name, POLICIES), options)

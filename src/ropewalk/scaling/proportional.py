@@ -11,11 +11,13 @@ from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Proportional(Scaling):
-    """p-RoPE: the fastest `p` of the pairs turn, the others stand still (arXiv 2410.06205).
+    """p-RoPE: rotate only the fastest fraction `p` of the pairs; the others get frequency 0 (arXiv 2410.06205).
 
-    `factor` divides the frequencies that are left, as in transformers' `proportional`.
+    Args:
+        p: fraction of the pairs that are rotated, 0 to 1.
+        factor: divides the frequencies of these pairs, as in transformers' `proportional`.
     """
 
     name = "proportional"
@@ -30,11 +32,12 @@ class Proportional(Scaling):
         super().__post_init__()
         if check_number("proportional: p", self.p, minimum=0) > 1:
             raise InputError("proportional: p", self.p, "a number from 0 to 1")
-        check_number("proportional: factor", self.factor, minimum=1)
+        self._check_option("factor", minimum=1)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
-        turning = int(self.p * rope.dim // 2)
-        return Frequencies(np.where(np.arange(rope.dim // 2) < turning, rope.inv_freq / self.factor, 0.0))
+        rotated_pairs = int(self.p * rope.dim // 2)
+        is_rotated = np.arange(rope.dim // 2) < rotated_pairs
+        return Frequencies(np.where(is_rotated, rope.inv_freq / self.factor, 0.0))
 
     def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
         return {"rope_type": "proportional", "partial_rotary_factor": float(self.p), "factor": float(self.factor)}

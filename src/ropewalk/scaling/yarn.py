@@ -4,27 +4,31 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ropewalk.errors import check_number
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.by_parts import ByParts
 
 
 def yarn_mscale(factor: float, coefficient: float = 1.0) -> float:
-    """m(s, c) = 0.1 c ln s + 1 (arXiv 2309.00071, eq. 22); 1 for s <= 1."""
+    """Return m(s, c) = 0.1 c ln s + 1, or 1 for s <= 1 (arXiv 2309.00071, eq. 22).
+
+    Args:
+        factor: s.
+        coefficient: c; 1 for YaRN's attention factor, mscale or mscale_all_dim for DeepSeek's.
+    """
     return 0.1 * coefficient * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class YaRN(ByParts):
-    """NTK-by-parts with a warmer attention (arXiv 2309.00071, eq. 20-22), DeepSeek's form included.
+    """NTK-by-parts with an attention factor above 1 (arXiv 2309.00071, eq. 20-22), including DeepSeek's variant.
 
     Args:
-        factor: target length over original length.
-        attention_factor: instead of the one that follows from the factor.
-        mscale, mscale_all_dim: DeepSeek's pair (arXiv 2405.04434): together they make the attention factor
-            m(s, mscale) / m(s, mscale_all_dim), and the softmax factor m(s, mscale_all_dim)^2. As in
-            transformers, one of them alone leaves the attention factor as it was.
+        factor: target length over original length, s.
+        attention_factor: replaces the default of 0.1 ln s + 1.
+        mscale, mscale_all_dim: DeepSeek's variant (arXiv 2405.04434). With both, the attention factor is
+            m(s, mscale) / m(s, mscale_all_dim); with one of them it stays the default, as in transformers. The softmax
+            factor is m(s, mscale_all_dim)^2.
     """
 
     name = "yarn"
@@ -39,16 +43,14 @@ class YaRN(ByParts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("yarn: factor", self.factor, minimum=1)
-        if self.attention_factor is not None:
-            check_number("yarn: attention_factor", self.attention_factor, minimum=0, exclusive=True)
-        for option in ("mscale", "mscale_all_dim"):
-            if getattr(self, option) is not None:
-                check_number(f"yarn: {option}", getattr(self, option), minimum=0)
+        self._check_option("factor", minimum=1)
+        self._check_option("attention_factor", minimum=0, exclusive=True)
+        self._check_option("mscale", minimum=0)
+        self._check_option("mscale_all_dim", minimum=0)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         softmax_factor = yarn_mscale(self.factor, self.mscale_all_dim or 0.0) ** 2
-        return Frequencies(self.blend(rope, self.factor), self._attention_factor(), softmax_factor)
+        return Frequencies(self.interpolate_by_parts(rope, self.factor), self._attention_factor(), softmax_factor)
 
     def _attention_factor(self) -> float:
         if self.attention_factor is not None:
@@ -73,18 +75,15 @@ class YaRN(ByParts):
         return {"rope_type": "yarn", **{key: value for key, value in options.items() if value is not None}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DynamicYaRN(ByParts):
-    """YaRN whose factor follows the text, s = max(1, l/L) (arXiv 2309.00071, sec. 3.3)."""
+    """YaRN with a factor that follows the text, s = max(1, l/L) (arXiv 2309.00071, sec. 3.3)."""
 
     name = "dynamic-yarn"
     formula = "YaRN with s = max(1, l/L)"
     source = "arXiv 2309.00071 sec. 3.3"
-
-    @property
-    def is_dynamic(self) -> bool:
-        return True
+    is_dynamic = True
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         factor = max(1.0, self.length_ratio(rope, length))
-        return Frequencies(self.blend(rope, factor), yarn_mscale(factor))
+        return Frequencies(self.interpolate_by_parts(rope, factor), yarn_mscale(factor))
