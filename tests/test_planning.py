@@ -1,3 +1,5 @@
+"""Plans: the chosen method and factor, the resulting configuration, and the memory of the KV cache."""
+
 import json
 import math
 
@@ -6,7 +8,7 @@ from transformers import AutoConfig, LlamaConfig
 
 import ropewalk as rw
 from ropewalk.config import AttentionShape, read
-from ropewalk.planning import kv_cache_bytes, plan
+from ropewalk.planning import compute_kv_cache_bytes, plan
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -45,13 +47,13 @@ MODELS = {"SmolLM2": SMOLLM2, "linear": LINEAR, "yarn": YARN, "Llama 3.1": LLAMA
 
 
 @pytest.mark.parametrize("target", [1, 4096, 8192])
-def test_a_target_that_the_model_reads_needs_nothing(target):
-    found = plan(SMOLLM2, target)
-    assert not found.needed
-    assert found.scaling == rw.NoScaling()
-    assert found.rope_parameters is None
-    assert found.max_position_embeddings == 8192
-    assert f"the target is {target:,}" in found.reasons[0]
+def test_target_within_the_current_length_needs_no_scaling(target):
+    result = plan(SMOLLM2, target)
+    assert not result.needed
+    assert result.scaling == rw.NoScaling()
+    assert result.rope_parameters is None
+    assert result.max_position_embeddings == 8192
+    assert f"the target is {target:,}" in result.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -64,26 +66,26 @@ def test_a_target_that_the_model_reads_needs_nothing(target):
         (131_072, 20.0),
     ],
 )
-def test_the_factor_is_the_ratio_with_a_margin(target, factor):
-    found = plan(SMOLLM2, target)
-    assert found.needed
-    assert found.scaling == rw.YaRN(factor=factor)
-    assert found.max_position_embeddings == 8192 * factor
-    assert found.original_length == 8192
-    assert found.rope_parameters["rope_type"] == "yarn"
-    assert found.rope_parameters["factor"] == factor
-    assert found.rope_parameters["rope_theta"] == 100_000.0
-    assert found.rope_parameters["original_max_position_embeddings"] == 8192
+def test_factor_is_the_length_ratio_times_the_margin(target, factor):
+    result = plan(SMOLLM2, target)
+    assert result.needed
+    assert result.scaling == rw.YaRN(factor=factor)
+    assert result.max_position_embeddings == 8192 * factor
+    assert result.original_length == 8192
+    assert result.rope_parameters["rope_type"] == "yarn"
+    assert result.rope_parameters["factor"] == factor
+    assert result.rope_parameters["rope_theta"] == 100_000.0
+    assert result.rope_parameters["original_max_position_embeddings"] == 8192
 
 
-def declared(found):
-    """The length that readers of the configuration take from it: of a linear scaling they multiply the field."""
-    multiplied = isinstance(found.scaling, rw.Linear) and found.max_position_embeddings == found.original_length
-    return found.max_position_embeddings * (found.scaling.factor if multiplied else 1)
+def effective_length(result):
+    """Return the length that readers of the configuration derive; for a linear scaling they multiply the field."""
+    is_multiplied = isinstance(result.scaling, rw.Linear) and result.max_position_embeddings == result.original_length
+    return result.max_position_embeddings * (result.scaling.factor if is_multiplied else 1)
 
 
 @pytest.mark.parametrize(
-    ("config", "reads", "target", "scaling"),
+    ("config", "current_length", "target", "scaling"),
     [
         (LINEAR, 16_384, 32_768, rw.Linear(factor=5)),  # 2 x (2 x 1.25)
         (YARN, 16_384, 20_000, rw.YaRN(factor=3.5, beta_fast=16)),  # 2 x (1.2207 x 1.25 = 1.526, so 1.75)
@@ -91,46 +93,47 @@ def declared(found):
     ],
     ids=["linear", "yarn", "llama3"],
 )
-def test_a_model_with_a_scaling_keeps_its_method_and_grows_the_factor(config, reads, target, scaling):
-    as_it_is = plan(config, reads)
-    assert not as_it_is.needed
-    assert as_it_is.scaling == read(config).ropes["all"].scaling
-    found = plan(config, target)
-    assert found.needed
-    assert found.scaling == scaling
-    assert declared(found) >= target
-    assert any("its factor grown" in reason for reason in found.reasons)
+def test_scaled_model_keeps_its_method_with_a_larger_factor(config, current_length, target, scaling):
+    unchanged = plan(config, current_length)
+    assert not unchanged.needed
+    assert unchanged.scaling == read(config).ropes["all"].scaling
+    result = plan(config, target)
+    assert result.needed
+    assert result.scaling == scaling
+    assert effective_length(result) >= target
+    assert any("its factor grown" in reason for reason in result.reasons)
 
 
 @pytest.mark.parametrize("target", [8193, 20_000, 100_000, 1_048_576])
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_planned_reaches_the_target_and_transformers_reads_it_so(name, target):
+def test_planned_configuration_is_read_back_and_covers_the_target(name, target):
     config = MODELS[name]
-    found = plan(config, target)
-    assert declared(found) >= target
-    if not found.needed:
+    result = plan(config, target)
+    assert effective_length(result) >= target
+    if not result.needed:
         return
     changed = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_local_base_freq")}
     changed |= {
-        "rope_parameters": found.rope_parameters,
-        "max_position_embeddings": found.max_position_embeddings,
+        "rope_parameters": result.rope_parameters,
+        "max_position_embeddings": result.max_position_embeddings,
     }
-    again = read(AutoConfig.for_model(**changed))
-    assert again.main_layer.scaling == found.scaling
+    reread = read(AutoConfig.for_model(**changed))
+    assert reread.main_layer.scaling == result.scaling
     assert (
-        again.main_layer.rope.base == found.rope_parameters.get("full_attention", found.rope_parameters)["rope_theta"]
+        reread.main_layer.rope.base
+        == result.rope_parameters.get("full_attention", result.rope_parameters)["rope_theta"]
     )
-    assert not plan(again, target).needed
+    assert not plan(reread, target).needed
 
 
-def test_layer_types_keep_their_ropes():
-    found = plan(GEMMA_3, 262_144)
-    assert found.scaling == rw.Linear(factor=20)  # 8 x (2 x 1.25), over the 16,384 it was trained on
-    assert found.rope_parameters["full_attention"]["factor"] == 20
-    assert found.rope_parameters["sliding_attention"]["rope_theta"] == 10_000.0
+def test_other_layer_types_keep_their_rope_dicts():
+    result = plan(GEMMA_3, 262_144)
+    assert result.scaling == rw.Linear(factor=20)  # 8 x (2 x 1.25), over the 16,384 it was trained on
+    assert result.rope_parameters["full_attention"]["factor"] == 20
+    assert result.rope_parameters["sliding_attention"]["rope_theta"] == 10_000.0
 
 
-def test_what_is_the_models_own_stays_in_the_rope_parameters():
+def test_rope_parameters_keep_the_keys_of_the_model():
     config = LlamaConfig(
         hidden_size=128,
         num_attention_heads=2,
@@ -140,63 +143,63 @@ def test_what_is_the_models_own_stays_in_the_rope_parameters():
     assert plan(config, 4096).rope_parameters["partial_rotary_factor"] == 0.5
 
 
-def test_the_tutorial_formulas_are_never_planned():
+def test_tutorial_formulas_are_never_chosen():
     names = {plan(config, 2**power).scaling.name for config in (SMOLLM2, LINEAR, YARN) for power in range(10, 24)}
     assert names == {"none", "linear", "yarn"}
 
 
-def test_kv_cache_of_grouped_heads():
-    # 30 layers x 3 heads x (64 + 64) x 2 bytes = 23,040 bytes a token
+def test_kv_cache_with_grouped_query_attention():
+    # 30 layers x 3 heads x (64 + 64) x 2 bytes = 23,040 bytes per token
     assert plan(SMOLLM2, 1000).kv_cache_bytes == 23_040_000
     assert plan({**SMOLLM2, "dtype": "float32"}, 1000).kv_cache_bytes == 46_080_000
 
 
-def test_kv_cache_of_sliding_layers():
-    # A full layer keeps 10,000 tokens, a sliding one 512; 2 heads x (64 + 64) x 2 bytes = 512 bytes a token.
-    kinds = ("full_attention", "sliding_attention", "sliding_attention")
-    shape = AttentionShape(kinds, kv_heads=2, key_dim=64, value_dim=64, sliding_window=512, bytes_per_number=2)
-    assert kv_cache_bytes(shape, 10_000) == (10_000 + 512 + 512) * 512
-    assert kv_cache_bytes(shape, 100) == 300 * 512
+def test_kv_cache_with_sliding_window_layers():
+    # A full layer caches 10,000 tokens, a sliding one 512. 2 heads x (64 + 64) x 2 bytes = 512 bytes per token.
+    layer_types = ("full_attention", "sliding_attention", "sliding_attention")
+    shape = AttentionShape(layer_types, kv_heads=2, key_dim=64, value_dim=64, sliding_window=512, bytes_per_number=2)
+    assert compute_kv_cache_bytes(shape, 10_000) == (10_000 + 512 + 512) * 512
+    assert compute_kv_cache_bytes(shape, 100) == 300 * 512
 
 
-def test_kv_cache_of_sliding_layers_by_their_pattern():
-    # Gemma 3: every sixth of 30 layers sees everything: 5 x 10,000 + 25 x 1,024 tokens of 768 bytes
+def test_kv_cache_with_a_sliding_window_pattern():
+    # Gemma 3: every sixth of 30 layers attends to the whole text: 5 x 10,000 + 25 x 1,024 tokens of 768 bytes
     assert plan(GEMMA_3, 10_000).kv_cache_bytes == (5 * 10_000 + 25 * 1024) * 768
 
 
-def test_kv_cache_of_latent_attention():
-    # DeepSeek-V3: 61 layers x (512 latent + 64 rope) x 2 bytes = 70,272 bytes a token, whatever the heads
+def test_kv_cache_with_latent_attention():
+    # DeepSeek-V3: 61 layers x (512 latent + 64 rope) x 2 bytes = 70,272 bytes per token, independent of the heads
     config = {**SMOLLM2, "num_hidden_layers": 61, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
     assert plan(config, 1000).kv_cache_bytes == 70_272_000
 
 
-def test_layers_without_a_kv_cache():
-    kinds = ("linear_attention", "mamba", "conv", "full_attention")
-    shape = AttentionShape(kinds, kv_heads=1, key_dim=8, value_dim=8, sliding_window=None, bytes_per_number=2)
-    assert kv_cache_bytes(shape, 100) == 100 * 16 * 2
+def test_layers_without_a_kv_cache_count_as_0():
+    layer_types = ("linear_attention", "mamba", "conv", "full_attention")
+    shape = AttentionShape(layer_types, kv_heads=1, key_dim=8, value_dim=8, sliding_window=None, bytes_per_number=2)
+    assert compute_kv_cache_bytes(shape, 100) == 100 * 16 * 2
 
 
-def test_without_a_shape_there_are_no_bytes():
+def test_kv_cache_is_none_without_sizes_in_the_configuration():
     assert plan({"rope_theta": 1e4, "head_dim": 64, "max_position_embeddings": 2048}, 4096).kv_cache_bytes is None
 
 
 @pytest.mark.parametrize("target", [4096, 100_000])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_plan_is_json(name, target):
-    found = plan(MODELS[name], target)
-    shown = json.loads(json.dumps(found.to_dict()))
-    assert rw.parse(shown["scaling"]) == found.scaling
-    assert rw.parse(shown["spec"]) == found.scaling
-    assert shown["reasons"] == list(found.reasons)
-    assert shown["target"] == target
+def test_plan_converts_to_json(name, target):
+    result = plan(MODELS[name], target)
+    document = json.loads(json.dumps(result.to_dict()))
+    assert rw.parse(document["scaling"]) == result.scaling
+    assert rw.parse(document["spec"]) == result.scaling
+    assert document["reasons"] == list(result.reasons)
+    assert document["target"] == target
 
 
 @pytest.mark.parametrize("target", [0, -1, 4096.0, "4096", True, None, math.inf])
-def test_what_is_no_target(target):
+def test_invalid_target_raises_input_error(target):
     with pytest.raises(rw.InputError, match=r"^target: got .*; expected a whole number of tokens"):
         plan(SMOLLM2, target)
 
 
-def test_a_model_without_an_original_length():
+def test_model_without_an_original_length_raises_input_error():
     with pytest.raises(rw.InputError, match=r"^original_length: got None"):
         plan({"rope_theta": 1e4, "head_dim": 64}, 4096)

@@ -1,4 +1,7 @@
-"""Which scaling and factor a target length needs, why, and what it costs."""
+"""Choose the scaling and the factor for a target length, and estimate the memory of the KV cache.
+
+plan("Qwen/Qwen3-8B", target=131_072).rope_parameters
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk import config as configs
+from ropewalk.config import AttentionShape
 from ropewalk.config.published import PublishedModel, find_published_model
 from ropewalk.errors import check_length
 from ropewalk.rope import Rope
@@ -15,26 +19,32 @@ from ropewalk.scaling import from_rope_dict
 from ropewalk.scaling.base import Scaling
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.llama3 import Llama3
+from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.yarn import YaRN
 
-# A factor that only just covers the target loses needles: at 12,000 tokens SmolLM2 (L 8,192) finds 5 of 8 passkeys at
-# target/L itself, 6 at 1.1 times that, and 7 from 1.25 on (benchmarks/passkey.py; more lengths in docs/dynamic.md).
+# A factor that just covers the target fails to retrieve some facts: at 12,000 tokens, SmolLM2 (L = 8,192) finds 5 of 8
+# passkeys with the factor target/L, 6 with 1.1 times that, and 7 from 1.25 times on (benchmarks/passkey.py;
+# docs/dynamic.md has more lengths).
 MARGIN = 1.25
-_STEP = 0.25  # factors are rounded up to a quarter, so that configurations stay readable
+_FACTOR_STEP = 0.25  # factors are rounded up to a multiple of it, so that configurations stay readable
+
+# Parts of the names of layer types without a KV cache.
+_CACHELESS_LAYER_TYPES = ("linear", "mamba", "conv", "recurrent")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found.
+    """The result of `plan`.
 
     Attributes:
-        target, original_length: tokens.
-        scaling: the one to use; the model's own where nothing is needed.
-        needed: whether the model must be changed at all.
+        target: tokens to read.
+        original_length: tokens the model was trained on.
+        scaling: the scaling to use; the model's present one if it needs no other.
+        needed: whether the model needs another scaling.
         reasons: why, one sentence each.
-        rope_parameters: the dict for transformers, nested where layer types differ; None where nothing is needed.
-        max_position_embeddings: the value that goes with it.
-        kv_cache_bytes: for one text of the target length, None where the shape is not known.
+        rope_parameters: the dict for transformers, nested if layer types differ; None if nothing changes.
+        max_position_embeddings: the length to declare beside it, in tokens.
+        kv_cache_bytes: memory of the KV cache for one text of the target length; None if its sizes are unknown.
     """
 
     target: int
@@ -47,99 +57,102 @@ class Plan:
     kv_cache_bytes: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**shown, "scaling": self.scaling.to_dict(), "spec": str(self.scaling), "reasons": list(self.reasons)}
+        """Return the plan as a dict that is ready for JSON."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**values, "scaling": self.scaling.to_dict(), "spec": str(self.scaling), "reasons": list(self.reasons)}
 
 
 def plan(model_or_config: Any, target: int) -> Plan:
-    """Choose scaling and factor for reading `target` tokens.
+    """Choose the scaling and the factor with which a model reads `target` tokens.
+
+    The factor is the smallest that works: the ratio of the target to the length the model reads now, times the margin
+    that retrieval needs, rounded up to a quarter. A model trained with linear, yarn or llama3 keeps that method with a
+    larger factor. The lists of longrope cannot be extended, so yarn replaces them. If the makers of the model publish a
+    scaling for the target, it is chosen, with a factor no larger than the target needs.
 
     Args:
-        model_or_config: a model, or anything that `ropewalk.config.read` takes.
+        model_or_config: a model, or anything that `ropewalk.config.read` accepts.
         target: tokens to read.
 
-    The factor is the smallest that holds: target over what the model reads as it is, times the margin that
-    retrieval needs, rounded up to a quarter. A model that was trained with linear, yarn or llama3 keeps
-    that method, its factor grown; lists of longrope cannot grow and give way to yarn. Where the makers of a known
-    model publish a scaling for that length, it is that one, its factor no larger than the target asks for.
     Raises InputError for a target below 1 or a model without rotary embedding.
     """
     check_length("target", target)
     model_config = configs.read(model_or_config)
     layer = model_config.main_layer
+    is_scaled = layer.scaling != NoScaling()
     original = layer.scaling.resolve_original_length(layer.rope)
-    reads = max(original * layer.scaling.extension_factor(layer.rope), original)
-    if str(layer.scaling) != "none" and model_config.max_length:
-        reads = max(reads, model_config.max_length)
-    memory = kv_cache_bytes(model_config.attention, target) if model_config.attention else None
-    if target <= reads:
-        own = "it needs no scaling" if str(layer.scaling) == "none" else f"its own scaling {layer.scaling} covers that"
-        why = f"the model reads {reads:,.0f} tokens as it is, and the target is {target:,}: {own}"
-        return Plan(target, original, layer.scaling, False, (why,), None, round(reads), memory)
-    factor = _rounded(target / reads * MARGIN)
-    why_factor = (
-        f"factor {factor:g}: that ratio times {MARGIN:g}, the margin that retrieval needs, rounded up to a quarter"
-    )
-    scaling, why_method = _grown(layer.scaling, factor, layer.rope)
+    current_length = max(original * layer.scaling.extension_factor(layer.rope), original)
+    if is_scaled and model_config.max_length:
+        current_length = max(current_length, model_config.max_length)
+    memory = compute_kv_cache_bytes(model_config.attention, target) if model_config.attention else None
+    if target <= current_length:
+        scaling_note = f"its own scaling {layer.scaling} covers that" if is_scaled else "it needs no scaling"
+        reason = f"the model reads {current_length:,.0f} tokens as it is, and the target is {target:,}: {scaling_note}"
+        return Plan(target, original, layer.scaling, False, (reason,), None, round(current_length), memory)
+
+    ratio = target / current_length
+    factor = _round_up(ratio * MARGIN)
     published = find_published_model(model_or_config if isinstance(model_or_config, str) else "", model_config)
-    if published and published.long and target <= published.long["length"] and str(layer.scaling) == "none":
-        scaling, why_factor, why_method = _published(published, target)
+    if published and published.long and target <= published.long["length"] and not is_scaled:
+        scaling, choice_reasons = _choose_published(published, target)
+    else:
+        scaling, method_reason = _choose_method(layer.scaling, factor, layer.rope)
+        factor_reason = f"factor {factor:g}: that ratio times {MARGIN:g}, the margin that retrieval needs, rounded up"
+        choice_reasons = (f"{factor_reason} to a quarter", method_reason)
     reasons = (
-        f"the model reads {reads:,.0f} tokens as it is, and the target is {target:,}: {target / reads:.2f} times that",
-        why_factor,
-        why_method,
+        f"the model reads {current_length:,.0f} tokens as it is, and the target is {target:,}: {ratio:.2f} times that",
+        *choice_reasons,
         # benchmarks/results/short_text: ropewalk curve smollm2 at 8k, none, yarn 2, yarn 4, dynamic-yarn
         "a static scaling also changes texts that fit without it: on SmolLM2-135M, yarn 2 raises the perplexity of "
         "8,192 tokens by 3.5 %, yarn 4 by 16 %; dynamic-yarn leaves it as it is",
     )
-    written = configs.build_rope_parameters(scaling, layer.rope, layer.rope_dict)
-    declared = configs.compute_max_position_embeddings(scaling, layer.rope, written or {})
-    if (
-        str(layer.scaling) != "none" and (model_config.max_length or 0) > original
-    ):  # it declares what it reads; go on so
-        declared = round(reads * factor)
+    rope_parameters = configs.build_rope_parameters(scaling, layer.rope, layer.rope_dict)
+    declared_length = configs.compute_max_position_embeddings(scaling, layer.rope, rope_parameters or {})
+    if is_scaled and (model_config.max_length or 0) > original:  # the model declares the length after scaling
+        declared_length = round(current_length * factor)
     if model_config.main_layer_type != configs.ALL_LAYERS:
-        written = {
-            **{kind: dict(each.rope_dict) for kind, each in model_config.ropes.items()},
-            model_config.main_layer_type: written,
-        }
-    return Plan(target, original, scaling, True, reasons, written, declared, memory)
+        nested = {layer_type: dict(other.rope_dict) for layer_type, other in model_config.ropes.items()}
+        rope_parameters = {**nested, model_config.main_layer_type: rope_parameters}
+    return Plan(target, original, scaling, True, reasons, rope_parameters, declared_length, memory)
 
 
-def kv_cache_bytes(shape: configs.AttentionShape, length: int) -> int:
-    """Bytes of keys and values of one text of `length` tokens; layers that keep none (linear, mamba) count none."""
+def compute_kv_cache_bytes(shape: AttentionShape, length: int) -> int:
+    """Return the memory, in bytes, of the keys and values of one text of `length` tokens.
+
+    Layers without a KV cache (linear attention, mamba) count as 0.
+    """
     total = 0
-    for kind in shape.layer_types:
-        if "linear" in kind or "mamba" in kind or "conv" in kind or "recurrent" in kind:
+    for layer_type in shape.layer_types:
+        if any(name in layer_type for name in _CACHELESS_LAYER_TYPES):
             continue
-        slides = configs.is_local(kind) and shape.sliding_window is not None
-        kept = min(length, shape.sliding_window) if slides and shape.sliding_window else length
-        total += kept * shape.kv_heads * (shape.key_dim + shape.value_dim) * shape.bytes_per_number
+        cached_tokens = length
+        if configs.is_local(layer_type) and shape.sliding_window:
+            cached_tokens = min(length, shape.sliding_window)
+        total += cached_tokens * shape.kv_heads * (shape.key_dim + shape.value_dim) * shape.bytes_per_number
     return total
 
 
-def _grown(own: Scaling, factor: float, rope: Rope) -> tuple[Scaling, str]:
-    if isinstance(own, YaRN | Llama3 | Linear):
-        grown = dataclasses.replace(own, factor=_rounded(own.factor * factor))
-        return grown, f"the model was trained with {own}: the same method, its factor grown from {own.factor:g}"
-    why = "yarn: the best static method at every length measured; needs no training and every engine reads it"
-    return YaRN(factor=_rounded(factor * own.extension_factor(rope))), why
+def _choose_method(current: Scaling, factor: float, rope: Rope) -> tuple[Scaling, str]:
+    """Return a scaling that extends the current one by `factor`, and the reason for its method."""
+    if isinstance(current, YaRN | Llama3 | Linear):
+        extended = dataclasses.replace(current, factor=_round_up(current.factor * factor))
+        reason = f"the model was trained with {current}: the same method, its factor grown from {current.factor:g}"
+        return extended, reason
+    reason = "yarn: the best static method at every length measured; needs no training and every engine reads it"
+    return YaRN(factor=_round_up(factor * current.extension_factor(rope))), reason
 
 
-def _published(model: PublishedModel, target: int) -> tuple[Scaling, str, str]:
-    assert model.long is not None  # the caller saw to it
-    theirs = from_rope_dict(model.long["rope_scaling"], strict=True)
+def _choose_published(model: PublishedModel, target: int) -> tuple[Scaling, tuple[str, str]]:
+    """Return the published scaling for long texts, with the factor the target needs, and the reasons."""
+    assert model.long is not None  # checked by the caller
+    published: Any = from_rope_dict(model.long["rope_scaling"], strict=True)
     original = model.long["rope_scaling"]["original_max_position_embeddings"]
-    scaling: Any = dataclasses.replace(theirs, original_length=original)
-    scaling = dataclasses.replace(scaling, factor=min(scaling.factor, _rounded(target / original)))
-    why_factor = f"factor {scaling.factor:g}: the target over the {original:,} tokens that its makers name, rounded up"
-    return (
-        scaling,
-        why_factor,
-        f"its makers publish {theirs} for {model.long['length']:,} tokens: {model.long['source']}",
-    )
+    factor = min(published.factor, _round_up(target / original))
+    scaling = dataclasses.replace(published, factor=factor, original_length=original)
+    factor_reason = f"factor {factor:g}: the target over the {original:,} tokens that its makers name, rounded up"
+    source = model.long["source"]
+    return scaling, (factor_reason, f"its makers publish {published} for {model.long['length']:,} tokens: {source}")
 
 
-def _rounded(factor: float) -> float:
-    return math.ceil(factor / _STEP) * _STEP
+def _round_up(factor: float) -> float:
+    return math.ceil(factor / _FACTOR_STEP) * _FACTOR_STEP

@@ -56,7 +56,7 @@ def build_from_options(cls: type[T], options: Mapping[str, Any]) -> T:
 def format_spec(instance: Any) -> str:
     """Return the spec of a dataclass instance that has a `name`, without the options that have their default value."""
     options = [f"{option}={_format_value(value)}" for option, value in changed_options(instance).items()]
-    return instance.name + (":" + ",".join(options) if options else "")
+    return str(instance.name) + (":" + ",".join(options) if options else "")
 
 
 def changed_options(instance: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from tests.helpers.gguf_model import small_gguf
 
 import ropewalk as rw
 from ropewalk import config as configs
-from ropewalk.config.gguf import from_gguf_fields, read_gguf_header
+from ropewalk.config.gguf import from_gguf_fields
+from ropewalk.config.gguf_header import read_gguf_header
 
 PLAIN = rw.Rope(64, 100_000, 8192)
 

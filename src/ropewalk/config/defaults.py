@@ -1,4 +1,4 @@
-"""What a config.json leaves to its architecture: the defaults of transformers' class, asked where they are needed."""
+"""Fill fields that a config.json omits with the defaults of its architecture's class in transformers, if installed."""
 
 from __future__ import annotations
 
@@ -8,64 +8,83 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config.architectures import DEFAULT_ROPE_THETA
-from ropewalk.config.model import check_layer_count, is_local
+from ropewalk.config.model_config import ModelConfig, check_layer_count, is_local
 from ropewalk.config.transformers import find_text_config_key, from_dict, get_rope_theta, get_text_config_dict
-from ropewalk.errors import InputError
+from ropewalk.errors import IncompleteConfigError, InputError
 
 
 def fill_missing_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration, `fill_defaults` where it leaves out the size of a head, or a base that is not known here."""
+    """Return the configuration with all defaults of its architecture if it omits a field that positions depend on.
+
+    These fields are the size of a head, and the base if `DEFAULT_ROPE_THETA` does not contain it. A complete
+    configuration is returned as it is, and so is one with invalid values.
+    """
+    return _fill_and_parse(config)[0]
+
+
+def read_with_defaults(config: Mapping[str, Any]) -> ModelConfig:
+    """Parse a config.json after `fill_missing_defaults`. Raises InputError as `from_dict` does."""
+    filled, model_config = _fill_and_parse(config)
+    return model_config or from_dict(filled)
+
+
+def _fill_and_parse(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ModelConfig | None]:
+    """Return the filled configuration, and its ModelConfig unless it needed defaults or has invalid values."""
     try:
         model_config = from_dict(config)
-    except InputError as error:
-        return fill_defaults(config) if error.field in ("head_dim", "model") else config
-    if model_config.model_type in DEFAULT_ROPE_THETA or any(
-        get_rope_theta(get_text_config_dict(config), each.rope_dict) for each in model_config.ropes.values()
-    ):
-        return config
-    return fill_defaults(config)
+    except IncompleteConfigError:
+        return fill_defaults(config), None
+    except InputError:
+        return config, None
+    text_config = get_text_config_dict(config)
+    has_base = any(get_rope_theta(text_config, layer.rope_dict) for layer in model_config.ropes.values())
+    if has_base or model_config.model_type in DEFAULT_ROPE_THETA:
+        return config, model_config
+    return fill_defaults(config), None
 
 
 def fill_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration with all that its architecture's class in transformers has for what is left out.
+    """Return the configuration with the default of every field that it omits.
 
-    Gemma 3 is published so: with neither heads nor base nor length. Rope fields keep the form that they are written in,
-    for readers of transformers 4 and of 5. Itself where transformers is not installed, or knows no such architecture.
+    Gemma 3, for example, is published without heads, base and length. Rope fields keep the format of their version of
+    transformers. Without transformers, or for an unknown architecture, the configuration is returned as it is.
     """
-    return _with_defaults(config, config) if importlib.util.find_spec("transformers") else config
+    return _fill_part(config, config) if importlib.util.find_spec("transformers") else config
 
 
-def _with_defaults(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = find_text_config_key(part)
-    if inner is not None:
-        return {**part, inner: _with_defaults(part[inner], whole)}
-    made = _made(part if part.get("model_type") else whole)
-    if made is None:
+def _fill_part(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fill the text part that is nested in `part`, or `part` itself if it is the text part."""
+    key = find_text_config_key(part)
+    if key is not None:
+        return {**part, key: _fill_part(part[key], whole)}
+    defaults = _class_defaults(part if part.get("model_type") else whole)
+    if defaults is None:
         return part
-    ropes = made.pop("rope_parameters", None) or {}
-    written = {key: value for key, value in part.items() if value is not None}
+    rope_parameters = defaults.pop("rope_parameters", None) or {}
+    set_fields = {name: value for name, value in part.items() if value is not None}
     if not part.get("rope_scaling"):
-        return {**made, **written, "rope_parameters": ropes}
-    # In the form of transformers 4 the bases stand beside it.
-    by_layer = {kind: rope for kind, rope in ropes.items() if isinstance(rope, Mapping)} or {"": ropes}
-    names = {kind: "rope_local_base_freq" if is_local(kind) else "rope_theta" for kind in by_layer}
-    bases = {names[kind]: rope.get("rope_theta") for kind, rope in by_layer.items()}
-    return {**made, **bases, **written}
+        return {**defaults, **set_fields, "rope_parameters": rope_parameters}
+    # transformers 4 stores the bases beside rope_scaling.
+    nested = {layer_type: value for layer_type, value in rope_parameters.items() if isinstance(value, Mapping)}
+    bases = {}
+    for layer_type, rope_dict in (nested or {"": rope_parameters}).items():
+        bases["rope_local_base_freq" if is_local(layer_type) else "rope_theta"] = rope_dict.get("rope_theta")
+    return {**defaults, **bases, **set_fields}
 
 
-def _made(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the class of that architecture makes of the text part of a configuration; None where it refuses it."""
+def _class_defaults(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the text part after parsing by the architecture's class in transformers; None if the class refuses it."""
     from transformers import AutoConfig
 
-    labels = ("num_labels", "id2label", "label2id")  # of no concern, and as many as a damaged file says
-    given = copy.deepcopy({key: value for key, value in config.items() if key not in labels})
+    # Labels are not needed, and a corrupt num_labels would allocate a huge dict.
+    label_fields = ("num_labels", "id2label", "label2id")
+    arguments = copy.deepcopy({name: value for name, value in config.items() if name not in label_fields})
     try:
-        check_layer_count(given.get("num_hidden_layers") or 0)
-        whole = AutoConfig.for_model(**given)
-        text = whole.get_text_config(decoder=True)
-        made: dict[str, Any] = text.to_dict()
-    except Exception:  # a class stumbles over values of any kind in its own way
+        check_layer_count(arguments.get("num_hidden_layers") or 0)
+        parsed = AutoConfig.for_model(**arguments)
+        text_config = parsed.get_text_config(decoder=True)
+        fields: dict[str, Any] = text_config.to_dict()
+    except Exception:  # the classes raise errors of any type for invalid values
         return None
-    return (
-        made if text is whole or find_text_config_key(config) else None
-    )  # or else it stands where nobody looks for it
+    # A class may nest its text part under a key that find_text_config_key does not know; nothing would read the result.
+    return fields if text_config is parsed or find_text_config_key(config) else None

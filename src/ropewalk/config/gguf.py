@@ -1,15 +1,15 @@
-"""The header of a GGUF file, read as llama.cpp reads it.
+"""Interpret the header of a GGUF file as llama.cpp does.
 
-Read without llama.cpp and without the `gguf` package, so that it costs milliseconds, and so that a damaged file, whose
-counts may say anything, costs no more: nothing is allocated by a count, and every step stays inside the file.
+- `rope.scaling.*` defines the scaling, `rope.scaling.attn_factor` an attention factor. With YaRN, llama.cpp multiplies
+  it by 0.1 ln s + 1; it reads the betas of YaRN for a few architectures only (gguf_architectures.py).
+- The tensor `rope_freqs` divides the frequencies; `rope_factors_short` and `rope_factors_long` are the two lists of
+  LongRoPE.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,9 @@ from ropewalk.config.gguf_architectures import (
     YARN_BETA_DEFAULTS,
     YARN_LOG_MULTIPLIER_SCALE,
 )
-from ropewalk.config.model import (
-    ALL_LAYERS,
-    AttentionShape,
-    LayerRope,
-    ModelConfig,
-    check_layer_count,
-)
-from ropewalk.errors import InputError
-from ropewalk.frequencies import Frequencies
+from ropewalk.config.gguf_header import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, read_gguf_header
+from ropewalk.config.model_config import ALL_LAYERS, AttentionShape, LayerRope, ModelConfig, check_layer_count
+from ropewalk.errors import IncompleteConfigError, InputError
 from ropewalk.rope import Layout, Rope
 from ropewalk.scaling.base import Scaling
 from ropewalk.scaling.linear import Linear
@@ -42,257 +36,185 @@ from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
 
-ROPE_FREQS = "rope_freqs.weight"
-ROPE_FACTORS_SHORT, ROPE_FACTORS_LONG = "rope_factors_short.weight", "rope_factors_long.weight"
-FIXED_PAIR_DIVISOR = 1e30  # the divisor of a pair that does not turn
-
-
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY, _FLOAT32 = 8, 9, 0
-_LONGEST_KEY, _LONGEST_TEXT, _LONGEST_LIST = 2**16 - 1, 2**24, 2**22
-_KINDS = ("none", "linear", "yarn", "longrope")
+FIXED_PAIR_DIVISOR = 1e30  # llama.cpp's converter writes this divisor for a pair that is not rotated
+_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 
 
 def from_gguf(path: str | Path) -> ModelConfig:
-    """What the header of a GGUF file says, as llama.cpp reads it.
-
-    Raises InputError for a file that is missing, damaged or has no rope fields.
-    """
+    """Parse the header of a GGUF file. Raises InputError if it is missing, corrupt or has no rope fields."""
     return from_gguf_fields(*read_gguf_header(path), str(path))
-
-
-def read_gguf_header(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
-    """The header of a GGUF file.
-
-    Returns the fields of its metadata, but for the tokenizer's, and the tensors that divide the frequencies, by name,
-    each dim/2 numbers. Raises InputError for a file that is missing or damaged.
-    """
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Header(data).contents()
-    except (ValueError, struct.error, OSError, OverflowError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError("model", str(path), f"a whole GGUF file (reading it failed: {error})") from None
 
 
 def from_gguf_fields(
     fields: Mapping[str, Any], divisors: Mapping[str, tuple[float, ...]], source: str = "GGUF metadata"
 ) -> ModelConfig:
-    """What such fields and divisors mean (`read_gguf_header`), whether or not they stand in a file.
+    """Parse the metadata and the rope tensors of a GGUF file, as returned by `read_gguf_header`.
 
-    llama.cpp's reading: tensors divide the frequencies, `rope.scaling.attn_factor` is an attention factor, which yarn
-    multiplies by its own 0.1 ln s + 1, and yarn's betas are read for few architectures. `rope_factors_*` are two
-    lists of LongRoPE. Raises InputError, naming `source`, where there are no rope fields or not of their types.
+    Args:
+        fields: the metadata.
+        divisors: the tensors that divide the frequencies, by name.
+        source: the name of the file in error messages.
+
+    Raises IncompleteConfigError without rope fields, and InputError for fields of the wrong type.
     """
     try:
-        return _describe(fields, divisors, source)
+        return _GgufParser(fields, divisors, source).parse()
     except InputError:
         raise
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-        raise InputError("model", source, f"a GGUF whose fields are of their types ({error})") from None
+        raise InputError("model", source, f"a GGUF file with fields of the right types ({error})") from None
 
 
-class _Header:
-    """Reads on through the bytes of a GGUF file, version 2 or 3. Raises ValueError or struct.error for damage."""
+class _GgufParser:
+    """Parses the fields of one file.
 
-    def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.at = data, 4
-        if data[:4] != b"GGUF":
-            raise ValueError("it does not begin with GGUF")
-        self.order = "<" if int.from_bytes(data[4:8], "little") & 0xFFFF else ">"
-        version = self.number("I")
-        if version not in (2, 3):
-            raise ValueError(f"version {version}, which is not 2 or 3")
+    Attributes:
+        architecture: the name of the architecture, which is also the prefix of its fields.
+    """
 
-    def contents(self) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
-        tensors, fields = self.number("Q"), {}
-        for _ in range(self.number("Q")):
-            key = self.text(_LONGEST_KEY)
-            if key in fields:
-                raise ValueError(f"{key!r} stands in it twice")
-            fields[key] = self.value(self.number("I"), kept=not key.startswith("tokenizer."))
-        places = self.places(tensors)
-        alignment = fields.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise ValueError(f"an alignment of {alignment}")
-        start = -(-self.at // alignment) * alignment
-        divisors = {}
-        for name, (shape, kind, offset) in places.items():
-            if start + offset > len(self.data):
-                raise ValueError(f"it ends before {name}")
-            if name in (ROPE_FREQS, ROPE_FACTORS_SHORT, ROPE_FACTORS_LONG):
-                if kind != _FLOAT32 or math.prod(shape) > _LONGEST_LIST:
-                    raise ValueError(f"{name} is no list of float32")
-                divisors[name] = tuple(self.numbers("f", math.prod(shape), start + offset))
-        return {key: value for key, value in fields.items() if not key.startswith("tokenizer.")}, divisors
+    def __init__(self, fields: Mapping[str, Any], divisors: Mapping[str, tuple[float, ...]], source: str) -> None:
+        self.fields, self.divisors, self.source = fields, divisors, source
+        self.architecture = str(fields.get("general.architecture", ""))
 
-    def places(self, count: int) -> dict[str, tuple[list[int], int, int]]:
-        """Shape, type and offset of each tensor."""
-        places = {}
-        for _ in range(count):
-            name, dimensions = self.text(_LONGEST_KEY), self.number("I")
-            if name in places or dimensions > 4:
-                raise ValueError(f"the tensor {name!r} stands in it twice, or has {dimensions} dimensions")
-            places[name] = [self.number("Q") for _ in range(dimensions)], self.number("I"), self.number("Q")
-        return places
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a field of the architecture, or the default."""
+        return self.fields.get(f"{self.architecture}.{key}", default)
 
-    def value(self, kind: int, kept: bool) -> Any:
-        if kind == _STRING:
-            return self.text(_LONGEST_TEXT)
-        if kind != _ARRAY:
-            return self.number(self.format(kind))
-        kind, count = self.number("I"), self.number("Q")
-        if count > _LONGEST_LIST:
-            raise ValueError(f"a list of {count}")
-        if kind == _STRING:
-            for _ in range(count):
-                self.skip(self.number("Q"))
-            return None  # no list of strings says anything about positions
-        values = self.numbers(self.format(kind), count, self.at) if kept else None
-        self.skip(struct.calcsize(self.format(kind)) * count)
-        return values
+    def parse(self) -> ModelConfig:
+        heads = _largest(self.get("attention.head_count"))
+        head_dim = self.get("embedding_length", 0) // heads if heads else 0
+        dim = self.get("rope.dimension_count") or self.get("attention.key_length") or head_dim
+        context = self.get("context_length")
+        has_rope = self.get("rope.freq_base") is not None or self.architecture in ROPE_GGUF_ARCHITECTURES
+        if not dim or not context or not has_rope:
+            raise IncompleteConfigError("model", self.source, "a GGUF file of a model with rope fields")
+        original_length = self.get("rope.scaling.original_context_length") or context
+        layout: Layout = "interleaved" if self.architecture in INTERLEAVED_GGUF_ARCHITECTURES else "half"
+        rope = Rope(int(dim), float(self.get("rope.freq_base", 10_000.0)), int(original_length), layout)
+        main_layer = LayerRope(rope, self.parse_scaling(rope))
+        ropes = {ALL_LAYERS: main_layer}
+        if self.architecture in SLIDING_ROPE_FREQ_BASE and self.get("attention.sliding_window"):
+            ropes = {"full_attention": main_layer, "sliding_attention": self.parse_sliding_layer(rope)}
+        attention = self.parse_attention_shape(heads, head_dim) if heads and self.get("block_count") else None
+        return ModelConfig(self.architecture, ropes, int(context), attention)
 
-    def text(self, longest: int) -> str:
-        length = self.number("Q")
-        if length > longest:
-            raise ValueError(f"a string of {length} bytes")
-        start = self.at
-        self.skip(length)
-        return self.data[start : self.at].decode("utf-8")
-
-    def skip(self, size: int) -> None:
-        self.at += size
-        if self.at > len(self.data):
-            raise ValueError("it ends too soon")
-
-    def number(self, form: str) -> Any:
-        (value,) = struct.unpack_from(self.order + form, self.data, self.at)
-        self.at += struct.calcsize(form)
-        return value
-
-    def numbers(self, form: str, count: int, start: int) -> list[Any]:
-        return list(struct.unpack_from(f"{self.order}{count}{form}", self.data, start))
-
-    def format(self, kind: int) -> str:
-        if kind not in _NUMBERS:
-            raise ValueError(f"a value of type {kind}")
-        return _NUMBERS[kind]
-
-
-def _describe(fields: Mapping[str, Any], divisors: Mapping[str, tuple[float, ...]], source: str) -> ModelConfig:
-    architecture = str(fields.get("general.architecture", ""))
-
-    def get(key: str, default: Any = None) -> Any:
-        return fields.get(f"{architecture}.{key}", default)
-
-    heads = get("attention.head_count")
-    heads = max(heads) if isinstance(heads, list) else heads
-    dim = get("rope.dimension_count") or get("attention.key_length") or (heads and get("embedding_length", 0) // heads)
-    context = get("context_length")
-    if not dim or not context or (get("rope.freq_base") is None and architecture not in ROPE_GGUF_ARCHITECTURES):
-        raise InputError("model", source, "a GGUF of a model with rope fields")
-    original = get("rope.scaling.original_context_length") or context
-    layout: Layout = "interleaved" if architecture in INTERLEAVED_GGUF_ARCHITECTURES else "half"
-    rope = Rope(int(dim), float(get("rope.freq_base", 10_000.0)), int(original), layout)
-    main = LayerRope(rope, _scaling(architecture, get, divisors, rope))
-    ropes = {ALL_LAYERS: main}
-    if architecture in SLIDING_ROPE_FREQ_BASE and get("attention.sliding_window"):
-        ropes = {"full_attention": main, "sliding_attention": _local(architecture, get, rope)}
-    attention = None
-    if heads and get("block_count"):
-        kv_heads = get("attention.head_count_kv", heads)
-        head_dim = get("embedding_length", 0) // heads
-        attention = AttentionShape(
-            layer_types=("full_attention",) * check_layer_count(int(get("block_count"))),
-            kv_heads=max(kv_heads) if isinstance(kv_heads, list) else int(kv_heads),
-            key_dim=int(get("attention.key_length", head_dim)),
-            value_dim=int(get("attention.value_length", head_dim)),
+    def parse_attention_shape(self, heads: int, head_dim: int) -> AttentionShape:
+        return AttentionShape(
+            layer_types=("full_attention",) * check_layer_count(int(self.get("block_count"))),
+            kv_heads=int(_largest(self.get("attention.head_count_kv", heads))),
+            key_dim=int(self.get("attention.key_length", head_dim)),
+            value_dim=int(self.get("attention.value_length", head_dim)),
             sliding_window=None,
             bytes_per_number=2,
         )
-    return ModelConfig(architecture, ropes, int(context), attention)
+
+    def parse_scaling(self, rope: Rope) -> Scaling:
+        """Return the scaling of the layers that attend to the whole text."""
+        scaling_type = self.get("rope.scaling.type", "linear")
+        if scaling_type not in _SCALING_TYPES:
+            raise InputError("rope.scaling.type", scaling_type, ", ".join(_SCALING_TYPES))
+        factor = float(self.get("rope.scaling.factor", self.get("rope.scale_linear")) or 1.0)
+        attention_factor = float(self.get("rope.scaling.attn_factor", 1.0))
+        scaling: Scaling = NoScaling()
+        if scaling_type == "yarn":
+            scaling = self.parse_yarn(factor, attention_factor)
+            attention_factor = scaling.frequencies(rope).attention_factor
+        else:
+            if factor != 1 and scaling_type != "none":
+                scaling = Linear(factor=factor)
+            is_scaled = scaling != NoScaling() or attention_factor != 1
+            if self.architecture in SOFTMAX_SCALED_GGUF_ARCHITECTURES and is_scaled:
+                expected = f"yarn, because llama.cpp also scales the softmax of {self.architecture}"
+                raise InputError("rope.scaling.type", scaling_type, expected)
+
+        if ROPE_FREQS in self.divisors:
+            return _divide_frequencies(rope, scaling, attention_factor, self.divisors[ROPE_FREQS])
+        ones = (1.0,) * (rope.dim // 2)
+        if self.divisors:
+            short, long = (self.divisors.get(name, ones) for name in (ROPE_FACTORS_SHORT, ROPE_FACTORS_LONG))
+            return _divide_frequencies(rope, scaling, attention_factor, short, long)
+        if scaling_type == "yarn" or attention_factor == 1:
+            return scaling
+        return _divide_frequencies(rope, scaling, attention_factor, ones)
+
+    def parse_yarn(self, factor: float, attn_factor: float) -> YaRN:
+        """Return YaRN with that factor and that value of the field rope.scaling.attn_factor."""
+        beta_fast, beta_slow = 32.0, 1.0
+        if self.architecture in YARN_BETA_DEFAULTS:
+            default_fast, default_slow = YARN_BETA_DEFAULTS[self.architecture]
+            beta_fast = float(self.get("rope.scaling.yarn_beta_fast", default_fast))
+            beta_slow = float(self.get("rope.scaling.yarn_beta_slow", default_slow))
+        multiplier_scale = YARN_LOG_MULTIPLIER_SCALE.get(self.architecture, 0.0)
+        log_multiplier = float(self.get("rope.scaling.yarn_log_multiplier", 0.0)) * multiplier_scale
+        attention_factor = attn_factor * yarn_mscale(factor)
+        if log_multiplier:
+            # llama.cpp uses 1 for mscale here, except for deepseek2, where mscale equals mscale_all_dim.
+            mscale = log_multiplier if self.architecture == "deepseek2" else 1.0
+            attention_factor = attn_factor * (yarn_mscale(factor, mscale) / yarn_mscale(factor, log_multiplier))
+        mscale_all_dim = 0.0
+        if self.architecture in SOFTMAX_SCALED_GGUF_ARCHITECTURES and factor > 1:
+            # Find c with m(s, c) = attention_factor m(s, log_multiplier), the number that llama.cpp squares.
+            mscale_all_dim = (attention_factor * yarn_mscale(factor, log_multiplier) - 1) / (0.1 * math.log(factor))
+            if abs(mscale_all_dim) < 1e-6:  # the rounding error of float32 fields
+                mscale_all_dim = 0.0
+        return YaRN(
+            factor=factor,
+            beta_fast=beta_fast,
+            beta_slow=beta_slow,
+            attention_factor=None if attn_factor == 1 and not log_multiplier else attention_factor,
+            mscale_all_dim=mscale_all_dim or None,
+        )
+
+    def parse_sliding_layer(self, rope: Rope) -> LayerRope:
+        """Return the rotary embedding of the sliding-window layers: another base, no factor, no divisors."""
+        base = SLIDING_ROPE_FREQ_BASE[self.architecture] or rope.base
+        if self.architecture not in FIXED_SLIDING_BASE_GGUF_ARCHITECTURES:
+            base = float(self.get("rope.freq_base_swa", base))
+        dim = int(self.get("rope.dimension_count_swa", rope.dim))
+        sliding_rope = Rope(dim, base, rope.original_length, rope.layout)
+        attention_factor = float(self.get("rope.scaling.attn_factor", 1.0))
+        if attention_factor == 1 or self.architecture in UNSCALED_SLIDING_GGUF_ARCHITECTURES:
+            return LayerRope(sliding_rope, NoScaling())
+        ones = (1.0,) * (dim // 2)
+        return LayerRope(sliding_rope, _divide_frequencies(sliding_rope, NoScaling(), attention_factor, ones))
 
 
-def _scaling(
-    architecture: str, get: Callable[..., Any], divisors: Mapping[str, tuple[float, ...]], rope: Rope
+def _largest(value: Any) -> Any:
+    """Return the largest number of a list with one for each layer, or the value itself."""
+    return max(value) if isinstance(value, list) else value
+
+
+def _divide_frequencies(
+    rope: Rope,
+    scaling: Scaling,
+    attention_factor: float,
+    short: tuple[float, ...],
+    long: tuple[float, ...] | None = None,
 ) -> Scaling:
-    kind = get("rope.scaling.type", "linear")
-    if kind not in _KINDS:
-        raise InputError("rope.scaling.type", kind, ", ".join(_KINDS))
-    factor = float(get("rope.scaling.factor", get("rope.scale_linear")) or 1.0)
-    attention = float(get("rope.scaling.attn_factor", 1.0))
-    if kind == "yarn":
-        scaling: Scaling = _yarn(architecture, get, factor, attention)
-        attention = scaling.frequencies(rope).attention_factor
-    else:
-        scaling = Linear(factor=factor) if factor != 1 and kind != "none" else NoScaling()
-        if architecture in SOFTMAX_SCALED_GGUF_ARCHITECTURES and (scaling != NoScaling() or attention != 1):
-            raise InputError("rope.scaling.type", kind, f"yarn, as llama.cpp scales the softmax of {architecture}, too")
-    if not divisors:
-        return scaling if kind == "yarn" or attention == 1 else _divided(rope, scaling, attention)
-    if ROPE_FREQS in divisors:
-        return _divided(rope, scaling, attention, divisors[ROPE_FREQS])
-    ones = (1.0,) * (rope.dim // 2)
-    return _divided(
-        rope, scaling, attention, divisors.get(ROPE_FACTORS_SHORT, ones), divisors.get(ROPE_FACTORS_LONG, ones)
-    )
+    """Return the scaling that results when the frequencies of `scaling` are also divided by lists.
 
+    Args:
+        rope: the unscaled embedding.
+        scaling: the scaling before the division.
+        attention_factor: of the result.
+        short: the divisors, dim/2 numbers.
+        long: other divisors for texts longer than the original length.
+    """
+    pairs = rope.dim // 2
+    scaled_inv_freq = scaling.frequencies(rope).inv_freq
+    lists = []
+    for divisors in (short,) if long is None else (short, long):
+        if len(divisors) != pairs:
+            raise InputError("divisors", f"{len(divisors)} numbers", f"{pairs} numbers, one for each pair")
+        lists.append(tuple((np.array(divisors) * (rope.inv_freq / scaled_inv_freq)).tolist()))
 
-def _yarn(architecture: str, get: Callable[..., Any], factor: float, written: float) -> YaRN:
-    """YaRN of that factor, where the file writes that attention factor."""
-    beta_fast, beta_slow = 32.0, 1.0
-    if architecture in YARN_BETA_DEFAULTS:
-        fast, slow = YARN_BETA_DEFAULTS[architecture]
-        beta_fast = float(get("rope.scaling.yarn_beta_fast", fast))
-        beta_slow = float(get("rope.scaling.yarn_beta_slow", slow))
-    all_dim = float(get("rope.scaling.yarn_log_multiplier", 0.0)) * YARN_LOG_MULTIPLIER_SCALE.get(architecture, 0.0)
-    # With a multiplier llama.cpp takes mscale for 1, but for deepseek2 for the same as mscale_all_dim.
-    mscale = all_dim if architecture == "deepseek2" or not all_dim else 1.0
-    own = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim) if all_dim else yarn_mscale(factor)
-    attention = written * own
-    softened = None
-    if architecture in SOFTMAX_SCALED_GGUF_ARCHITECTURES and factor > 1:
-        softened = (attention * yarn_mscale(factor, all_dim) - 1) / (0.1 * math.log(factor))
-        softened = 0.0 if abs(softened) < 1e-6 else softened  # rounded away by float32
-    return YaRN(
-        factor=factor,
-        beta_fast=beta_fast,
-        beta_slow=beta_slow,
-        attention_factor=None if written == 1 and not all_dim else attention,
-        mscale_all_dim=softened or None,
-    )
-
-
-def _divided(rope: Rope, scaling: Scaling, attention: float, *lists: tuple[float, ...]) -> Scaling:
-    """What becomes of a scaling when the frequencies are divided as well: by one list, or by a short and a long one."""
-    scaled: Frequencies = scaling.frequencies(rope)
-    whole = []
-    for divisors in lists or ((1.0,) * (rope.dim // 2),):
-        if len(divisors) != rope.dim // 2:
-            raise InputError("divisors", f"{len(divisors)} numbers", f"{rope.dim // 2}, one a pair")
-        whole.append(tuple((np.array(divisors) * (rope.inv_freq / scaled.inv_freq)).tolist()))
-    turning = sum(divisor < FIXED_PAIR_DIVISOR / 2 for divisor in whole[0])
-    if 0 < turning < rope.dim // 2:
-        kept = set(whole[0][:turning])
-        if (
-            len(whole) == 1
-            and len(kept) == 1
-            and attention == 1
-            and all(x > FIXED_PAIR_DIVISOR / 2 for x in whole[0][turning:])
-        ):
-            return Proportional(p=math.nextafter(2 * turning / rope.dim, 1.0), factor=kept.pop())
-        raise InputError(ROPE_FREQS, "divisors of which some stop a pair", "the same for all the pairs before those")
-    return LongRoPE(whole[0], whole[-1], attention_factor=attention)
-
-
-def _local(architecture: str, get: Callable[..., Any], rope: Rope) -> LayerRope:
-    """The sliding layers, of a base of their own: no factor and no tensor reaches them, an attention factor does."""
-    base = SLIDING_ROPE_FREQ_BASE[architecture] or rope.base
-    if architecture not in FIXED_SLIDING_BASE_GGUF_ARCHITECTURES:
-        base = float(get("rope.freq_base_swa", base))
-    local = Rope(int(get("rope.dimension_count_swa", rope.dim)), base, rope.original_length, rope.layout)
-    attention = (
-        1.0 if architecture in UNSCALED_SLIDING_GGUF_ARCHITECTURES else float(get("rope.scaling.attn_factor", 1.0))
-    )
-    return LayerRope(local, NoScaling() if attention == 1 else _divided(local, NoScaling(), attention))
+    rotated_pairs = sum(divisor < FIXED_PAIR_DIVISOR / 2 for divisor in lists[0])
+    if not 0 < rotated_pairs < pairs:
+        return LongRoPE(lists[0], lists[-1], attention_factor=attention_factor)
+    # Some pairs are not rotated. Only Proportional can express this, with one divisor for all others.
+    rotated_divisors, fixed_divisors = set(lists[0][:rotated_pairs]), lists[0][rotated_pairs:]
+    are_last = all(divisor > FIXED_PAIR_DIVISOR / 2 for divisor in fixed_divisors)
+    if long is None and len(rotated_divisors) == 1 and attention_factor == 1 and are_last:
+        p = math.nextafter(2 * rotated_pairs / rope.dim, 1.0)  # rounding down would rotate one pair less
+        return Proportional(p=p, factor=rotated_divisors.pop())
+    raise InputError(ROPE_FREQS, "divisors that fix some pairs", "the same divisor for all pairs before those")

@@ -1,4 +1,8 @@
-"""The configuration of transformers, version 4 and 5, in and out; read as a plain dict, so without transformers."""
+"""Parse configurations of transformers, version 4 and 5, from plain dicts (transformers itself is not needed).
+
+Version 5 stores the rope dict of the model in `rope_parameters`, possibly nested by layer type. Version 4 stores it in
+`rope_scaling`, with `rope_theta` beside it. Both are accepted from the same function.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from ropewalk.config.architectures import (
     DEFAULT_SLIDING_WINDOW_PATTERN,
     INTERLEAVED_MODEL_TYPES,
 )
-from ropewalk.config.model import (
+from ropewalk.config.model_config import (
     ALL_LAYERS,
     AttentionShape,
     LayerRope,
@@ -20,101 +24,75 @@ from ropewalk.config.model import (
     check_layer_count,
     is_local,
 )
-from ropewalk.errors import InputError, check_number
+from ropewalk.errors import IncompleteConfigError, InputError, check_number
 from ropewalk.rope import Layout, Rope
 from ropewalk.scaling import from_rope_dict
-from ropewalk.scaling.base import Scaling
 from ropewalk.scaling.linear import Linear
 
-_HEADS = ("num_attention_heads", "n_head", "n_heads")
-_TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
-SCALING_KEYS = {
-    "rope_type", "type", "factor", "alpha", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
-    "truncate", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "rope_theta",
-    "attn_factor", "short_mscale", "long_mscale",
-}  # fmt: skip
+# The different names that architectures use for the same field.
+_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "seq_length")
+_ROPE_THETA_FIELDS = ("rope_theta", "rotary_emb_base", "rope_base", "global_rope_theta")
+_NUM_HEADS_FIELDS = ("num_attention_heads", "n_head", "n_heads")
+# Keys of multimodal configurations under which the configuration of the text decoder is nested.
+_TEXT_CONFIG_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 
 
 def from_dict(config: Mapping[str, Any]) -> ModelConfig:
-    """Read the dict of a transformers configuration, version 4 or 5 (its text part, for a composite one).
+    """Parse the dict of a transformers configuration, version 4 or 5 (its text part, for a multimodal one).
 
-    Raises InputError when it has no rope fields or contradicts itself.
+    Raises IncompleteConfigError if it has no rope fields or omits the size of a head, and InputError for values that
+    are invalid or contradict each other.
     """
     config = get_text_config_dict(config)
     model_type = str(config.get("model_type", ""))
-    written = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers 5 takes them so
-    if not isinstance(written, Mapping):
-        raise InputError("rope_parameters", written, "a dict")
-    if not (written or get_rope_theta(config, {}) or model_type in DEFAULT_ROPE_THETA):
-        raise InputError("model", model_type or "a configuration", "one with rope fields (rope_theta, rope_parameters)")
-    max_length = _whole(
-        config, "max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "seq_length"
-    )
-    ropes = {
-        kind: _layer_rope(_seen_by(config, kind), rope_dict, model_type, max_length)
-        for kind, rope_dict in _by_layer_type(config, written).items()
-    }
-    return ModelConfig(model_type, ropes, max_length, _attention_shape(config))
+    rope_dict = config.get("rope_scaling") or config.get("rope_parameters") or {}  # the precedence of transformers 5
+    if not isinstance(rope_dict, Mapping):
+        raise InputError("rope_parameters", rope_dict, "a dict")
+    if not (rope_dict or get_rope_theta(config, {}) or model_type in DEFAULT_ROPE_THETA):
+        expected = "one with rope fields (rope_theta, rope_parameters)"
+        raise IncompleteConfigError("model", model_type or "a configuration", expected)
+    max_length = _get_count(config, *_LENGTH_FIELDS)
+    ropes = {}
+    for layer_type, layer_rope_dict in _split_by_layer_type(config, rope_dict).items():
+        layer_config = _override_for_layer_type(config, layer_type)
+        ropes[layer_type] = _parse_layer(layer_config, layer_rope_dict, model_type, max_length)
+    return ModelConfig(model_type, ropes, max_length, _parse_attention_shape(config))
 
 
 def find_text_config_key(config: Mapping[str, Any]) -> str | None:
-    """The key of a composite configuration under which its text decoder, or what holds that, is described."""
-    return next((name for name in _TEXT_PARTS if isinstance(config.get(name), Mapping)), None)
+    """Return the key under which a multimodal configuration nests its text part; None for a plain configuration.
+
+    The nested part may be multimodal itself.
+    """
+    return next((key for key in _TEXT_CONFIG_KEYS if isinstance(config.get(key), Mapping)), None)
 
 
 def get_text_config_dict(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a configuration that describes the text decoder; itself for a plain one."""
-    inner = find_text_config_key(config)
-    return config if inner is None else get_text_config_dict(config[inner])
-
-
-def build_rope_parameters(
-    scaling: Scaling, rope: Rope, written: Mapping[str, Any] | None = None, length: int | None = None
-) -> dict[str, Any] | None:
-    """The whole `rope_parameters` dict that says `scaling` to transformers 5; None when it cannot be said.
-
-    `written`: the dict it replaces, whose keys that are the model's own (mrope_section and the like) are kept.
-    `length`: fixes a dynamic scaling at the frequencies of that length.
-    """
-    said = scaling.to_rope_parameters(rope, length)
-    written = dict(written or {})
-    partial = written.pop("partial_rotary_factor", None)
-    if _rope_type(written) == "proportional":
-        partial = None  # there it is the scaling's p, not the rope's
-    if said is None or (said["rope_type"] == "proportional" and partial not in (None, 1, 1.0)):
-        return None
-    own = {key: value for key, value in written.items() if key not in SCALING_KEYS}
-    if partial is not None:
-        own["partial_rotary_factor"] = partial
-    return {"rope_theta": rope.base, **own, **said}
-
-
-def compute_max_position_embeddings(
-    scaling: Scaling, rope: Rope, said: Mapping[str, Any], length: int | None = None
-) -> int:
-    """The `max_position_embeddings` that goes with a dict `said` by `rope_parameters`, tokens.
-
-    It is the length reached where the dict holds the original length. Where it does not (linear, dynamic), readers
-    take the original length from this very field, and vLLM multiplies it by the factor: so it stays the original.
-    """
-    original = scaling.resolve_original_length(rope)
-    reached = round(original * scaling.extension_factor(rope, length))
-    return reached if said.get("original_max_position_embeddings") else original
+    """Return the part of a configuration for the text decoder, which is the whole of a plain configuration."""
+    key = find_text_config_key(config)
+    return config if key is None else get_text_config_dict(config[key])
 
 
 def get_rope_theta(config: Mapping[str, Any], rope_dict: Mapping[str, Any]) -> Any:
-    """The base as it is written, in a rope dict or beside it; None where it is left to the architecture."""
-    return rope_dict.get("rope_theta") or _first(
-        config, "rope_theta", "rotary_emb_base", "rope_base", "global_rope_theta"
-    )
+    """Return the base from a rope dict or from the fields beside it; None if the file leaves it to the architecture."""
+    return rope_dict.get("rope_theta") or _get_first(config, *_ROPE_THETA_FIELDS)
 
 
-def _first(config: Mapping[str, Any], *names: str) -> Any:
+def get_rope_type(rope_dict: Mapping[str, Any]) -> str:
+    """Return the type of a rope dict, which version 4 stores under `type`."""
+    return str(rope_dict.get("rope_type") or rope_dict.get("type") or "default")
+
+
+def _get_first(config: Mapping[str, Any], *names: str) -> Any:
+    """Return the value of the first of these fields that is set, or None."""
     return next((config[name] for name in names if config.get(name) is not None), None)
 
 
-def _whole(config: Mapping[str, Any], *names: str) -> int | None:
-    """The first of these fields that is given and not 0. Raises InputError when that is no whole number above 0."""
+def _get_count(config: Mapping[str, Any], *names: str) -> int | None:
+    """Return the first of these fields that is set and not 0, or None.
+
+    Raises InputError if its value is not a whole number above 0.
+    """
     name = next((name for name in names if config.get(name) not in (None, 0)), None)
     if name is None:
         return None
@@ -124,110 +102,130 @@ def _whole(config: Mapping[str, Any], *names: str) -> int | None:
     return value
 
 
-def _rope_type(rope_dict: Mapping[str, Any]) -> str:
-    return str(rope_dict.get("rope_type") or rope_dict.get("type") or "default")
+def _split_by_layer_type(config: Mapping[str, Any], rope_dict: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the rope dict of each layer type.
 
-
-def _by_layer_type(config: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The rope dicts by layer type: version 5 nests them, version 4 of Gemma 3 and ModernBERT has a second base."""
-    nested = {kind: rope_dict for kind, rope_dict in written.items() if isinstance(rope_dict, Mapping)}
+    Version 5 nests them. In version 4, Gemma 3 and ModernBERT have a second base for their sliding-window layers.
+    """
+    nested = {layer_type: value for layer_type, value in rope_dict.items() if isinstance(value, Mapping)}
     if nested:
         return nested
     model_type = str(config.get("model_type"))
-    local = _first(config, "rope_local_base_freq", "local_rope_theta") or DEFAULT_LOCAL_ROPE_THETA.get(model_type)
-    if model_type == "olmo3":  # one base, and its sliding layers take no scaling
-        local = get_rope_theta(config, written) or DEFAULT_ROPE_THETA[model_type]
-    if local is not None:
-        return {"full_attention": written, "sliding_attention": {"rope_theta": local}}
-    return {ALL_LAYERS: written}
+    local_base = _get_first(config, "rope_local_base_freq", "local_rope_theta")
+    local_base = local_base or DEFAULT_LOCAL_ROPE_THETA.get(model_type)
+    if model_type == "olmo3":  # one base, but its sliding-window layers are never scaled
+        local_base = get_rope_theta(config, rope_dict) or DEFAULT_ROPE_THETA[model_type]
+    if local_base is not None:
+        return {"full_attention": rope_dict, "sliding_attention": {"rope_theta": local_base}}
+    return {ALL_LAYERS: rope_dict}
 
 
-def _seen_by(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    """The configuration as the layers of that type see it: Gemma 4 has larger heads where a layer sees everything."""
-    layers, kinds = config.get("per_layer_config"), config.get("layer_types")
-    if isinstance(layers, Mapping) and isinstance(kinds, list):
-        for index, own in layers.items():
-            if str(index).isdecimal() and kinds[int(index) :][:1] == [kind] and isinstance(own, Mapping):
-                return {**config, **own}
-    if config.get("global_head_dim") is not None and not is_local(kind):
+def _override_for_layer_type(config: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
+    """Return the configuration with the fields that differ for one layer type.
+
+    The layers of Gemma 4 that attend to the whole text have larger heads than its sliding-window layers.
+    """
+    per_layer_config, layer_types = config.get("per_layer_config"), config.get("layer_types")
+    if isinstance(per_layer_config, Mapping) and isinstance(layer_types, list):
+        for index, overrides in per_layer_config.items():
+            if not str(index).isdecimal() or not isinstance(overrides, Mapping):
+                continue
+            if layer_types[int(index) :][:1] == [layer_type]:
+                return {**config, **overrides}
+    if config.get("global_head_dim") is not None and not is_local(layer_type):
         return {**config, "head_dim": config["global_head_dim"]}
     return config
 
 
-def _layer_rope(
+def _parse_layer(
     config: Mapping[str, Any], rope_dict: Mapping[str, Any], model_type: str, max_length: int | None
 ) -> LayerRope:
-    written, rope_dict = rope_dict, dict(rope_dict)
-    said = _whole(config, "original_max_position_embeddings") or _whole(rope_dict, "original_max_position_embeddings")
-    rope_type = _rope_type(rope_dict)
-    original = max_length if rope_type == "dynamic" else said or max_length  # transformers' dynamic looks at this one
-    if rope_dict.get("factor") is None and rope_type in ("yarn", "longrope", "su") and original and max_length:
-        rope_dict["factor"] = max_length / original
-    proportional = rope_type == "proportional"
-    if proportional and rope_dict.get("partial_rotary_factor") is None:
-        rope_dict["partial_rotary_factor"] = _first(config, "partial_rotary_factor") or 1.0
-    rope_dict.pop("original_max_position_embeddings", None)  # it is the rope's
-    scaling = from_rope_dict(rope_dict, strict=False)
-    if isinstance(scaling, Linear) and model_type.startswith("gemma3") and max_length and said is None:
-        original = round(max_length / scaling.factor)  # it declares the length that its scaling reaches
-    interleaved = config.get("rope_interleave", model_type in INTERLEAVED_MODEL_TYPES)
-    layout: Layout = "interleaved" if interleaved else "half"
+    """Parse the rope dict of one layer type."""
+    rope_type = get_rope_type(rope_dict)
+    is_proportional = rope_type == "proportional"
+    options = dict(rope_dict)
+    stated_length = _get_count(config, "original_max_position_embeddings")
+    stated_length = stated_length or _get_count(options, "original_max_position_embeddings")
+    options.pop("original_max_position_embeddings", None)  # it is stored in the Rope
+    # The dynamic type of transformers ignores original_max_position_embeddings.
+    original_length = max_length if rope_type == "dynamic" else stated_length or max_length
+    if options.get("factor") is None and rope_type in ("yarn", "longrope", "su") and original_length and max_length:
+        options["factor"] = max_length / original_length
+    if is_proportional and options.get("partial_rotary_factor") is None:
+        options["partial_rotary_factor"] = _get_first(config, "partial_rotary_factor") or 1.0
+    scaling = from_rope_dict(options, strict=False)
+    if isinstance(scaling, Linear) and model_type.startswith("gemma3") and max_length and stated_length is None:
+        original_length = round(max_length / scaling.factor)  # Gemma 3 declares the length after scaling
+    is_interleaved = config.get("rope_interleave", model_type in INTERLEAVED_MODEL_TYPES)
+    layout: Layout = "interleaved" if is_interleaved else "half"
     rope = Rope(
-        dim=_rotary_dim(config, {} if proportional else rope_dict, model_type, whole=proportional),
-        base=get_rope_theta(config, rope_dict) or DEFAULT_ROPE_THETA.get(model_type, 10_000.0),
-        original_length=original,
+        dim=_rotary_dim(config, options, model_type, is_proportional),
+        base=get_rope_theta(config, options) or DEFAULT_ROPE_THETA.get(model_type, 10_000.0),
+        original_length=original_length,
         layout=layout,
     )
-    return LayerRope(rope, scaling, written)
+    return LayerRope(rope, scaling, rope_dict)
 
 
-def _rotary_dim(config: Mapping[str, Any], rope_dict: Mapping[str, Any], model_type: str, whole: bool) -> int:
-    given = _whole(config, "qk_rope_head_dim") if whole else _whole(config, "qk_rope_head_dim", "rotary_dim")
-    if given is not None:
-        return given
+def _rotary_dim(config: Mapping[str, Any], options: Mapping[str, Any], model_type: str, is_proportional: bool) -> int:
+    """Return the number of rotary dimensions of a head.
+
+    With the type `proportional`, partial_rotary_factor is an option of the scaling, and the whole head is rotary.
+    """
+    fields = ("qk_rope_head_dim",) if is_proportional else ("qk_rope_head_dim", "rotary_dim")
+    rotary_dim = _get_count(config, *fields)
+    if rotary_dim is not None:
+        return rotary_dim
     head_dim = _head_dim(config)
     if head_dim is None:
-        raise InputError("head_dim", None, "head_dim, or hidden_size and num_attention_heads")
-    partial = rope_dict.get("partial_rotary_factor") or _first(config, "partial_rotary_factor", "rotary_pct")
+        raise IncompleteConfigError("head_dim", None, "head_dim, or hidden_size and num_attention_heads")
+    partial = None if is_proportional else options.get("partial_rotary_factor")
+    partial = partial or _get_first(config, "partial_rotary_factor", "rotary_pct")
     if partial is None:
         partial = DEFAULT_PARTIAL_ROTARY_FACTOR.get(model_type, 1.0)
     if check_number("partial_rotary_factor", partial, minimum=0, exclusive=True) > 1:
         raise InputError("partial_rotary_factor", partial, "a number above 0, at most 1")
-    return head_dim if whole else int(head_dim * partial)
+    return head_dim if is_proportional else int(head_dim * partial)
 
 
 def _head_dim(config: Mapping[str, Any]) -> int | None:
-    given = _whole(config, "head_dim", "attention_head_dim", "kv_channels")
-    hidden, heads = _whole(config, "hidden_size", "n_embd", "d_model"), _whole(config, *_HEADS)
-    return given or (hidden // heads if hidden and heads else None)
+    head_dim = _get_count(config, "head_dim", "attention_head_dim", "kv_channels")
+    hidden_size, heads = _get_count(config, "hidden_size", "n_embd", "d_model"), _get_count(config, *_NUM_HEADS_FIELDS)
+    return head_dim or (hidden_size // heads if hidden_size and heads else None)
 
 
-def _attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
-    layers, heads, head_dim = _whole(config, "num_hidden_layers", "n_layer"), _whole(config, *_HEADS), _head_dim(config)
+def _parse_attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
+    """Return the sizes of the KV cache, or None if the configuration does not contain them."""
+    layers, heads = _get_count(config, "num_hidden_layers", "n_layer"), _get_count(config, *_NUM_HEADS_FIELDS)
+    head_dim = _head_dim(config)
     if not (layers and heads and head_dim):
         return None
     check_layer_count(layers)
-    window = _whole(config, "sliding_window") if config.get("use_sliding_window", True) else None
-    pattern = config.get("sliding_window_pattern", DEFAULT_SLIDING_WINDOW_PATTERN.get(str(config.get("model_type"))))
-    pattern = pattern if isinstance(pattern, int) and pattern > 0 else layers + 1  # every pattern-th layer sees all
-    kinds = config.get("layer_types") or [
-        "sliding_attention" if window and (i + 1) % pattern else "full_attention" for i in range(layers)
-    ]
-    if not isinstance(kinds, list | tuple) or not all(isinstance(kind, str) for kind in kinds):
-        raise InputError("layer_types", kinds, "a list of names, one for each layer")
-    latent = _whole(config, "kv_lora_rank")
-    return AttentionShape(
-        layer_types=tuple(kinds),
-        kv_heads=1
-        if latent or _multi_query(config)
-        else _whole(config, "num_key_value_heads", "num_kv_heads") or heads,
-        key_dim=latent + (_whole(config, "qk_rope_head_dim") or 0) if latent else head_dim,
-        value_dim=0 if latent else head_dim,
-        sliding_window=window,
-        bytes_per_number=4 if str(_first(config, "dtype", "torch_dtype")).endswith("float32") else 2,
-    )
+    sliding_window = _get_count(config, "sliding_window") if config.get("use_sliding_window", True) else None
+    bytes_per_number = 4 if str(_get_first(config, "dtype", "torch_dtype")).endswith("float32") else 2
+    layer_types = _parse_layer_types(config, layers, has_window=sliding_window is not None)
+    latent_dim = _get_count(config, "kv_lora_rank")
+    if latent_dim:
+        key_dim = latent_dim + (_get_count(config, "qk_rope_head_dim") or 0)
+        return AttentionShape(layer_types, 1, key_dim, 0, sliding_window, bytes_per_number)
+    # Falcon's first architecture has a single head of keys and values for all heads of queries.
+    is_multi_query = config.get("multi_query") is True and not config.get("new_decoder_architecture")
+    kv_heads = 1 if is_multi_query else _get_count(config, "num_key_value_heads", "num_kv_heads") or heads
+    return AttentionShape(layer_types, kv_heads, head_dim, head_dim, sliding_window, bytes_per_number)
 
 
-def _multi_query(config: Mapping[str, Any]) -> bool:
-    """Falcon's first form: one head of keys for all."""
-    return config.get("multi_query") is True and not config.get("new_decoder_architecture")
+def _parse_layer_types(config: Mapping[str, Any], layers: int, has_window: bool) -> tuple[str, ...]:
+    """Return the type of each layer, from `layer_types` or from `sliding_window_pattern`."""
+    layer_types = config.get("layer_types")
+    if not layer_types:
+        pattern = config.get("sliding_window_pattern")
+        if "sliding_window_pattern" not in config:
+            pattern = DEFAULT_SLIDING_WINDOW_PATTERN.get(str(config.get("model_type")))
+        if not isinstance(pattern, int) or pattern < 1:
+            pattern = layers + 1  # no layer attends to the whole text
+        layer_types = [
+            "sliding_attention" if has_window and (index + 1) % pattern else "full_attention" for index in range(layers)
+        ]
+    if not isinstance(layer_types, list | tuple) or not all(isinstance(layer_type, str) for layer_type in layer_types):
+        raise InputError("layer_types", layer_types, "a list of names, one for each layer")
+    return tuple(layer_types)

@@ -63,17 +63,25 @@ class ByParts(Scaling):
 
     def _kept_fraction(self, rope: Rope) -> NDArray[np.float64]:
         """Return g, the fraction of each pair's frequency that stays unscaled, [dim/2] (arXiv 2309.00071, eq. 21)."""
-        length = self.resolve_original_length(rope)
         if self.ramp == "rotations":
-            return np.clip((rope.rotations(length) - self.beta_slow) / (self.beta_fast - self.beta_slow), 0.0, 1.0)
+            ramp = (rope.rotations(self.resolve_original_length(rope)) - self.beta_slow) / (
+                self.beta_fast - self.beta_slow
+            )
+        else:
+            ramp = self._index_ramp(rope)
+        kept_fraction: NDArray[np.float64] = np.clip(ramp, 0.0, 1.0)
+        return kept_fraction
 
+    def _index_ramp(self, rope: Rope) -> NDArray[np.float64]:
+        """Return the ramp that is linear in the index of the pair and falls from 1 to 0; not yet clipped."""
         low, high = self._correction_index(rope, self.beta_fast), self._correction_index(rope, self.beta_slow)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, rope.dim - 1)
         if low == high:
             high += 0.001  # makes the ramp a step and not 0/0, as in the reference code
-        return 1 - np.clip((np.arange(rope.dim // 2) - low) / (high - low), 0.0, 1.0)
+        ramp: NDArray[np.float64] = 1 - (np.arange(rope.dim // 2) - low) / (high - low)
+        return ramp
 
     def _correction_index(self, rope: Rope, rotations: float) -> float:
         """Return the (fractional) index of the pair that completes `rotations` over the original length."""

