@@ -1,50 +1,62 @@
-"""Write what a serving engine needs to read a model under a scaling."""
+"""Write the checkpoint, or the command line, with which a serving engine serves a model under a scaling."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ropewalk import config as configs
+from ropewalk.config import ModelConfig
 from ropewalk.errors import InputError, check_length
-from ropewalk.files import state, whole_folder, write_whole
+from ropewalk.files import file_state, replace_folder_atomically, write_text_atomically
 from ropewalk.scaling import Scaling, parse
-from ropewalk.serving.engines import find_engine
-from ropewalk.serving.engines.base import MARK, Config
+from ropewalk.serving.engines import Engine, find_engine
+from ropewalk.serving.engines.base import Candidate, Config
+from ropewalk.serving.engines.checkpoint_folder import MANIFEST_NAME
 from ropewalk.serving.engines.encode import encode
 
 
 @dataclass(frozen=True)
 class Export:
-    """What `export_model` made.
+    """The result of `export_model`.
 
     Attributes:
-        engine, version: whose reading it was made for.
-        scaling: its spec.
-        length: tokens that it shall serve.
-        through: what the scaling is written as, where the engine has no name for it; "" for the engine's own.
-        changes: what is new in the configuration.
-        path: what the engine is given; None where nothing was written.
-        command: the command that starts it.
-        notes: what people should know.
+        engine, version: name of the engine, and the version that the configuration was written for.
+        scaling: spec of the scaling.
+        length: tokens to serve.
+        encoded_as: the method or field that stands in for the scaling; "" if the engine has the method itself.
+        changes: the fields that differ from the model's configuration; None removes a field.
+        path: what to start the engine with; None if nothing was written.
+        command: the shell command that starts the engine.
+        notes: sentences about what differs from the requested behavior.
     """
 
     engine: str
     version: str
     scaling: str
     length: int
-    through: str
+    encoded_as: str
     changes: Config
     path: str | None
     command: str
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {**asdict(self), "changes": dict(self.changes), "notes": list(self.notes)}
+        """Return the document that `ropewalk export --json` prints."""
+        return {
+            "engine": self.engine,
+            "version": self.version,
+            "scaling": self.scaling,
+            "length": self.length,
+            "through": self.encoded_as,
+            "changes": dict(self.changes),
+            "path": self.path,
+            "command": self.command,
+            "notes": list(self.notes),
+        }
 
 
 def export_model(
@@ -54,65 +66,80 @@ def export_model(
     out: str | Path | None = None,
     length: int | None = None,
 ) -> Export:
-    """Write the configuration with which an engine reads a model under a scaling.
+    """Write a checkpoint that an engine interprets as a model under a scaling.
 
     Args:
         model: a folder, a .gguf file, a built-in name, or a hub id.
-        scaling: what is meant.
-        engine: a name of the registry.
-        out: folder to write to; weights are linked, or of a GGUF file copied without change. An earlier export there
-            gives way to this one when it is whole; nothing else is replaced. None: nothing is written, and the
-            command passes the changes, where the engine takes them so.
-        length: tokens to serve; by default what the scaling reaches, for a dynamic one it is needed.
+        scaling: a scaling or its spec.
+        engine: a name from `ropewalk engines`.
+        out: the folder to write. Weights are linked; those of a GGUF file are copied. An earlier export in the folder
+            is replaced once the new one is complete; other files are never replaced. None: write nothing, and return a
+            command with the changes as options, if the engine has such options.
+        length: tokens to serve; by default the original length times the scaling's factor. A dynamic scaling without
+            a factor requires it.
 
-    Raises InputError for a scaling that the engine cannot express, naming the nearest that it can, and for a folder
-    that cannot be written to, or not without a loss.
+    Raises UnsupportedScalingError, with the nearest scaling that the engine supports, and InputError for a model that
+    cannot be read or a folder that cannot be written.
     """
-    chosen, expected = find_engine(engine), parse(scaling)
-    folder = None if out is None else _another(Path(out).expanduser(), model)
-    config, model_config = chosen.open(model)
-    layer = model_config.ropes[model_config.main]
-    if length is None and expected.is_dynamic and not getattr(expected, "factor", None):
-        raise InputError("length", None, f"the tokens to serve, which {expected} does not say")
-    reached = expected.resolve_original_length(layer.rope) * expected.extension_factor(layer.rope)
-    tokens = check_length("length", length) if length is not None else max(round(reached), model_config.max_length or 0)
-    candidate = encode(chosen, config, model_config, expected, tokens)
-    notes = []
-    if tokens > reached and not expected.is_dynamic:
-        notes.append(f"{tokens:,} tokens are more than the {reached:,.0f} that {expected} is made for")
-    if (
-        expected.is_dynamic
-        and not chosen.interpret(candidate.config, tokens).ropes[model_config.main].scaling.is_dynamic
-    ):
-        notes.append(
-            f"{chosen.title} fixes the scaling when it starts: short texts, too, are read as {tokens:,} tokens are"
-        )
-    elif expected.is_dynamic:
-        notes.append("frequencies follow the text, but keys that are already in the KV cache keep the old ones")
+    chosen_engine, expected = find_engine(engine), parse(scaling)
+    folder = None if out is None else _check_is_not_model(Path(out).expanduser(), model)
+    config, model_config = chosen_engine.load_config(model)
+    tokens = _choose_length(length, expected, model_config)
+    candidate = encode(chosen_engine, config, model_config, expected, tokens)
     export = Export(
-        engine=chosen.name,
-        version=chosen.version,
+        engine=chosen_engine.name,
+        version=chosen_engine.version,
         scaling=str(expected),
         length=tokens,
-        through=candidate.through,
+        encoded_as=candidate.encoded_as,
         changes=candidate.changes,
         path=None,
-        command="" if folder else chosen.command(model, tokens, candidate.changes),
-        notes=tuple(notes),
+        command="" if folder else chosen_engine.build_command(model, tokens, candidate.changes),
+        notes=_notes(chosen_engine, candidate, expected, model_config, tokens),
     )
     if folder is None:
         return export
-    with whole_folder(folder, MARK) as written:
-        path = str(folder / chosen.write(model, candidate, written, tokens).relative_to(written))
-        export = replace(export, path=path, command=chosen.command(path, tokens))
-        write_whole(written / MARK, json.dumps({**export.to_dict(), "written": state(written)}, indent=2) + "\n")
+    with replace_folder_atomically(folder, MANIFEST_NAME) as new_folder:
+        written = chosen_engine.write_checkpoint(model, candidate, new_folder, tokens)
+        path = str(folder / written.relative_to(new_folder))
+        export = replace(export, path=path, command=chosen_engine.build_command(path, tokens))
+        manifest = {**export.to_dict(), "written": file_state(new_folder)}
+        write_text_atomically(new_folder / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
     return export
 
 
-def _another(folder: Path, model: str) -> Path:
-    """That folder. Raises InputError when it is the model's own."""
+def _choose_length(length: int | None, scaling: Scaling, model_config: ModelConfig) -> int:
+    """Return the length to serve, in tokens: as requested, or the longest that the scaling or the model supports."""
+    if length is not None:
+        return check_length("length", length)
+    if scaling.is_dynamic and not getattr(scaling, "factor", None):
+        raise InputError("length", None, f"the number of tokens to serve, because {scaling} has no factor")
+    return max(round(_scaled_length(scaling, model_config)), model_config.max_length or 0)
+
+
+def _scaled_length(scaling: Scaling, model_config: ModelConfig) -> float:
+    """Return the original length times the factor of the scaling, in tokens."""
+    rope = model_config.main_layer.rope
+    return scaling.resolve_original_length(rope) * scaling.extension_factor(rope)
+
+
+def _notes(
+    engine: Engine, candidate: Candidate, scaling: Scaling, model_config: ModelConfig, length: int
+) -> tuple[str, ...]:
+    if scaling.is_dynamic:
+        if engine.interpret(candidate.config, length).main_layer.scaling.is_dynamic:
+            return ("the frequencies follow the length of the text, but cached keys keep their old rotation",)
+        return (f"{engine.title} fixes the scaling when it starts: short texts are scaled as if of {length:,} tokens",)
+    scaled_length = _scaled_length(scaling, model_config)
+    if length > scaled_length:
+        return (f"{length:,} tokens are more than the {scaled_length:,.0f} that {scaling} is designed for",)
+    return ()
+
+
+def _check_is_not_model(folder: Path, model: str) -> Path:
+    """Return the folder. Raises InputError if it is the folder of the model itself."""
     path = configs.locate(model)
-    own = path.parent if path is not None and path.is_file() else path
-    if own is not None and os.path.exists(folder) and own.samefile(folder):
+    model_folder = path.parent if path is not None and path.is_file() else path
+    if model_folder is not None and os.path.exists(folder) and model_folder.samefile(folder):
         raise InputError("out", str(folder), "another folder than the model's own")
     return folder

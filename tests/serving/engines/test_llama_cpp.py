@@ -1,6 +1,5 @@
-"""llama.cpp's reading and its commands; where it is installed, what it makes of exported files."""
+"""How llama.cpp interprets metadata and tensors, and its commands; if it is installed, also the real engine."""
 
-import contextlib
 import json
 import os
 import shlex
@@ -13,9 +12,10 @@ from tests.helpers.gguf_model import LLAMA, small_gguf, tiny_llama
 
 import ropewalk as rw
 from ropewalk import config as configs
-from ropewalk.config.gguf import from_fields
+from ropewalk.config.gguf import from_gguf_fields
+from ropewalk.errors import UnsupportedScalingError
 from ropewalk.serving.engines import find_engine
-from ropewalk.serving.engines.encode import encode, same
+from ropewalk.serving.engines.encode import encode, frequencies_match
 
 LLAMA_CPP, OLLAMA = find_engine("llama.cpp"), find_engine("ollama")
 LENGTH = 12_288
@@ -44,38 +44,41 @@ LONGROPE = {"rope.scaling.type": "longrope", "rope.scaling.attn_factor": 1.25}
         ("falcon-h1", {}, {"rope_freqs.weight": TWOS}),
         ("phi3", {}, {"rope_freqs.weight": TWOS}),
         ("llama4", LONGROPE, LISTS),
-        ("llama", {}, LISTS),  # they are read if the type says so
+        ("llama", {}, LISTS),  # read only with rope.scaling.type longrope
         ("llama", LONGROPE, {"rope_freqs.weight": TWOS}),
     ],
 )
-def test_tensors_that_an_architecture_does_not_read(architecture, changes, divisors):
-    with pytest.raises(rw.InputError, match=rf"for {architecture} with rope\.scaling\.type .* llama\.cpp reads"):
+def test_a_tensor_that_the_architecture_does_not_read_is_refused(architecture, changes, divisors):
+    with pytest.raises(
+        rw.InputError, match=rf"llama\.cpp: tensors: got .*that {architecture} reads with rope\.scaling\.type"
+    ):
         LLAMA_CPP.interpret(config(changes, divisors, architecture), LENGTH)
 
 
 @pytest.mark.parametrize("architecture", ["deepseek4", "gemma4", "cogvlm"])
-def test_architectures_that_are_read_otherwise(architecture):
-    with pytest.raises(rw.InputError, match="in the usual way"):
+def test_an_architecture_with_other_rope_fields_is_refused(architecture):
+    with pytest.raises(rw.InputError, match=rf"llama\.cpp: general\.architecture: got '{architecture}'"):
         LLAMA_CPP.interpret(config(architecture=architecture), LENGTH)
 
 
-def test_an_architecture_without_tensors_is_offered_none(tmp_path):
+def test_no_tensor_is_written_for_an_architecture_that_reads_none(tmp_path):
     source = small_gguf(tmp_path / "small.gguf", architecture="qwen3")
-    opened = LLAMA_CPP.open(str(source))
+    opened = LLAMA_CPP.load_config(str(source))
     assert encode(LLAMA_CPP, *opened, rw.YaRN(4), LENGTH).changes["qwen3.rope.scaling.type"] == "yarn"
-    assert encode(LLAMA_CPP, *opened, rw.NTKByParts(4), LENGTH).through == "yarn"
-    with pytest.raises(rw.InputError, match=r"the nearest is yarn:factor=4$"):
+    assert encode(LLAMA_CPP, *opened, rw.NTKByParts(4), LENGTH).encoded_as == "yarn"
+    with pytest.raises(UnsupportedScalingError) as caught:
         encode(LLAMA_CPP, *opened, rw.YaRN(4, beta_fast=16), LENGTH)
+    assert caught.value.nearest == "yarn:factor=4"
 
 
-def test_phi_3_has_two_lists(tmp_path):
+def test_phi_3_is_encoded_as_two_lists(tmp_path):
     source = small_gguf(tmp_path / "small.gguf", architecture="phi3")
-    candidate = encode(LLAMA_CPP, *LLAMA_CPP.open(str(source)), rw.YaRN(4, beta_fast=16), LENGTH)
-    assert candidate.through == "rope_factors tensors"
+    candidate = encode(LLAMA_CPP, *LLAMA_CPP.load_config(str(source)), rw.YaRN(4, beta_fast=16), LENGTH)
+    assert candidate.encoded_as == "rope_factors tensors"
 
 
 @pytest.mark.parametrize(("length", "divisor"), [(4096, 1), (8192, 1), (8193, 2), (32_768, 2)])
-def test_one_of_two_lists_serves_every_text(length, divisor):
+def test_the_context_size_chooses_one_list_for_every_text(length, divisor):
     read = LLAMA_CPP.interpret(config(LONGROPE, LISTS), length)
     for text in (1, 8192, 32_768):
         np.testing.assert_array_equal(frequencies(read, text).inv_freq, read.ropes["all"].rope.inv_freq / divisor)
@@ -83,87 +86,90 @@ def test_one_of_two_lists_serves_every_text(length, divisor):
 
 
 def test_the_context_is_rounded_up_before_a_list_is_chosen():
-    trained = {**LONGROPE, "rope.scaling.original_context_length": 8100}
-    read = LLAMA_CPP.interpret(config(trained, LISTS), 8090)  # served with a context of 8,192
+    changes = {**LONGROPE, "rope.scaling.original_context_length": 8100}
+    read = LLAMA_CPP.interpret(config(changes, LISTS), 8090)  # served with a context of 8,192
     np.testing.assert_array_equal(frequencies(read).inv_freq, read.ropes["all"].rope.inv_freq / 2)
 
 
 def candidate(spec, architecture="llama", changes=None, divisors=None):
-    own = config(changes, divisors, architecture)
-    return encode(LLAMA_CPP, own, from_fields(own["fields"], own["divisors"]), rw.parse(spec), LENGTH)
+    original = config(changes, divisors, architecture)
+    return encode(
+        LLAMA_CPP, original, from_gguf_fields(original["fields"], original["divisors"]), rw.parse(spec), LENGTH
+    )
 
 
-def flags(changes):
-    """The command line on the built-in model as a mapping; overrides by themselves."""
-    words = shlex.split(LLAMA_CPP.command("smollm2", LENGTH, changes))
+def parse_command(changes):
+    """Return the options of the command for the built-in model, and its --override-kv, as two dicts."""
+    words = shlex.split(LLAMA_CPP.build_command("smollm2", LENGTH, changes))
     assert words[0] == "llama-server"
-    given = dict(zip(words[1::2], words[2::2], strict=True))
-    return given, dict(each.split("=") for each in given.pop("--override-kv", "").split(",") if each)
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    overrides = options.pop("--override-kv", "")
+    return options, dict(override.split("=") for override in overrides.split(",") if override)
 
 
-def test_the_command_of_a_file_says_no_more_than_its_size():
-    assert LLAMA_CPP.command("my models/x.gguf", LENGTH) == "llama-server -m 'my models/x.gguf' -c 12288"
+def test_the_command_for_a_written_file_only_sets_the_context_size():
+    assert LLAMA_CPP.build_command("my models/x.gguf", LENGTH) == "llama-server -m 'my models/x.gguf' -c 12288"
 
 
-def test_the_flags_say_what_a_file_would():
-    given, overrides = flags(candidate("yarn:factor=4").changes)
-    assert given == {
+def test_changes_are_passed_as_options():
+    options, overrides = parse_command(candidate("yarn:factor=4").changes)
+    assert options == {
         "-m": str(configs.locate("smollm2")),
         "-c": "12288",
         "--rope-scaling": "yarn",
         "--rope-scale": "4",
         "--yarn-orig-ctx": "8192",
     }
-    assert overrides == {"llama.context_length": "int:12288"}  # past which the server would cut its slots
+    assert overrides == {"llama.context_length": "int:12288"}  # the server limits its slots to this
 
 
-def test_an_attention_factor_is_no_flag():
-    """--yarn-attn-factor is overwritten where yarn is on (llama-context.cpp)."""
-    given, overrides = flags(candidate("ntk-by-parts:factor=4").changes)
-    assert "--yarn-attn-factor" not in given
-    kind, value = overrides["llama.rope.scaling.attn_factor"].split(":")
-    assert kind == "float"
+def test_the_attention_factor_is_passed_as_an_override():
+    """llama-context.cpp overwrites --yarn-attn-factor when yarn is on."""
+    options, overrides = parse_command(candidate("ntk-by-parts:factor=4").changes)
+    assert "--yarn-attn-factor" not in options
+    value_type, value = overrides["llama.rope.scaling.attn_factor"].split(":")
+    assert value_type == "float"
     assert float(value) == pytest.approx(1 / (1 + 0.1 * np.log(4)), rel=1e-7)
 
 
-def test_what_the_file_says_is_overridden_where_it_is_to_go():
-    own = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 0.5}
-    given, overrides = flags(candidate("abf:base=500000", changes=own).changes)
-    assert (given["--rope-scaling"], given["--rope-freq-base"]) == ("none", "500000")
+def test_removed_fields_are_overridden_with_neutral_values():
+    old = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 0.5}
+    options, overrides = parse_command(candidate("abf:base=500000", changes=old).changes)
+    assert (options["--rope-scaling"], options["--rope-freq-base"]) == ("none", "500000")
     assert overrides["llama.rope.scaling.attn_factor"] == "float:1"
 
 
-def test_flags_that_do_not_reach_sliding_layers_are_not_used():
-    given, overrides = flags(candidate("linear:factor=2", "gemma2").changes)
-    assert set(given) == {"-m", "-c"}
+def test_options_that_sliding_layers_ignore_are_passed_as_overrides():
+    options, overrides = parse_command(candidate("linear:factor=2", "gemma2").changes)
+    assert set(options) == {"-m", "-c"}
     assert overrides["gemma2.rope.scaling.type"] == "str:linear"
     assert overrides["gemma2.rope.scaling.factor"] == "float:2"
 
 
-def test_a_tensor_takes_a_file():
-    with pytest.raises(rw.InputError, match=r"out: .* a folder: rope_freqs\.weight is a tensor"):
-        LLAMA_CPP.command("smollm2", LENGTH, candidate("yarn:factor=4,beta_fast=16").changes)
-    with pytest.raises(rw.InputError, match="a folder"):  # nor is one taken away without
-        LLAMA_CPP.command("smollm2", LENGTH, candidate("none", divisors={"rope_freqs.weight": TWOS}).changes)
+def test_tensors_require_a_folder():
+    with pytest.raises(rw.InputError, match=r"out: .* a folder, because rope_freqs\.weight is a tensor"):
+        LLAMA_CPP.build_command("smollm2", LENGTH, candidate("yarn:factor=4,beta_fast=16").changes)
+    with pytest.raises(rw.InputError, match="a folder"):  # removing one also needs a file
+        LLAMA_CPP.build_command("smollm2", LENGTH, candidate("none", divisors={"rope_freqs.weight": TWOS}).changes)
 
 
-def test_ollama_is_given_a_modelfile(tmp_path):
+def test_ollama_starts_from_a_modelfile(tmp_path):
     source = small_gguf(tmp_path / "small.gguf")
-    made = encode(OLLAMA, *OLLAMA.open(str(source)), rw.YaRN(4), LENGTH)
+    encoded = encode(OLLAMA, *OLLAMA.load_config(str(source)), rw.YaRN(4), LENGTH)
     (tmp_path / "Long Small").mkdir()
-    path = OLLAMA.write(str(source), made, tmp_path / "Long Small", LENGTH)
+    path = OLLAMA.write_checkpoint(str(source), encoded, tmp_path / "Long Small", LENGTH)
     assert path.read_text() == "FROM ./small.gguf\nPARAMETER num_ctx 12288\n"
-    assert OLLAMA.command(str(path), LENGTH) == (
+    assert OLLAMA.build_command(str(path), LENGTH) == (
         f"ollama create long-small -f '{tmp_path}/Long Small/Modelfile' && ollama run long-small"
     )
-    with pytest.raises(rw.InputError, match="from the GGUF file alone"):
-        OLLAMA.command(str(source), LENGTH, made.changes)
+    with pytest.raises(rw.InputError, match="only from the GGUF file"):
+        OLLAMA.build_command(str(source), LENGTH, encoded.changes)
 
 
-# ---- the real engine, where `make engines` has put it
+# ---- the real engine, if `make engines` has installed it
 
 ENGINE = Path(os.environ.get("ROPEWALK_ENGINES", ".engines")) / "llama.cpp" / "bin" / "python"
-ASKED = """
+NEXT_TOKEN_SCRIPT = """
 import json, sys
 import xllamacpp as x
 path, ids, vocabulary = sys.argv[1], json.load(sys.stdin), 300
@@ -176,41 +182,42 @@ params.warmup = params.fit_params = False
 server = x.Server(params)
 request = {"prompt": ids, "n_predict": 1, "n_probs": vocabulary, "temperature": 0.0, "ignore_eos": True}
 top = server.handle_completions(request)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-print("ANSWER", json.dumps(sorted([each["id"], each["logprob"]] for each in top)))
+print("LOGPROBS", json.dumps(sorted([token["id"], token["logprob"]] for token in top)))
 """
 LISTS_OF_16 = {"short_factor": [1.0] * 16, "long_factor": [1 + i / 4 for i in range(16)], "factor": 4}
 
 
 @pytest.mark.skipif(not ENGINE.exists(), reason="llama.cpp is not installed (make engines)")
-def test_every_writing_turns_the_real_engine_alike(tmp_path):
-    """Metadata and tensors that say the same give the same distribution of the next token, and another than none."""
+def test_all_encodings_of_a_scaling_agree_in_the_real_engine(tmp_path):
+    """Metadata and tensors for the same scaling give the same next-token distribution, unlike an unscaled model."""
     length, source = 2048, tiny_llama(tmp_path / "tiny.gguf")
     ids = np.random.default_rng(1).integers(3, 300, length - 100).tolist()
-    own, model_config = LLAMA_CPP.open(str(source))
+    config, model_config = LLAMA_CPP.load_config(str(source))
     (tmp_path / "out").mkdir()
 
     def distributions(scaling):
-        """Of each way to write it that `read` reads as it is meant."""
-        for each in LLAMA_CPP.candidates(own, scaling, length):
-            with contextlib.suppress(rw.InputError):
-                read, expected = LLAMA_CPP.interpret(each.config, length).ropes["all"], model_config.ropes["all"]
-                turned, wanted = (
-                    one.frequencies(of.rope, length) for one, of in ((read.scaling, read), (scaling, expected))
-                )
-                if same(turned, wanted):
-                    path = LLAMA_CPP.write(str(source), each, tmp_path / "out", length)
-                    asked = [ENGINE, "-c", ASKED, path]
-                    ran = subprocess.run(asked, input=json.dumps(ids), capture_output=True, text=True, check=False)
-                    assert ran.returncode == 0, ran.stderr[-3000:]
-                    answer = next(line for line in ran.stdout.splitlines() if line.startswith("ANSWER"))
-                    yield each.through, np.exp([logprob for _, logprob in json.loads(answer[6:])])
+        """Yield (encoded_as, probabilities) for each candidate that is interpreted as the scaling."""
+        expected = scaling.frequencies(model_config.main_layer.rope, length)
+        for candidate in LLAMA_CPP.candidates(config, model_config, scaling, length):
+            try:
+                layer = LLAMA_CPP.interpret(candidate.config, length).main_layer
+            except rw.InputError:
+                continue
+            if not frequencies_match(layer.scaling.frequencies(layer.rope, length), expected):
+                continue
+            path = LLAMA_CPP.write_checkpoint(str(source), candidate, tmp_path / "out", length)
+            argv = [ENGINE, "-c", NEXT_TOKEN_SCRIPT, path]
+            process = subprocess.run(argv, input=json.dumps(ids), capture_output=True, text=True, check=False)
+            assert process.returncode == 0, process.stderr[-3000:]
+            line = next(line for line in process.stdout.splitlines() if line.startswith("LOGPROBS"))
+            yield candidate.encoded_as, np.exp([logprob for _, logprob in json.loads(line.removeprefix("LOGPROBS"))])
 
-    def apart(one, other):
+    def total_variation(one, other):
         return abs(one - other).sum() / 2
 
     plain = dict(distributions(rw.NoScaling()))[""]
     assert plain.sum() == pytest.approx(1, abs=1e-2)
-    written = {
+    encodings = {
         rw.Linear(4): {"", "rope_freqs tensor", "rope_factors tensors"},
         rw.NTK(4): {"rope.freq_base", "rope_freqs tensor", "rope_factors tensors"},
         rw.YaRN(4): {"", "rope_freqs tensor", "rope_factors tensors"},
@@ -218,8 +225,8 @@ def test_every_writing_turns_the_real_engine_alike(tmp_path):
         rw.NTKByParts(4): {"yarn", "rope_freqs tensor", "rope_factors tensors"},
         rw.LongRoPE(**LISTS_OF_16): {"", "rope_freqs tensor", "rope_factors tensors"},
     }
-    for scaling, candidates in written.items():
+    for scaling, expected in encodings.items():
         found = dict(distributions(scaling))
-        assert set(found) == candidates
-        spread = max(apart(one, found["rope_freqs tensor"]) for one in found.values())
-        assert apart(found["rope_freqs tensor"], plain) > 100 * max(spread, 1e-6), scaling
+        assert set(found) == expected
+        spread = max(total_variation(one, found["rope_freqs tensor"]) for one in found.values())
+        assert total_variation(found["rope_freqs tensor"], plain) > 100 * max(spread, 1e-6), scaling

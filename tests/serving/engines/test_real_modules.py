@@ -18,7 +18,7 @@ from ropewalk import config as configs
 from ropewalk.errors import InputError
 from ropewalk.serving.engines import ENGINES, find_engine
 from ropewalk.serving.engines.encode import encode, expected_scalings
-from ropewalk.serving.engines.folder_engine import meaning
+from ropewalk.serving.engines.trained_config import interpret_as_trained
 
 ENGINE = find_engine("transformers")
 TARGET = 32_768
@@ -150,8 +150,8 @@ def scaling_for(method, dim):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_written_is_what_its_own_module_turns_by(name, tmp_path):
     config = family(name)
-    model_config = meaning(config)
-    main, told = model_config.ropes[model_config.main], []
+    model_config = interpret_as_trained(config)
+    main, told = model_config.main_layer, []
     for method in METHODS:
         scaling = scaling_for(method, main.rope.dim)
         try:
@@ -160,11 +160,11 @@ def test_what_is_written_is_what_its_own_module_turns_by(name, tmp_path):
             continue
         module = rotary_module(loaded(candidate.config, tmp_path))
         for kind, expected in expected_scalings(model_config, scaling).items():
-            want = configs.layer_frequencies(expected, model_config.ropes[kind], TARGET)
+            want = configs.compute_layer_frequencies(expected, model_config.ropes[kind], TARGET)
             inv_freq, attention_factor = turned(module, kind, TARGET)
             order = slice(None) if name != "ernie4_5_vl_moe_text" else np.argsort(-inv_freq)  # it has them in another
             np.testing.assert_allclose(
-                inv_freq[order], want.inv_freq, rtol=2e-6, err_msg=f"{method}, {candidate.through}"
+                inv_freq[order], want.inv_freq, rtol=2e-6, err_msg=f"{method}, {candidate.encoded_as}"
             )
             assert attention_factor == pytest.approx(want.attention_factor, rel=2e-6), method
         told.append(method)
@@ -175,10 +175,10 @@ def test_what_is_written_is_what_its_own_module_turns_by(name, tmp_path):
 @pytest.mark.parametrize("name", ["phi3", "phi3 long", "phimoe", "mixtral", "minimax", "hunyuan_v1_dense"])
 def test_what_is_written_loads_in_every_engine_on_transformers_5(name, engine, tmp_path):
     config = family(name)
-    model_config = meaning(config)
+    model_config = interpret_as_trained(config)
     told = []
     for method in METHODS:
-        scaling = scaling_for(method, model_config.ropes[model_config.main].rope.dim)
+        scaling = scaling_for(method, model_config.main_layer.rope.dim)
         with contextlib.suppress(InputError):
             candidate = encode(find_engine(engine), config, model_config, scaling, TARGET)
             loaded(candidate.config, tmp_path)
@@ -217,7 +217,7 @@ def test_truncate_of_nested_rope_dicts_is_cut(tmp_path):
     inv_freq, _ = turned(rotary_module(loaded(config, tmp_path)), "full_attention", 8192)
     layer = ENGINE.interpret(config, 8192).ropes["full_attention"]
     np.testing.assert_allclose(inv_freq, layer.scaling.frequencies(layer.rope).inv_freq, rtol=2e-6)
-    expected = meaning(config).ropes["full_attention"]
+    expected = interpret_as_trained(config).ropes["full_attention"]
     assert not np.allclose(inv_freq, expected.scaling.frequencies(expected.rope).inv_freq, rtol=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""vLLM's reading of a configuration; the values are worked by hand from its source."""
+"""The frequencies that vLLM computes from a configuration, against values worked out by hand from its source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import ropewalk as rw
 from ropewalk.serving.engines import ENGINES
 from ropewalk.serving.engines.encode import encode
-from ropewalk.serving.engines.folder_engine import meaning
+from ropewalk.serving.engines.trained_config import interpret_as_trained
 
 VLLM = ENGINES["vllm"]
 PLAIN = {
@@ -27,74 +27,74 @@ PLAIN = {
 THETA = 100_000.0 ** (-np.arange(0, 64, 2) / 64)
 
 
-def read(rope, length=8192, **fields):
+def vllm_frequencies(rope, length=8192, **fields):
     config = {**PLAIN, "rope_parameters": {"rope_theta": 100_000.0, **rope}, **fields}
     layer = VLLM.interpret(config, length).ropes["all"]
     return layer.scaling.frequencies(layer.rope)
 
 
-def test_dynamic_scales_nothing_and_its_table_ends_early():
+def test_dynamic_scales_nothing_and_has_a_short_table():
     plain = {"rope_type": "dynamic", "factor": 2.0}
-    np.testing.assert_allclose(read(plain).inv_freq, THETA, rtol=1e-12)
+    np.testing.assert_allclose(vllm_frequencies(plain).inv_freq, THETA, rtol=1e-12)
     with pytest.raises(rw.InputError, match="vLLM: length: got 16384; expected at most 8,192"):
-        read(plain, length=16_384)
+        vllm_frequencies(plain, length=16_384)
 
 
 def test_dynamic_with_max_trained_positions_is_static():
-    found = read({"rope_type": "dynamic", "factor": 2.0, "max_trained_positions": 4096})
+    found = vllm_frequencies({"rope_type": "dynamic", "factor": 2.0, "max_trained_positions": 4096})
     base = 100_000.0 * (2 * 8192 / 4096 - 1) ** (64 / 62)
     np.testing.assert_allclose(found.inv_freq, base ** (-np.arange(0, 64, 2) / 64), rtol=1e-12)
 
 
-def test_alpha_of_hunyuan():
-    found = read({"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0})
+def test_dynamic_with_alpha_is_ntk_aware():
+    found = vllm_frequencies({"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0})
     base = 100_000.0 * 1000 ** (64 / 62)
     np.testing.assert_allclose(found.inv_freq, base ** (-np.arange(0, 64, 2) / 64), rtol=1e-12)
 
 
-def test_its_ntk_is_the_fixed_one_of_kexue():
-    found = read({"rope_type": "ntk", "factor": 4.0})
+def test_ntk_is_the_fixed_or_mixed_variant_of_kexue():
+    found = vllm_frequencies({"rope_type": "ntk", "factor": 4.0})
     expected = 400_000.0 ** (-np.arange(0, 64, 2) / 64) / 4 ** (2 / 64)
     np.testing.assert_allclose(found.inv_freq, expected, rtol=1e-12)
-    mixed = read({"rope_type": "ntk", "factor": 4.0, "mixed_b": 0.5})
+    mixed = vllm_frequencies({"rope_type": "ntk", "factor": 4.0, "mixed_b": 0.5})
     expected = THETA / np.exp(math.log(4) / 32**0.5 * np.arange(1, 33) ** 0.5)
     np.testing.assert_allclose(mixed.inv_freq, expected, rtol=1e-12)
 
 
 def test_attention_factors_of_yarn():
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
-    assert read(yarn).attention_factor == pytest.approx(0.1 * math.log(4) + 1, rel=1e-12)
-    assert read({**yarn, "attention_factor": 1.5}).attention_factor == 1.5
-    pair = read({**yarn, "mscale": 0.7, "mscale_all_dim": 1.0})
+    assert vllm_frequencies(yarn).attention_factor == pytest.approx(0.1 * math.log(4) + 1, rel=1e-12)
+    assert vllm_frequencies({**yarn, "attention_factor": 1.5}).attention_factor == 1.5
+    pair = vllm_frequencies({**yarn, "mscale": 0.7, "mscale_all_dim": 1.0})
     assert pair.attention_factor == pytest.approx((0.07 * math.log(4) + 1) / (0.1 * math.log(4) + 1), rel=1e-12)
-    assert pair.softmax_factor == 1, "a Llama's attention leaves the softmax alone"
+    assert pair.softmax_factor == 1, "the attention of Llama leaves the softmax scale alone"
 
 
-def test_deepseeks_attention_scales_the_softmax_and_passes_over_the_attention_factor():
+def test_deepseek_attention_scales_the_softmax_and_ignores_the_attention_factor():
     fields = {"model_type": "deepseek_v3", "qk_rope_head_dim": 64, "max_position_embeddings": 163_840}
     yarn = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096, "attention_factor": 2.0}
-    found = read({**yarn, "mscale": 1.0, "mscale_all_dim": 1.0}, **fields)
+    found = vllm_frequencies({**yarn, "mscale": 1.0, "mscale_all_dim": 1.0}, **fields)
     assert found.attention_factor == pytest.approx(1.0)
     assert found.softmax_factor == pytest.approx((0.1 * math.log(40) + 1) ** 2, rel=1e-12)
-    spared = read({**yarn, "attention_factor": 1.0, "mscale_all_dim": 1.0}, **fields)
-    assert spared.softmax_factor == 1
+    unscaled_softmax = vllm_frequencies({**yarn, "attention_factor": 1.0, "mscale_all_dim": 1.0}, **fields)
+    assert unscaled_softmax.softmax_factor == 1
 
 
-def test_lists_take_their_attention_factor_from_keys_of_vllm():
+def test_longrope_reads_short_mscale_and_long_mscale():
     short, long = [1.0] * 32, [2.0] * 32
     lists = {"rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": 1.7}
     lists["original_max_position_embeddings"] = 4096
-    found = read(lists, length=8192)
+    found = vllm_frequencies(lists, length=8192)
     assert found.attention_factor == pytest.approx(math.sqrt(1 + math.log(2) / math.log(4096)), rel=1e-12)
     np.testing.assert_allclose(found.inv_freq, THETA / 2, rtol=1e-12)
-    np.testing.assert_allclose(read(lists, length=4096).inv_freq, THETA, rtol=1e-12)
-    assert read({**lists, "long_mscale": 1.3}, length=8192).attention_factor == 1.3
+    np.testing.assert_allclose(vllm_frequencies(lists, length=4096).inv_freq, THETA, rtol=1e-12)
+    assert vllm_frequencies({**lists, "long_mscale": 1.3}, length=8192).attention_factor == 1.3
 
 
-def test_lists_are_not_for_interleaved_pairs():
+def test_longrope_is_refused_for_interleaved_pairs():
     lists = {"rope_type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
-    with pytest.raises(rw.InputError, match="another type for interleaved pairs"):
-        read({**lists, "original_max_position_embeddings": 4096}, model_type="glm4")
+    with pytest.raises(rw.InputError, match="does not support interleaved pairs"):
+        vllm_frequencies({**lists, "original_max_position_embeddings": 4096}, model_type="glm4")
 
 
 @pytest.mark.parametrize(
@@ -106,41 +106,49 @@ def test_lists_are_not_for_interleaved_pairs():
         ({"rope_type": "proportional", "partial_rotary_factor": 0.5}, 8193, "at least 8,193"),
         ({"rope_type": "linear", "factor": None}, 8192, "a value"),
         ({"type": "linear", "rope_type": "yarn", "factor": 2.0}, 8192, "one of the two"),
-        ({"rope_type": "linear", "factor": 2.0, "mrope_section": [8, 12, 12]}, 8192, "no other reads mrope_section"),
-        ({"rope_type": "ntk", "factor": 2.0, "mrope_section": [8, 12, 12]}, 8192, "no other reads mrope_section"),
+        (
+            {"rope_type": "linear", "factor": 2.0, "mrope_section": [8, 12, 12]},
+            8192,
+            "the other types ignore mrope_section",
+        ),
+        (
+            {"rope_type": "ntk", "factor": 2.0, "mrope_section": [8, 12, 12]},
+            8192,
+            "the other types ignore mrope_section",
+        ),
     ],
 )
-def test_what_it_refuses(rope, length, message):
+def test_an_unservable_configuration_is_refused(rope, length, message):
     with pytest.raises(rw.InputError, match=message):
-        read(rope, length=length)
+        vllm_frequencies(rope, length=length)
 
 
-def test_linear_counts_its_factor_twice():
-    """It multiplies max_position_embeddings by it, so that this field must stay what the model was trained on."""
+def test_a_linear_export_keeps_max_position_embeddings():
+    """vLLM multiplies max_position_embeddings by the factor of linear, so the field must stay the original length."""
     rope = {"rope_theta": 100_000.0, "rope_type": "linear", "factor": 2.0}
     assert VLLM.interpret({**PLAIN, "rope_parameters": rope}, 8192).max_length == 16_384
-    candidate = encode(VLLM, PLAIN, meaning(PLAIN), rw.Linear(2), 16_384)
+    candidate = encode(VLLM, PLAIN, interpret_as_trained(PLAIN), rw.Linear(2), 16_384)
     assert "max_position_embeddings" not in candidate.changes
 
 
-def test_overrides_hold_the_base_too():
-    """An override of rope_parameters takes the place of the whole dict: without a base in it, vLLM takes 10,000."""
-    candidate = encode(VLLM, PLAIN, meaning(PLAIN), rw.YaRN(4), 32_768)
-    words = shlex.split(VLLM.command("some/model", 32_768, candidate.changes))
+def test_overrides_contain_the_base():
+    """An override replaces the complete rope_parameters; without rope_theta in it, vLLM uses 10,000."""
+    candidate = encode(VLLM, PLAIN, interpret_as_trained(PLAIN), rw.YaRN(4), 32_768)
+    words = shlex.split(VLLM.build_command("some/model", 32_768, candidate.changes))
     assert words[:5] == ["vllm", "serve", "some/model", "--max-model-len", "32768"]
     given = json.loads(words[words.index("--hf-overrides") + 1])
     assert given["rope_parameters"]["rope_theta"] == 100_000.0
     assert given["max_position_embeddings"] == 32_768
 
 
-def test_overrides_of_a_composite_model_go_to_its_text_part():
+def test_overrides_of_a_composite_model_are_nested_in_its_text_part():
     config = {"model_type": "some_vl", "text_config": PLAIN}
-    candidate = encode(VLLM, config, meaning(config), rw.YaRN(4), 32_768)
+    candidate = encode(VLLM, config, interpret_as_trained(config), rw.YaRN(4), 32_768)
     assert set(candidate.changes) == {"text_config"}
     assert candidate.config["text_config"]["rope_parameters"]["factor"] == 4
 
 
-def test_a_tokenizer_that_ends_early_is_overruled(tmp_path):
+def test_a_low_tokenizer_limit_is_overridden_by_an_environment_variable(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 8192}')
-    assert VLLM.command(str(tmp_path), 32_768, {}).startswith("VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 vllm serve")
-    assert VLLM.command(str(tmp_path), 8192, {}).startswith("vllm serve")
+    assert VLLM.build_command(str(tmp_path), 32_768, {}).startswith("VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 vllm serve")
+    assert VLLM.build_command(str(tmp_path), 8192, {}).startswith("vllm serve")

@@ -1,100 +1,176 @@
-"""What a serving engine is here: a way of reading a configuration.
+"""The interface of a serving engine, and how to add one.
 
-Every engine reads a configuration in its own manner. An `Engine` says what it makes of one, as a `ModelConfig`, from a
-reading of its source that `sources` cites. All else follows: to export a scaling is to find the writing that the
-engine reads as that scaling (express.py); to examine a configuration is to compare two readings; and `verify` holds the
-reading against the real engine.
+To add an engine, add one file to this folder with one subclass of `FolderEngine` (for engines that load config.json)
+or of `GgufEngine` (for engines that load a GGUF file). The registry finds it by its `name`. The subclass defines
+
+- the class variables that `Engine` lists;
+- `_interpret`, the core of every engine: the frequencies that the engine computes from a configuration, as found in
+  its source code. `sources` cites the files, `version` the version that was read;
+- `argv`, the command line that starts the engine (folder engines only);
+- `to_rope_dict`, if the engine has keys or methods that transformers does not have.
+
+Everything else follows from the interpretation. `encode` writes candidate configurations until the engine interprets
+one of them as the requested scaling. `ropewalk doctor` compares the engine's interpretation with the one that the
+model was trained with (`trained_config.py`). `ropewalk verify` checks the interpretation against the running engine.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ropewalk.config import ModelConfig
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 
-Config = Mapping[str, Any]  # a config.json; of a GGUF file its `fields` and `divisors`
-MARK = "ropewalk.json"  # stands in a folder that export wrote, and says what for
+# The dict of a config.json; for a GGUF file a dict with its `fields` (metadata) and `divisors` (tensors).
+Config = Mapping[str, Any]
+
+
+class EngineConfigError(InputError):
+    """An engine does not accept a configuration, or would serve it wrongly.
+
+    Attributes:
+        engine: title of the engine.
+        key: the field of the configuration that is at fault.
+    """
+
+    def __init__(self, engine: str, key: str, value: object, expected: str) -> None:
+        super().__init__(f"{engine}: {key}", value, expected)
+        self.engine = engine
+        self.key = key
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to write a scaling.
+    """One configuration that may encode a scaling for an engine.
 
     Attributes:
-        through: what it is written as, where the engine has no name for it; "" for the engine's own.
-        config: the whole configuration, written so.
-        changes: what of it is new, for people, and for engines that take it on the command line.
-        merged: what a command makes of the model's own configuration, for engines that merge changes into it.
+        encoded_as: the method or field that stands in for the scaling, such as "rope_theta", "yarn" or
+            "longrope lists"; "" if the engine has the method itself.
+        config: the complete configuration.
+        changes: the fields of `config` that differ from the model's configuration; None removes a field.
+        merged_config: the configuration that results when the engine merges `changes` from its command line into
+            the model's configuration; None for engines that do not merge.
     """
 
-    through: str
+    encoded_as: str
     config: Config
     changes: Config
-    merged: Config | None = None
+    merged_config: Config | None = None
 
 
 class Engine(ABC):
     """A serving engine.
 
-    Class variables: `name`, of the command line; `title`, as it calls itself; `version`, whose source was read;
-    `sources`, the files of that version that say how it reads a configuration; `takes`, what it is given, a
-    "folder" or a "gguf" file; `requirements`, the packages with which `make engines` installs it, none where this
-    project cannot run it.
+    Class variables:
+        name: the name on the command line, as in `--engine vllm`.
+        title: the engine's own spelling of its name, for messages.
+        version: the version or commit whose source was read.
+        sources: the files of that version that determine how it interprets a configuration.
+        checkpoint_format: what the engine loads: a "folder" with config.json, or a "gguf" file.
+        requirements: the packages that `make engines` installs; empty if the tests cannot run this engine.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     version: ClassVar[str]
     sources: ClassVar[tuple[str, ...]]
-    takes: ClassVar[str]
+    checkpoint_format: ClassVar[Literal["folder", "gguf"]]
     requirements: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def open(self, model: str) -> tuple[Config, ModelConfig]:
-        """The configuration of a model in the form this engine is given, and what it means.
+    def load_config(self, model: str) -> tuple[Config, ModelConfig]:
+        """Load a model's configuration in the format of this engine, and interpret it as the model was trained.
 
-        `model`: a folder, a .gguf file, a built-in name, or a hub id. Raises InputError for one that cannot be read.
+        `model`: a folder, a .gguf file, a built-in name, or a hub id. Raises InputError if it cannot be read.
         """
 
     def interpret(self, config: Config, length: int) -> ModelConfig:
-        """What the engine makes of a configuration when it is started to serve texts of `length` tokens.
+        """Return the frequencies that the engine computes from a configuration.
 
-        `max_length` of the result is what it serves unless told more. Raises InputError, in the engine's name, for
-        what it would refuse, and for values that it would stumble over.
+        Args:
+            config: the configuration, in the format of this engine.
+            length: tokens that the engine is started to serve. Some engines choose frequencies by it.
+
+        Returns a ModelConfig whose `max_length` is the length that the engine serves by default. Raises
+        EngineConfigError if the engine would refuse the configuration, crash on it, or read past its tables.
         """
         try:
+            self._check_loads(config)
             return self._interpret(config, length)
-        except InputError:
+        except EngineConfigError:
             raise
+        except InputError as error:
+            raise EngineConfigError(self.title, error.field, error.value, error.expected) from None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            stumbled = f"{type(error).__name__}: {error}"
-            raise InputError(f"{self.title}: configuration", stumbled, "values it computes with") from None
+            found = f"{type(error).__name__}: {error}"
+            raise EngineConfigError(self.title, "configuration", found, "values of the documented types") from None
+
+    def config_error(self, key: str, value: object, expected: str) -> EngineConfigError:
+        """Return an error, to be raised, that names this engine and the field `key`."""
+        return EngineConfigError(self.title, key, value, expected)
+
+    def _check_loads(self, config: Config) -> None:  # noqa: B027  an engine without such checks needs no override
+        """Raise EngineConfigError if the engine refuses to load the configuration, whatever frequencies it has."""
 
     @abstractmethod
     def _interpret(self, config: Config, length: int) -> ModelConfig:
-        """`read`, of values of the types that are expected; an engine's file says it here."""
+        """Implement `interpret`; errors that malformed values cause are converted there."""
 
     @abstractmethod
-    def candidates(self, config: Config, scaling: Scaling, length: int) -> Iterator[Candidate]:
-        """The ways to write a scaling into a configuration, the best first; `read` decides which of them hold."""
+    def candidates(
+        self, config: Config, model_config: ModelConfig, scaling: Scaling, length: int
+    ) -> Iterator[Candidate]:
+        """Yield configurations that may encode a scaling, the most readable one first.
 
-    @abstractmethod
-    def write(self, model: str, candidate: Candidate, out: Path, length: int) -> Path:
-        """Write what the engine is given into the empty folder `out`, the weights untouched; the path to give it.
+        A candidate may be wrong: `encode` uses the first one that the engine interprets as the scaling.
 
-        Raises InputError for a model that this engine cannot be given.
+        Args:
+            config: the model's configuration, in the format of this engine.
+            model_config: the same configuration as the model was trained.
+            scaling: the scaling of the layers that attend to the whole text.
+            length: tokens to serve.
         """
 
     @abstractmethod
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        """The command that starts it on that path or hub id, for texts of `length` tokens.
+    def write_checkpoint(self, model: str, candidate: Candidate, out: Path, length: int) -> Path:
+        """Write a checkpoint with the candidate's configuration and the model's weights, unchanged.
 
-        `changes`: to be passed on the command line, in place of a folder that was written. Raises InputError where
-        the engine takes none there.
+        Args:
+            model: as for `load_config`.
+            candidate: the configuration to write.
+            out: an empty folder.
+            length: tokens to serve.
+
+        Returns the path to start the engine with. Raises InputError for a model that this engine cannot load.
         """
+
+    @abstractmethod
+    def build_command(self, model: str, length: int, changes: Config | None = None) -> str:
+        """Return the shell command that starts the engine for texts of `length` tokens.
+
+        Args:
+            model: a path that `write_checkpoint` returned, or, with `changes`, the original model.
+            length: tokens to serve.
+            changes: the candidate's changes, to pass as command-line options.
+
+        Raises InputError if the engine cannot take the changes on its command line.
+        """
+
+
+def with_scalings(model_config: ModelConfig, scalings: Mapping[str, Scaling]) -> ModelConfig:
+    """Return the configuration with other scalings for the given layer types."""
+    ropes = dict(model_config.ropes)
+    for layer_type, scaling in scalings.items():
+        ropes[layer_type] = dataclasses.replace(ropes[layer_type], scaling=scaling)
+    return dataclasses.replace(model_config, ropes=ropes)
+
+
+def with_main_scaling(model_config: ModelConfig, scaling: Scaling) -> ModelConfig:
+    """Return the configuration with another scaling for the layers that attend to the whole text."""
+    return with_scalings(model_config, {model_config.main_layer_type: scaling})

@@ -1,4 +1,4 @@
-"""Find the writing that an engine reads as what was meant; where there is none, the nearest that there is."""
+"""Find a configuration that an engine interprets as a given scaling, or the nearest scaling that has one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.errors import InputError
+from ropewalk.errors import InputError, UnsupportedScalingError
 from ropewalk.frequencies import Frequencies
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.by_parts import NTKByParts
@@ -17,106 +17,122 @@ from ropewalk.scaling.ntk import NTK
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Candidate, Config, Engine
 
-_ROUNDING = 2e-7  # engines hold their tables, and GGUF its tensors, in float32
+_FLOAT32_TOLERANCE = 2e-7  # relative; engines store their tables, and GGUF its tensors, in float32
 
 
 def encode(engine: Engine, config: Config, model_config: ModelConfig, scaling: Scaling, length: int) -> Candidate:
-    """The first way to write `scaling` that the engine reads as it is meant.
+    """Return the first candidate configuration that the engine interprets as `scaling`.
 
     Args:
-        engine: that shall serve.
-        config: the model's own configuration, as the engine is given it.
-        described: what that configuration means (transformers' reading, or llama.cpp's of a GGUF file).
-        scaling: what is meant, on the layers that see the whole text; the others stay as they are.
-        length: tokens that it shall serve.
+        engine: the engine that will serve the model.
+        config: the model's configuration, in the engine's format.
+        model_config: the same configuration as the model was trained: `interpret_as_trained(config)`, or
+            llama.cpp's interpretation of a GGUF file.
+        scaling: the scaling of the layers that attend to the whole text. Sliding-window layers keep theirs.
+        length: tokens to serve.
 
-    Raises InputError when there is none, naming the nearest scaling that there is one for.
+    Raises UnsupportedScalingError, with the nearest scaling that the engine supports, if there is none.
     """
-    found = _first(engine, config, model_config, scaling, length)
-    if found is not None:
-        return found
-    near = nearest(engine, config, model_config, scaling, length)
-    allowed = f"one that {engine.title} {engine.version} can express" + (f"; the nearest is {near}" if near else "")
-    raise InputError("scaling", str(scaling), allowed)
+    candidate = _find_candidate(engine, config, model_config, scaling, length)
+    if candidate is None:
+        nearest = find_nearest_supported(engine, config, model_config, scaling, length)
+        title = f"{engine.title} {engine.version}"
+        raise UnsupportedScalingError(str(scaling), title, None if nearest is None else str(nearest))
+    return candidate
 
 
-def nearest(engine: Engine, config: Config, model_config: ModelConfig, scaling: Scaling, length: int) -> Scaling | None:
-    """Of the common static scalings that the engine can express, the one that turns most like it, up to `length`."""
-    layer = model_config.ropes[model_config.main]
-    expected = configs.layer_frequencies(scaling, layer, length)
+def find_nearest_supported(
+    engine: Engine, config: Config, model_config: ModelConfig, scaling: Scaling, length: int
+) -> Scaling | None:
+    """Return the supported static scaling whose rotations up to `length` resemble those of `scaling` most.
+
+    The arguments are those of `encode`. None if the engine supports none of the common methods.
+    """
+    layer = model_config.main_layer
+    expected = configs.compute_layer_frequencies(scaling, layer, length)
     positions = np.linspace(1, length, 256).astype(np.int64)
 
-    def unlike(other: Scaling) -> float:
-        its = configs.layer_frequencies(other, layer, length)
-        apart = abs(its.attention_factor - expected.attention_factor)
-        return float(apart - its.cosine(expected, positions).mean())
+    def distance(other: Scaling) -> float:
+        frequencies = configs.compute_layer_frequencies(other, layer, length)
+        attention_difference = abs(frequencies.attention_factor - expected.attention_factor)
+        return float(attention_difference - frequencies.cosine_similarity(expected, positions).mean())
 
-    possible = [each for each in _common(layer, expected, length) if _first(engine, config, model_config, each, length)]
-    return min(possible, key=unlike, default=None)
+    supported = [
+        other
+        for other in _comparable_scalings(layer, expected, length)
+        if _find_candidate(engine, config, model_config, other, length)
+    ]
+    return min(supported, key=distance, default=None)
 
 
 def expected_scalings(model_config: ModelConfig, scaling: Scaling) -> dict[str, Scaling]:
-    """The scaling of each layer type when `scaling` is put on the model."""
-    whole = [kind for kind in model_config.ropes if not configs.is_local(kind)] or list(model_config.ropes)
-    return {kind: scaling if kind in whole else layer.scaling for kind, layer in model_config.ropes.items()}
+    """Return the scaling of each layer type after `scaling` is applied to the layers that attend to the whole text."""
+    scaled_types = [layer_type for layer_type in model_config.ropes if not configs.is_local(layer_type)]
+    if not scaled_types:
+        scaled_types = list(model_config.ropes)
+    return {
+        layer_type: scaling if layer_type in scaled_types else layer.scaling
+        for layer_type, layer in model_config.ropes.items()
+    }
 
 
-def same(one: Frequencies, other: Frequencies) -> bool:
-    """Whether they are equal but for the rounding of float32."""
+def frequencies_match(left: Frequencies, right: Frequencies) -> bool:
+    """Return whether two sets of frequencies are equal up to the rounding of float32."""
     return (
-        one.inv_freq.shape == other.inv_freq.shape
-        and np.allclose(one.inv_freq, other.inv_freq, rtol=_ROUNDING, atol=0)
-        and abs(one.attention_factor / other.attention_factor - 1) < _ROUNDING
-        and abs(one.softmax_factor / other.softmax_factor - 1) < _ROUNDING
+        left.inv_freq.shape == right.inv_freq.shape
+        and np.allclose(left.inv_freq, right.inv_freq, rtol=_FLOAT32_TOLERANCE, atol=0)
+        and abs(left.attention_factor / right.attention_factor - 1) < _FLOAT32_TOLERANCE
+        and abs(left.softmax_factor / right.softmax_factor - 1) < _FLOAT32_TOLERANCE
     )
 
 
-def _first(
+def _find_candidate(
     engine: Engine, config: Config, model_config: ModelConfig, scaling: Scaling, length: int
 ) -> Candidate | None:
-    return next(
-        (
-            candidate
-            for candidate in engine.candidates(config, scaling, length)
-            if _holds(engine, candidate, model_config, scaling, length)
-        ),
-        None,
+    expected = expected_scalings(model_config, scaling)
+    for candidate in engine.candidates(config, model_config, scaling, length):
+        # The changes on a command line must give the same frequencies as the configuration in a folder.
+        configs_to_check = [candidate.config]
+        if candidate.merged_config is not None:
+            configs_to_check.append(candidate.merged_config)
+        if all(_is_interpreted_as(engine, each, model_config, expected, length) for each in configs_to_check):
+            return candidate
+    return None
+
+
+def _is_interpreted_as(
+    engine: Engine, config: Config, model_config: ModelConfig, expected: dict[str, Scaling], length: int
+) -> bool:
+    """Return whether the engine computes the expected frequencies from a configuration, for every layer type."""
+    try:
+        interpreted = engine.interpret(config, length)
+    except InputError:
+        return False
+    return set(interpreted.ropes) == set(expected) and all(
+        _layer_matches(interpreted.ropes[layer_type], model_config.ropes[layer_type], scaling, length)
+        for layer_type, scaling in expected.items()
     )
 
 
-def _holds(engine: Engine, candidate: Candidate, model_config: ModelConfig, scaling: Scaling, length: int) -> bool:
-    """Whether the engine, given this writing in a folder or on its command line, turns by what is meant."""
-    expected = expected_scalings(model_config, scaling)
-    for config in (candidate.config, candidate.merged):
-        if config is None:
-            continue
-        try:
-            read = engine.interpret(config, length)
-        except InputError:
-            return False
-        if set(read.ropes) != set(expected):
-            return False
-        if not all(_alike(read.ropes[kind], model_config.ropes[kind], expected[kind], length) for kind in expected):
-            return False
-    return True
-
-
-def _alike(read: LayerRope, own: LayerRope, expected: Scaling, length: int) -> bool:
-    original = own.rope.original_length or length
-    # A short and a long list are served as one of the two by most engines: what counts is the length that is served.
-    follows = read.scaling.is_dynamic or (expected.is_dynamic and not isinstance(expected, LongRoPE))
-    lengths = (1, original, length, 2 * length) if follows else (length,)
-    return read.rope.layout == own.rope.layout and all(
-        same(configs.layer_frequencies(read.scaling, read, n), configs.layer_frequencies(expected, own, n))
+def _layer_matches(interpreted: LayerRope, trained: LayerRope, expected: Scaling, length: int) -> bool:
+    original = trained.rope.original_length or length
+    # Most engines serve one of LongRoPE's two lists at every length, so only the list for `length` is compared.
+    is_dynamic = interpreted.scaling.is_dynamic or (expected.is_dynamic and not isinstance(expected, LongRoPE))
+    lengths = (1, original, length, 2 * length) if is_dynamic else (length,)
+    return interpreted.rope.layout == trained.rope.layout and all(
+        frequencies_match(
+            configs.compute_layer_frequencies(interpreted.scaling, interpreted, n),
+            configs.compute_layer_frequencies(expected, trained, n),
+        )
         for n in lengths
     )
 
 
-def _common(layer: LayerRope, expected: Frequencies, length: int) -> list[Scaling]:
-    """The static methods that every engine knows of, slowing the slowest pair as much as is meant."""
+def _comparable_scalings(layer: LayerRope, expected: Frequencies, length: int) -> list[Scaling]:
+    """Return the static methods that most engines support, each slowing the slowest pair as `expected` does."""
     slowest = float(expected.inv_freq[-1])
-    reached = length / (layer.rope.original_length or length)
-    factor = max(1.0, float(layer.rope.inv_freq[-1]) / slowest if slowest else reached)
+    length_ratio = length / (layer.rope.original_length or length)
+    factor = max(1.0, float(layer.rope.inv_freq[-1]) / slowest if slowest else length_ratio)
     original = None if layer.rope.original_length else length
     return [
         NoScaling(),

@@ -1,55 +1,61 @@
 from __future__ import annotations
 
-import dataclasses
 import shlex
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ropewalk.config import ModelConfig
-from ropewalk.config.gguf import LONG, ROPE_FREQS, SHORT, from_fields
+from ropewalk.config.gguf import from_gguf_fields
+from ropewalk.config.gguf_header import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 from ropewalk.errors import InputError
 from ropewalk.scaling.longrope import LongRoPE
-from ropewalk.serving.engines.base import Config
-from ropewalk.serving.engines.gguf_engine import GgufEngine, source_file
+from ropewalk.serving.engines.base import Config, with_main_scaling
+from ropewalk.serving.engines.gguf_engine import GgufEngine, require_gguf
+from ropewalk.serving.engines.gguf_file import DIVISOR_TENSORS
+from ropewalk.serving.engines.longrope_lists import with_one_list
 
-# Architectures that read the tensors; all others refuse to load a file with a tensor that they do not know, and
-# cogvlm, falcon-h1, llada, pangu-embedded and refact load rope_freqs and turn by none of it.
-_READ_FREQS = {
+# Source of the tables: load_arch_hparams and load_arch_tensors in src/models/*.cpp, get_rope_factors in
+# src/llama-model.cpp.
+
+# Architectures that read the tensor rope_freqs. cogvlm, falcon-h1, llada, pangu-embedded and refact load it, but do not
+# use it. All others refuse a file with a tensor that they do not read.
+_READS_ROPE_FREQS = {
     "apertus", "arcee", "deci", "exaone", "exaone-moe", "exaone4", "granite", "granite_swa", "granitehybrid",
     "granitemoe", "llama", "llama-embed", "llama4", "minicpm", "mistral3", "nanbeige",
 }  # fmt: skip
-# These read the two lists when rope.scaling.type is longrope, and rope_freqs when it is not;
-_READ_EITHER = {
+# Of these, the ones that read the two rope_factors tensors instead when rope.scaling.type is longrope.
+_READS_ROPE_FACTORS_IF_LONGROPE = {
     "apertus", "deci", "granite", "granite_swa", "granitemoe", "llama", "llama-embed", "minicpm", "mistral3",
 }  # fmt: skip
-_READ_LISTS = {"minicpm3", "phi3", "phimoe"}  # and these the two lists, whatever it says.
-# Whose rope is formed from more than what is read here, or from less.
-_OTHERWISE = {
+# Architectures that read the two rope_factors tensors, whatever rope.scaling.type is.
+_READS_ROPE_FACTORS = {"minicpm3", "phi3", "phimoe"}
+# Architectures whose rope depends on other fields than those that config/gguf.py reads.
+_UNSUPPORTED_ARCHITECTURES = {
     "cogvlm", "deepseek2-ocr", "deepseek4", "dflash", "dots3note", "eagle3", "gemma4", "gemma4-assistant", "step35",
 }  # fmt: skip
-# Whose sliding layers have the base and the factor of the file, and none of what the command line says.
-_LOCAL_BY_FILE = {
+# Architectures whose sliding-window layers use the base and the factor of the file, even if options override them.
+_SLIDING_LAYERS_IGNORE_OPTIONS = {
     "afmoe", "cohere2", "cohere2moe", "exaone-moe", "exaone4", "gemma2", "gpt-oss", "llama4", "maple", "mellum",
     "smallthinker", "spark2_5",
 }  # fmt: skip
-_FLAGS = {
+# The command-line options that override fields. Source: common/arg.cpp.
+_OPTIONS = {
     "rope.scaling.type": "--rope-scaling",
     "rope.scaling.factor": "--rope-scale",
     "rope.scaling.original_context_length": "--yarn-orig-ctx",
     "rope.freq_base": "--rope-freq-base",
 }
-# What a field that is to be taken away is overridden with.
-_NOTHING: Mapping[str, Any] = {
+# The values that have the same effect as removing a field; for other fields it is 1.
+_VALUES_OF_REMOVED_FIELDS: dict[str, Any] = {
     "rope.scaling.type": "none",
     "rope.scaling.yarn_log_multiplier": 0.0,
     "rope.scaling.alpha": 0.0,
 }
-_KINDS = {str: "str", int: "int", float: "float"}  # of an override
-_CONTEXT_STEP = 256  # the context is rounded up to a multiple of this
+_OVERRIDE_TYPES = {str: "str", int: "int", float: "float"}  # of --override-kv NAME=TYPE:VALUE
+_CONTEXT_STEP = 256  # the context size is rounded up to a multiple of this
 
 
 class LlamaCpp(GgufEngine):
-    """llama.cpp: its server and everything that loads through its library."""
+    """llama.cpp: its server and all software that uses its library."""
 
     name = "llama.cpp"
     title = "llama.cpp"
@@ -64,48 +70,49 @@ class LlamaCpp(GgufEngine):
     )
     requirements: ClassVar[tuple[str, ...]] = ("xllamacpp==2026.10.11549", "numpy")
 
-    def _interpret(self, config: Config, length: int) -> ModelConfig:
-        model_config = from_fields(config["fields"], config["divisors"])
-        architecture, tensors = model_config.model_type, set(config["divisors"])
-        if architecture in _OTHERWISE:
-            raise InputError(
-                "general.architecture", architecture, f"one whose rope {self.title} forms in the usual way"
-            )
-        self._check_tensors(architecture, tensors, config["fields"].get(f"{architecture}.rope.scaling.type"))
-        main = model_config.ropes[model_config.main]
-        if not isinstance(main.scaling, LongRoPE):
-            return model_config
-        # One of the lists serves every text, chosen by the size of the context.
-        context = -(-length // _CONTEXT_STEP) * _CONTEXT_STEP
-        past = context > (main.rope.original_length or context)
-        chosen = main.scaling.long_factor if past else main.scaling.short_factor
-        fixed = dataclasses.replace(main.scaling, short_factor=chosen, long_factor=chosen)
-        return dataclasses.replace(
-            model_config, ropes={**model_config.ropes, model_config.main: dataclasses.replace(main, scaling=fixed)}
-        )
-
-    def _check_tensors(self, architecture: str, tensors: set[str], kind: str | None) -> None:
-        lists = architecture in _READ_LISTS or (architecture in _READ_EITHER and kind == "longrope")
-        freqs = architecture in _READ_FREQS and not lists
-        known = {SHORT, LONG} if lists else {ROPE_FREQS} if freqs else set()
-        if not tensors <= known:
-            said = f"for {architecture} with rope.scaling.type {kind or 'linear'}, {self.title} reads"
-            raise InputError("tensors", ", ".join(sorted(tensors)), f"{said} {', '.join(sorted(known)) or 'none'}")
-
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
+    def build_command(self, model: str, length: int, changes: Config | None = None) -> str:
         if changes is not None:
-            model = str(source_file(model))  # which may have been a built-in name
+            model = str(require_gguf(model))  # resolve a built-in name
         words, overrides = ["llama-server", "-m", model, "-c", str(length)], []
-        for name, value in (changes or {}).items():
+        for name, new_value in (changes or {}).items():
+            if name in DIVISOR_TENSORS:
+                raise InputError("out", None, f"a folder, because {name} is a tensor that only a file can contain")
             architecture, _, field = name.partition(".")
-            if name in (ROPE_FREQS, SHORT, LONG):
-                raise InputError("out", None, f"a folder: {name} is a tensor, which only a file can hold")
-            said: Any = _NOTHING.get(field, 1.0) if value is None else value
-            shown = f"{said:.9g}" if isinstance(said, float) else str(said)
-            if field in _FLAGS and architecture not in _LOCAL_BY_FILE:
-                words += [_FLAGS[field], shown]
+            value = _VALUES_OF_REMOVED_FIELDS.get(field, 1.0) if new_value is None else new_value
+            text = f"{value:.9g}" if isinstance(value, float) else str(value)
+            if field in _OPTIONS and architecture not in _SLIDING_LAYERS_IGNORE_OPTIONS:
+                words += [_OPTIONS[field], text]
             else:
-                overrides.append(f"{name}={_KINDS[type(said)]}:{shown}")
+                overrides.append(f"{name}={_OVERRIDE_TYPES[type(value)]}:{text}")
         if overrides:
             words += ["--override-kv", ",".join(overrides)]
         return shlex.join(words)
+
+    def _interpret(self, config: Config, length: int) -> ModelConfig:
+        model_config = from_gguf_fields(config["fields"], config["divisors"])
+        architecture, tensors = model_config.model_type, set(config["divisors"])
+        if architecture in _UNSUPPORTED_ARCHITECTURES:
+            expected = "an architecture whose rope ropewalk can compute from the metadata"
+            raise self.config_error("general.architecture", architecture, expected)
+        rope_type = config["fields"].get(f"{architecture}.rope.scaling.type")
+        self._check_tensors(architecture, tensors, rope_type)
+        layer = model_config.main_layer
+        if not isinstance(layer.scaling, LongRoPE):
+            return model_config
+        # The size of the context, not the length of a text, chooses the list.
+        context = -(-length // _CONTEXT_STEP) * _CONTEXT_STEP
+        is_long = context > (layer.rope.original_length or context)
+        return with_main_scaling(model_config, with_one_list(layer.scaling, use_long=is_long))
+
+    def _check_tensors(self, architecture: str, tensors: set[str], rope_type: str | None) -> None:
+        known: set[str] = set()
+        if architecture in _READS_ROPE_FACTORS or (
+            architecture in _READS_ROPE_FACTORS_IF_LONGROPE and rope_type == "longrope"
+        ):
+            known = {ROPE_FACTORS_SHORT, ROPE_FACTORS_LONG}
+        elif architecture in _READS_ROPE_FREQS:
+            known = {ROPE_FREQS}
+        if not tensors <= known:
+            condition = f"{architecture} reads with rope.scaling.type {rope_type or 'linear'}"
+            expected = f"only tensors that {condition}: {', '.join(sorted(known)) or 'none'}"
+            raise self.config_error("tensors", ", ".join(sorted(tensors)), expected)

@@ -1,53 +1,70 @@
-"""What the configuration classes of transformers refuse: engines that load through them never see such a file."""
+"""Configurations that the configuration classes of transformers refuse.
+
+Engines that load a config.json through these classes never see such a file. Which architectures refuse what is listed
+in config/architectures.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.errors import InputError
-from ropewalk.serving.engines.base import Config
+from ropewalk.config.architectures import (
+    LONGROPE_ONLY_MODEL_TYPES,
+    SCALING_REJECTED_MODEL_TYPES,
+    SHORT_LONG_MSCALE_MODEL_TYPES,
+    UNSET_HEAD_DIM_MODEL_TYPES,
+)
+from ropewalk.serving.engines.base import Config, EngineConfigError
+from ropewalk.serving.engines.rope_dict import get_rope_type
 
-# Whose classes take two lists and no other scaling; those of version 4 take no fourth field beside them.
-OF_LISTS = ("phi3", "phi4_multimodal")
-_THREE_FIELDS = {"type", "short_factor", "long_factor"}
-# Whose classes demand short_mscale and long_mscale of any scaling.
-OF_MSCALES = ("phimoe",)
-# Whose classes leave head_dim empty where the file does, and then compute with it.
-WITHOUT_HEAD_DIM = (
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl", "hunyuan_vl_text", "minimax", "ministral", "mixtral",
-)  # fmt: skip
-_UNSCALED = ("cosmos3_edge_text",)
+_TRANSFORMERS4_LONGROPE_KEYS = {"type", "short_factor", "long_factor"}
 
 
-def check_loads(title: str, version: int, text: Config) -> None:
-    """Raise InputError, in the engine's name, for a text part that its class of transformers 4 or 5 refuses."""
-    model_type = text.get("model_type")
-    for said in _rope_dicts(text, version):
-        rope_type = said.get("rope_type") or said.get("type") or "default"
-        refused, so = f"{title}: rope_{'scaling' if version == 4 else 'parameters'}", f"so the class of {model_type}"
-        if model_type in OF_LISTS and version == 4:
-            if set(said) != _THREE_FIELDS or rope_type not in ("longrope", "su", "yarn"):
-                found = ", ".join(map(str, said))
-                raise InputError(refused, found, f"type (longrope), short_factor and long_factor, no more: {so}")
-        elif model_type in OF_LISTS and rope_type not in ("default", "longrope", "su"):
-            raise InputError(refused, rope_type, f"longrope or default: {so}")
-        if model_type in OF_MSCALES and (version == 4 or rope_type != "default"):
-            for key in ("short_mscale", "long_mscale"):
-                if not isinstance(said.get(key), int | float):
-                    raise InputError(f"{refused}: {key}", said.get(key), f"a number: {so}")
-        if model_type in _UNSCALED and rope_type != "default":
-            raise InputError(refused, rope_type, f"default: {so}")
-        if version == 5 and rope_type == "longrope":
-            if model_type in WITHOUT_HEAD_DIM and text.get("head_dim") is None:
-                raise InputError(f"{title}: head_dim", None, f"a number, beside longrope: {so}")
-            if text.get("per_layer_config"):
-                raise InputError(refused, rope_type, f"another type, where layers have heads of their own: {so}")
+def check_loads_in_transformers(engine: str, version: int, text: Config) -> None:
+    """Check that the architecture's configuration class accepts the text part of a config.json.
+
+    Args:
+        engine: title of the engine that loads through the class, for errors.
+        version: major version of transformers, 4 or 5.
+        text: the text part.
+
+    Raises EngineConfigError if the class refuses it.
+    """
+    for rope_dict in _checked_rope_dicts(text, version):
+        _check_rope_dict(engine, version, text, rope_dict)
 
 
-def _rope_dicts(text: Config, version: int) -> list[Mapping[str, Any]]:
-    """The rope dicts that such a class looks at; empty ones and what is none it passes over."""
-    said = text.get("rope_scaling") or (None if version == 4 else text.get("rope_parameters"))
-    if not said or not isinstance(said, Mapping):
+def _check_rope_dict(engine: str, version: int, text: Config, rope_dict: Mapping[str, Any]) -> None:
+    model_type, rope_type = text.get("model_type"), get_rope_type(rope_dict)
+    field = "rope_scaling" if version == 4 else "rope_parameters"
+    why = f", which the class of {model_type} requires"
+    if model_type in LONGROPE_ONLY_MODEL_TYPES and version == 4:
+        if set(rope_dict) != _TRANSFORMERS4_LONGROPE_KEYS or rope_type not in ("longrope", "su", "yarn"):
+            keys = ", ".join(map(str, rope_dict))
+            raise EngineConfigError(engine, field, keys, f"only type (longrope), short_factor and long_factor{why}")
+    elif model_type in LONGROPE_ONLY_MODEL_TYPES and rope_type not in ("default", "longrope", "su"):
+        raise EngineConfigError(engine, field, rope_type, f"longrope or default{why}")
+    if model_type in SHORT_LONG_MSCALE_MODEL_TYPES and (version == 4 or rope_type != "default"):
+        for key in ("short_mscale", "long_mscale"):
+            if not isinstance(rope_dict.get(key), int | float):
+                raise EngineConfigError(engine, f"{field}: {key}", rope_dict.get(key), f"a number{why}")
+    if model_type in SCALING_REJECTED_MODEL_TYPES and rope_type != "default":
+        raise EngineConfigError(engine, field, rope_type, f"default{why}")
+    if version == 5 and rope_type == "longrope":
+        if model_type in UNSET_HEAD_DIM_MODEL_TYPES and text.get("head_dim") is None:
+            raise EngineConfigError(engine, "head_dim", None, f"a number together with longrope{why}")
+        if text.get("per_layer_config"):
+            expected = f"another type, since head sizes differ between layers{why}"
+            raise EngineConfigError(engine, field, rope_type, expected)
+
+
+def _checked_rope_dicts(text: Config, version: int) -> list[Mapping[str, Any]]:
+    """Return the rope dicts that the class validates: one, or one for each layer type. It skips what is not a dict."""
+    rope_dict = text.get("rope_scaling")
+    if not rope_dict and version == 5:
+        rope_dict = text.get("rope_parameters")
+    if not rope_dict or not isinstance(rope_dict, Mapping):
         return []
-    return [each for each in said.values() if isinstance(each, Mapping)] or [said]
+    by_layer_type = [value for value in rope_dict.values() if isinstance(value, Mapping)]
+    return by_layer_type or [rope_dict]

@@ -1,32 +1,34 @@
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.config import LayerRope, ModelConfig, text_part
-from ropewalk.errors import InputError
+from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
+from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.llama3 import Llama3
-from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN
-from ropewalk.serving.engines.attention_factors import by_declared, by_mscale, mscale_ratio
-from ropewalk.serving.engines.base import Config
-from ropewalk.serving.engines.folder_engine import SOFTMAX_SCALED, FolderEngine, meaning
-from ropewalk.serving.engines.legacy_config import number, scaled, unscaled
+from ropewalk.serving.engines.base import Config, with_main_scaling, with_scalings
+from ropewalk.serving.engines.deepseek_mscale import encode_attention_factor_as_mscale, mscale_ratio
+from ropewalk.serving.engines.folder_engine import FolderEngine
+from ropewalk.serving.engines.legacy_config import interpret_without_scaling
+from ropewalk.serving.engines.longrope_lists import read_longrope, with_one_list
+from ropewalk.serving.engines.rope_dict import require_number
+from ropewalk.serving.engines.trained_config import interpret_as_trained
 
-# Whose files know `rope_parameters`; the others, Llama's and Qwen 2's among them, do not.
-_VERSION_5 = (
+# The three tables below: the arguments (`ModelArgs`) of mlx_lm/models/*.py, by model type.
+
+# Architectures whose file has `rope_parameters`. All others ignore it, among them Llama and Qwen 2.
+_READS_ROPE_PARAMETERS = (
     "exaone_moe", "gemma4_text", "glm_moe_dsa", "granitemoehybrid", "laguna", "lfm2", "lfm2_moe", "mellum",
     "minimax_m3_vl", "ministral3", "mistral4", "muse_glimmer", "muse_spark", "olmo_hybrid", "qwen3", "qwen3_5",
     "qwen3_5_text", "spark2_5",
 )  # fmt: skip
-# The base that the other files take where none is given, if not 10,000;
-_BASES = {
+# Default rope_theta of the others; 10,000 for architectures that are not listed.
+_DEFAULT_ROPE_THETA = {
     "afm7": 50_000.0,
     "bailing_moe_v3": 6_000_000.0,
     "cohere": 8_000_000.0,
@@ -45,88 +47,93 @@ _BASES = {
     "starcoder2": 100_000.0,
     "youtu_llm": 1_600_000.0,
 }
-# and those that demand one.
-_WITHOUT_BASE = (
+# Architectures whose file requires rope_theta.
+_REQUIRES_ROPE_THETA = (
     "apertus", "baichuan_m1", "bailing_hybrid", "bailing_moe", "bailing_moe_linear", "dots1", "ernie4_5",
     "ernie4_5_moe", "exaone", "exaone4", "gemma3n", "gemma3n_text", "glm4", "glm4_moe", "granite", "granitemoe",
     "helium", "hunyuan", "kimi_linear", "Klear", "llama4", "llama4_text", "longcat_flash", "mimo_v2_flash", "minimax",
     "olmo3", "qwen3_moe", "qwen3_next", "recurrent_gemma", "solar_open", "stablelm", "telechat3",
 )  # fmt: skip
-_YARN = ("yarn", "deepseek_yarn", "telechat3-yarn")
+
+_YARN_TYPES = ("yarn", "deepseek_yarn", "telechat3-yarn")
+_SUPPORTED_TYPES = "default, linear, dynamic, yarn, longrope, llama3, proportional, mrope"
 
 
 class MLXLM(FolderEngine):
-    """MLX-LM, where each architecture's file says which fields it knows, and passes over all others."""
+    """MLX-LM, where the file of each architecture lists the fields that it reads. All others are ignored."""
 
     name = "mlx-lm"
     title = "MLX-LM"
     version = "0.32.2"
     sources = ("mlx_lm/models/rope_utils.py", "mlx_lm/models/llama.py", "mlx_lm/models/phi3.py")
-    nested = False
-    lists_by_lengths = True
+    reads_rope_parameters = False
+    derives_longrope_attention_factor = True
+
+    def argv(self, model: str, length: int) -> list[str]:
+        return ["mlx_lm.server", "--model", model]
 
     def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        return by_mscale(scaling, layer) if isinstance(scaling, YaRN) else super().to_rope_dict(scaling, layer, length)
+        if isinstance(scaling, YaRN):
+            return encode_attention_factor_as_mscale(scaling, layer)
+        return super().to_rope_dict(scaling, layer, length)
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
-        text = text_part(config)
-        if text.get("model_type") in _VERSION_5 and text.get("rope_parameters") and not text.get("rope_scaling"):
-            model_config = meaning(config)
-            layers = {
-                kind: self._scaling(layer, model_config, layer.written) for kind, layer in model_config.ropes.items()
+        text = get_text_config_dict(config)
+        model_type = text.get("model_type")
+        if model_type in _READS_ROPE_PARAMETERS and text.get("rope_parameters") and not text.get("rope_scaling"):
+            model_config = interpret_as_trained(config)
+            scalings = {
+                layer_type: self._interpret_layer(layer, model_config)
+                for layer_type, layer in model_config.ropes.items()
             }
-            ropes = {kind: dataclasses.replace(model_config.ropes[kind], scaling=layers[kind]) for kind in layers}
-            return dataclasses.replace(model_config, ropes=ropes)
-        if text.get("model_type") in _WITHOUT_BASE and text.get("rope_theta") is None:
-            raise InputError(f"{self.title}: rope_theta", None, "a number beside the rope dict, which it demands")
-        model_config = unscaled(config, _BASES)
-        layer = model_config.ropes[model_config.main]
-        return (
-            scaled(model_config, self._scaling(layer, model_config, layer.written)) if layer.written else model_config
-        )
+            return with_scalings(model_config, scalings)
+        if model_type in _REQUIRES_ROPE_THETA and text.get("rope_theta") is None:
+            raise self.config_error("rope_theta", None, "a number outside the rope dict")
+        model_config = interpret_without_scaling(config, _DEFAULT_ROPE_THETA)
+        layer = model_config.main_layer
+        if not layer.rope_dict:
+            return model_config
+        return with_main_scaling(model_config, self._interpret_layer(layer, model_config))
 
-    def _scaling(self, layer: LayerRope, model_config: ModelConfig, said: Mapping[str, Any]) -> Scaling:
-        rope_type = str(said.get("type") or said.get("rope_type") or "default")
-        declared = model_config.max_length
+    def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig) -> Scaling:
+        rope_dict, declared = layer.rope_dict, model_config.max_length
+        rope_type = str(rope_dict.get("type") or rope_dict.get("rope_type") or "default")
         if model_config.model_type == "phi3":
-            return self._of_phi3(said, layer, declared)
+            return self._interpret_phi3(layer, declared)
         if rope_type in ("default", "mrope"):
             return NoScaling()
-        if rope_type == "longrope":  # the long list, whatever the length
-            original = int(number(self.title, said, "original_max_position_embeddings"))
-            return _long(by_declared(self.title, said, original, declared))
+        if rope_type == "longrope":
+            original = int(require_number(self.title, rope_dict, "original_max_position_embeddings"))
+            return with_one_list(read_longrope(self.title, rope_dict, original, declared), use_long=True)
         if rope_type == "proportional":
-            return Proportional(float(said.get("partial_rotary_factor", 1.0)), float(said.get("factor", 1.0)))
-        if rope_type not in ("linear", "dynamic", "llama3", *_YARN):
-            allowed = "default, linear, dynamic, yarn, longrope, llama3, proportional, mrope"
-            raise InputError(f"{self.title}: rope_scaling type", rope_type, allowed)
-        factor = number(self.title, said, "factor")
+            p, factor = rope_dict.get("partial_rotary_factor", 1.0), rope_dict.get("factor", 1.0)
+            return Proportional(float(p), float(factor))
+        if rope_type not in ("linear", "dynamic", "llama3", *_YARN_TYPES):
+            raise self.config_error("rope_scaling type", rope_type, _SUPPORTED_TYPES)
+        factor = require_number(self.title, rope_dict, "factor")
         if rope_type == "linear":
             return Linear(factor)
         if rope_type == "dynamic":
             return DynamicNTK(factor, original_length=declared)
         if rope_type == "llama3":
-            low, high = float(said.get("low_freq_factor", 1.0)), float(said.get("high_freq_factor", 4.0))
-            return Llama3(factor, low, high, original_length=said.get("original_max_position_embeddings", 8192))
+            low, high = float(rope_dict.get("low_freq_factor", 1.0)), float(rope_dict.get("high_freq_factor", 4.0))
+            return Llama3(factor, low, high, original_length=rope_dict.get("original_max_position_embeddings", 8192))
+        scales_softmax = model_config.model_type in SOFTMAX_SCALED_MODEL_TYPES
         return YaRN(
             factor=factor,
-            beta_fast=float(said.get("beta_fast", 32)),
-            beta_slow=float(said.get("beta_slow", 1)),
-            attention_factor=mscale_ratio(said, factor),
-            mscale_all_dim=said.get("mscale_all_dim") if model_config.model_type in SOFTMAX_SCALED else None,
-            original_length=said.get("original_max_position_embeddings", 4096),
+            beta_fast=float(rope_dict.get("beta_fast", 32)),
+            beta_slow=float(rope_dict.get("beta_slow", 1)),
+            attention_factor=mscale_ratio(rope_dict, factor),
+            mscale_all_dim=rope_dict.get("mscale_all_dim") if scales_softmax else None,
+            original_length=rope_dict.get("original_max_position_embeddings", 4096),
         )
 
-    def _of_phi3(self, said: Mapping[str, Any], layer: LayerRope, declared: int | None) -> Scaling:
-        if "type" not in said or "long_factor" not in said:
-            raise InputError(f"{self.title}: rope_scaling", ", ".join(map(str, said)), "one with type and long_factor")
-        if said["type"] not in ("longrope", "su"):
-            return NoScaling()  # it warns, and goes on without
-        return _long(by_declared(self.title, said, layer.rope.original_length, declared))
-
-    def argv(self, model: str, length: int) -> list[str]:
-        return ["mlx_lm.server", "--model", model]
-
-
-def _long(lists: LongRoPE) -> LongRoPE:
-    return dataclasses.replace(lists, short_factor=lists.long_factor)
+    def _interpret_phi3(self, layer: LayerRope, declared: int | None) -> Scaling:
+        rope_dict = layer.rope_dict
+        if "type" not in rope_dict or "long_factor" not in rope_dict:
+            keys = ", ".join(map(str, rope_dict))
+            raise self.config_error("rope_scaling", keys, "a dict with type and long_factor")
+        if rope_dict["type"] not in ("longrope", "su"):
+            return NoScaling()  # it prints a warning and serves the model unscaled
+        lists = read_longrope(self.title, rope_dict, layer.rope.original_length, declared)
+        return with_one_list(lists, use_long=True)

