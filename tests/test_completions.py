@@ -1,70 +1,79 @@
-"""A server that is asked over the network: what it says, and what is said when it does not."""
+"""CompletionsClient against a local HTTP server: requests, retries, and one-line errors."""
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
-from tests.helpers.completions_server import serving
+from tests.helpers.completions_server import run_server
 
 from ropewalk import InputError, completions
-from ropewalk.completions import CompletionsClient
+from ropewalk.completions import CompletionsClient, RequestRefusedError
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    monkeypatch.setattr(completions, "_PAUSE", 0.0)
+def no_retry_delay(monkeypatch):
+    monkeypatch.setattr(completions, "_FIRST_RETRY_DELAY", 0.0)
 
 
-def test_a_prompt_goes_as_token_ids_and_greedily():
-    asked = []
+def test_prompt_is_sent_as_token_ids_with_temperature_0():
+    requests = []
 
-    def answer(body):
-        asked.append(body)
+    def respond(body):
+        requests.append(body)
         return 200, {"choices": [{"text": "w1"}]}
 
-    with serving(answer, models=("first", "second")) as url:
+    with run_server(respond, models=("first", "second")) as url:
         assert CompletionsClient(url).complete([5, 6], max_tokens=3) == {"text": "w1"}
         assert CompletionsClient(url, "second").model == "second"
-    assert asked == [{"model": "first", "prompt": [5, 6], "temperature": 0, "max_tokens": 3}]
+    assert requests == [{"model": "first", "prompt": [5, 6], "temperature": 0, "max_tokens": 3}]
 
 
-def test_a_server_that_stumbles_is_asked_again():
-    answers = [(503, {}), (500, b"not json"), (200, {"choices": [{"text": "there"}]})]
-    with serving(lambda body: answers.pop(0)) as url:
+def test_request_is_retried_after_server_errors():
+    responses = [(503, {}), (500, b"not json"), (200, {"choices": [{"text": "there"}]})]
+    with run_server(lambda body: responses.pop(0)) as url:
         assert CompletionsClient(url).complete([1])["text"] == "there"
 
 
-def test_one_that_stays_down_is_a_failure_of_the_work():
-    with serving(lambda body: (503, {})) as url, pytest.raises(RuntimeError, match="did not answer: status 503"):
+def test_repeated_server_errors_raise_runtime_error():
+    with run_server(lambda body: (503, {})) as url, pytest.raises(RuntimeError, match="did not respond: status 503"):
         CompletionsClient(url).complete([1])
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("response", "message"),
     [
         ((400, {"error": "prompt must be a string"}), r"url: .*400: .*prompt must be a string.*token ids"),
         ((200, b"<html>"), "url: .*200: <html>"),
-        ((200, [1]), "completions protocol"),
+        ((200, [1]), "completions API"),
     ],
 )
-def test_one_that_does_not_speak_the_protocol_is_told_in_one_line(answer, message):
-    with serving(lambda body: answer) as url, pytest.raises(InputError, match=message) as caught:
+def test_refused_request_and_wrong_content_raise_one_line(response, message):
+    with run_server(lambda body: response) as url, pytest.raises(RequestRefusedError, match=message) as caught:
         CompletionsClient(url).complete([1])
     assert "\n" not in str(caught.value)
 
 
+def test_refusal_has_status_and_server_message_also_after_pickling():
+    with run_server(lambda body: (400, b"at most  20\nlogprobs")) as url, pytest.raises(RequestRefusedError) as caught:
+        CompletionsClient(url).complete([1])
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert (error.status, error.server_message) == (400, "at most 20 logprobs")
+
+
 @pytest.mark.parametrize("url", ["localhost:8000", "file:///etc/passwd", "", "http://"])
-def test_an_address_must_be_one(url):
+def test_malformed_url_is_refused(url):
     with pytest.raises(InputError, match=r"url: got .*http://127"):
         CompletionsClient(url)
 
 
-def test_nobody_there():
-    with serving(lambda body: (200, {})) as url:
+def test_url_without_a_server_is_refused():
+    with run_server(lambda body: (200, {})) as url:
         pass
-    with pytest.raises(InputError, match=r"Connection refused.*the address of a server that runs"):
+    with pytest.raises(InputError, match=r"Connection refused.*the URL of a running server"):
         CompletionsClient(url)
 
 
-def test_a_model_that_it_does_not_serve():
-    with serving(lambda body: (200, {})) as url, pytest.raises(InputError, match="serves tiny"):
+def test_model_that_the_server_does_not_list_is_refused():
+    with run_server(lambda body: (200, {})) as url, pytest.raises(InputError, match="serves tiny"):
         CompletionsClient(url, "other")

@@ -25,19 +25,19 @@ def command(
 
     The exit status is 1 if something is wrong.
     """
-    from ropewalk.serving.doctor import examine, load
+    from ropewalk.serving.doctor import ExaminedConfig, examine
 
-    report = examine(load(model, parse_optional_length(target, "target"), engine))
+    report = examine(ExaminedConfig.from_model(model, parse_optional_length(target, "target"), engine))
     if json:
         print_json({**report.to_dict(), "model": model})
-        return int(report.wrong)
+        return int(report.is_wrong)
     for finding in report.findings:
         _print_finding(finding)
     if not report.findings:
         console.print("[bold green]nothing found[/bold green]")
     for name, difference in report.engines.items():
         console.print(f"{name} {difference}", highlight=False, markup=False)
-    return int(report.wrong)
+    return int(report.is_wrong)
 
 
 def _print_finding(finding: Finding) -> None:

@@ -1,4 +1,4 @@
-"""What the doctor says of whole models, of engines, and of what is no configuration at all."""
+"""examine() on published models, for engines, and on input that is not a configuration."""
 
 import contextlib
 import json
@@ -12,11 +12,15 @@ import pytest
 import ropewalk as rw
 from ropewalk.config import locate
 from ropewalk.config.published import published_models
-from ropewalk.serving.doctor import KINDS, Subject, catalogue, examine, load
+from ropewalk.serving.doctor import FAULT_KINDS, ExaminedConfig, catalogue, examine
 from ropewalk.serving.engines import ENGINES
 
-PUBLISHED = {each.model: each.config for each in published_models().values()}
-LONGER = {f"{each.model} longer": each.longer for each in published_models().values() if each.longer}
+PUBLISHED = {published.model: published.config for published in published_models().values()}
+FOR_LONG_TEXTS = {
+    f"{published.model} for long texts": published.longer
+    for published in published_models().values()
+    if published.longer
+}
 LLAMA = {
     "model_type": "llama", "hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16,
     "max_position_embeddings": 131_072, "rope_theta": 500_000.0,
@@ -24,175 +28,171 @@ LLAMA = {
 YARN = {**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}}
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, *LONGER])
-def test_it_finds_nothing_in_what_makers_publish(name):
-    config = {**PUBLISHED, **LONGER}[name]
-    assert examine(Subject(config)).findings == ()
-    assert examine(Subject(config, name=name.removesuffix(" longer"))).findings == ()
+def with_rope_scaling(config, **changes):
+    return {**config, "rope_scaling": {**config["rope_scaling"], **changes}}
 
 
-def test_it_finds_nothing_in_the_built_in_model():
-    report = examine(load("smollm2"))
+@pytest.mark.parametrize("name", [*PUBLISHED, *FOR_LONG_TEXTS])
+def test_published_configuration_has_no_finding(name):
+    config = {**PUBLISHED, **FOR_LONG_TEXTS}[name]
+    assert examine(ExaminedConfig(config)).findings == ()
+    assert examine(ExaminedConfig(config, name=name.removesuffix(" for long texts"))).findings == ()
+
+
+def test_built_in_model_has_no_finding():
+    report = examine(ExaminedConfig.from_model("smollm2"))
     assert (report.findings, report.engines) == ((), {})
 
 
-def test_the_cosine_is_that_of_the_rotation_as_it_stands_and_as_it_is_meant():
-    wrong = {**YARN, "rope_scaling": {**YARN["rope_scaling"], "factor": 2.0}}
-    [finding] = examine(Subject(wrong)).findings
+def test_cosine_compares_the_actual_with_the_expected_rotation():
+    config = with_rope_scaling(YARN, factor=2.0)
+    [finding] = examine(ExaminedConfig(config)).findings
     rope = rw.Rope(64, 500_000.0, 32_768)
-    stands, expected = (rw.YaRN(factor=factor).frequencies(rope) for factor in (2, 4))
+    actual, expected = (rw.YaRN(factor=factor).frequencies(rope) for factor in (2, 4))
     assert finding.position == 65_536
-    assert finding.cosine == pytest.approx(float(stands.cosine(expected, 65_536)), abs=1e-12)
-    assert finding.scores == pytest.approx((stands.attention_factor / expected.attention_factor) ** 2)
+    assert finding.cosine == pytest.approx(float(actual.cosine_similarity(expected, 65_536)), abs=1e-12)
+    assert finding.scores == pytest.approx((actual.attention_factor / expected.attention_factor) ** 2)
     assert -1 < finding.cosine < 0.99
-    [nearer] = examine(Subject(wrong, target=8192)).findings
-    assert nearer.position == 8192
-    assert nearer.cosine > finding.cosine
+    [at_target] = examine(ExaminedConfig(config, target=8192)).findings
+    assert at_target.position == 8192
+    assert at_target.cosine > finding.cosine
 
 
-def test_a_fault_that_leaves_the_rotation_has_no_cosine():
-    [finding] = examine(Subject({**YARN, "max_position_embeddings": 32_768})).findings
+def test_fault_that_does_not_change_the_rotation_has_no_cosine():
+    [finding] = examine(ExaminedConfig({**YARN, "max_position_embeddings": 32_768})).findings
     assert (finding.severity, finding.position, finding.cosine) == ("suspicious", None, None)
 
 
-def test_what_is_wrong_comes_first_and_decides():
-    both = {**YARN, "rope_scaling": {**YARN["rope_scaling"], "factor": 2.0, "alpha": 3.0}}
-    report = examine(Subject(both))
-    assert [each.severity for each in report.findings] == ["wrong", "suspicious"]
-    assert report.wrong
-    assert not examine(Subject({**YARN, "max_position_embeddings": 32_768})).wrong
+def test_wrong_findings_come_first_and_make_the_report_wrong():
+    report = examine(ExaminedConfig(with_rope_scaling(YARN, factor=2.0, alpha=3.0)))
+    assert [finding.severity for finding in report.findings] == ["wrong", "suspicious"]
+    assert report.is_wrong
+    assert not examine(ExaminedConfig({**YARN, "max_position_embeddings": 32_768})).is_wrong
 
 
-def test_a_known_model_by_its_name_is_held_against_what_its_makers_publish():
-    lists = PUBLISHED["microsoft/Phi-4-mini-instruct"]
-    wrong = {**lists, "rope_scaling": {**lists["rope_scaling"], "short_factor": [1.0] * 64, "long_factor": [1.0] * 64}}
-    finding, other = examine(Subject(wrong, name="Phi-4-mini-instruct")).findings
-    assert (finding.kind, other.kind) == ("list-length", "differs-from-published")
-    assert finding.fix["rope_scaling.long_factor"] == lists["rope_scaling"]["long_factor"]
+def test_model_with_a_published_name_is_compared_with_the_published_configuration():
+    phi = PUBLISHED["microsoft/Phi-4-mini-instruct"]
+    wrong = with_rope_scaling(phi, short_factor=[1.0] * 64, long_factor=[1.0] * 64)
+    first, second = examine(ExaminedConfig(wrong, name="Phi-4-mini-instruct")).findings
+    assert (first.kind, second.kind) == ("list-length", "differs-from-published")
+    assert first.fix["rope_scaling.long_factor"] == phi["rope_scaling"]["long_factor"]
     unscaled = {**PUBLISHED["meta-llama/Llama-3.1-8B-Instruct"], "rope_scaling": None}
-    [finding] = examine(Subject(unscaled, name="meta-llama/Llama-3.1-8B-Instruct")).findings
+    [finding] = examine(ExaminedConfig(unscaled, name="meta-llama/Llama-3.1-8B-Instruct")).findings
     assert finding.kind == "differs-from-published"
     assert finding.cosine < 0.9
-    assert examine(Subject(unscaled, name="my-model")).findings == ()
+    assert examine(ExaminedConfig(unscaled, name="my-model")).findings == ()
 
 
-def test_a_named_engine_that_reads_it_otherwise():
+def test_named_engine_that_interprets_the_configuration_differently():
     gpt_oss = PUBLISHED["openai/gpt-oss-20b"]
-    [finding] = examine(Subject(gpt_oss, engine="mlx-lm")).findings
+    [finding] = examine(ExaminedConfig(gpt_oss, engine="mlx-lm")).findings
     assert (finding.kind, finding.severity) == ("engine-reads-otherwise", "wrong")
     assert (finding.field, finding.position) == ("rope_scaling", 65_536)
     rope = rw.Rope(64, 150_000.0, 4096)
-    cut, whole = (rw.YaRN(factor=32, truncate=truncate).frequencies(rope) for truncate in (True, False))
-    assert finding.cosine == pytest.approx(float(cut.cosine(whole, 65_536)), abs=1e-6)
-    assert examine(Subject(gpt_oss, engine="transformers")).findings == ()
-    brief = examine(Subject(gpt_oss)).engines
-    assert brief["mlx-lm"].startswith("reads yarn")
-    assert "transformers" not in brief
+    truncated, exact = (rw.YaRN(factor=32, truncate=truncate).frequencies(rope) for truncate in (True, False))
+    assert finding.cosine == pytest.approx(float(truncated.cosine_similarity(exact, 65_536)), abs=1e-6)
+    assert examine(ExaminedConfig(gpt_oss, engine="transformers")).findings == ()
+    engines = examine(ExaminedConfig(gpt_oss)).engines
+    assert engines["mlx-lm"].startswith("reads yarn")
+    assert "transformers" not in engines
 
 
-def test_what_to_write_for_an_engine_is_what_it_then_reads_as_meant():
-    rope = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 32_768}
-    newer = {**LLAMA, "rope_parameters": rope}
-    del newer["rope_theta"]
-    subject = Subject(newer, engine="transformers4")
-    [finding] = examine(subject).findings
-    assert finding.kind == "engine-reads-otherwise"  # it reads the fields of version 4 alone
+def test_fix_for_an_engine_is_interpreted_as_expected():
+    rope_dict = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 32_768}
+    transformers5 = {**LLAMA, "rope_parameters": rope_dict}
+    del transformers5["rope_theta"]
+    config = ExaminedConfig(transformers5, engine="transformers4")  # which reads only the fields of version 4
+    [finding] = examine(config).findings
+    assert finding.kind == "engine-reads-otherwise"
     assert "base 10000" in finding.means
-    healed = subject.with_({tuple(field.split(".")): value for field, value in finding.fix.items()})
-    assert examine(healed).findings == ()
+    fixed = config.with_changes({tuple(field.split(".")): value for field, value in finding.fix.items()})
+    assert examine(fixed).findings == ()
 
 
-def test_an_engine_that_refuses():
+def test_engine_that_refuses_the_configuration():
     dynamic = {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}
-    [finding] = examine(Subject(dynamic, engine="exllamav3")).findings
+    [finding] = examine(ExaminedConfig(dynamic, engine="exllamav3")).findings
     assert (finding.kind, finding.cosine) == ("engine-refuses", None)
+    assert finding.field == "rope_type"
     assert "ExLlamaV3" in finding.means
-    assert examine(Subject(dynamic)).engines["exllamav3"].startswith("refuses it")
+    assert examine(ExaminedConfig(dynamic)).engines["exllamav3"].startswith("refuses it")
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_every_engine_can_be_asked(name):
-    subject = load("smollm2") if ENGINES[name].takes == "gguf" else Subject(LLAMA)
-    report = examine(Subject(subject.config, subject.divisors, engine=name))
-    assert {each.kind for each in report.findings} <= {"engine-refuses", "engine-reads-otherwise"}
+def test_every_engine_can_be_named(name):
+    is_gguf = ENGINES[name].checkpoint_format == "gguf"
+    config = ExaminedConfig.from_model("smollm2") if is_gguf else ExaminedConfig(LLAMA)
+    report = examine(ExaminedConfig(config.config, config.divisors, engine=name))
+    assert {finding.kind for finding in report.findings} <= {"engine-refuses", "engine-reads-otherwise"}
 
 
-def test_calls_that_are_wrong():
+def test_wrong_calls_are_refused():
     with pytest.raises(rw.InputError, match=r"engine: got 'vllmm'"):
-        examine(Subject(LLAMA, engine="vllmm"))
+        examine(ExaminedConfig(LLAMA, engine="vllmm"))
+    gguf = ExaminedConfig.from_model("smollm2", engine="vllm")
     with pytest.raises(rw.InputError, match=r"a folder with config\.json"):
-        examine(Subject(load("smollm2").config, load("smollm2").divisors, engine="vllm"))
+        examine(gguf)
     with pytest.raises(rw.InputError, match="rope fields"):
-        examine(Subject({"architectures": ["BertModel"]}))
+        examine(ExaminedConfig({"architectures": ["BertModel"]}))
     deep = {}
     for _ in range(5000):
         deep = {"text_config": deep}
     with pytest.raises(rw.InputError, match="nested"):
-        examine(Subject(deep))
+        examine(ExaminedConfig(deep))
 
 
-def test_a_folder_is_read_with_its_tokenizer(tmp_path):
+def test_folder_is_read_with_its_tokenizer(tmp_path):
     (tmp_path / "Qwen3-8B").mkdir()
     file = tmp_path / "Qwen3-8B" / "config.json"
-    file.write_text(json.dumps(LONGER["Qwen/Qwen3-8B longer"]))
+    file.write_text(json.dumps(FOR_LONG_TEXTS["Qwen/Qwen3-8B for long texts"]))
     (file.parent / "tokenizer_config.json").write_text('{"model_max_length": 32768}')
     for model in (file, file.parent):
-        subject = load(str(model))
-        assert subject.published.model == "Qwen/Qwen3-8B"
-        assert [each.kind for each in examine(subject).findings] == ["tokenizer-limit"]
+        config = ExaminedConfig.from_model(str(model))
+        assert config.published_model.model == "Qwen/Qwen3-8B"
+        assert [finding.kind for finding in examine(config).findings] == ["tokenizer-limit"]
     (file.parent / "tokenizer_config.json").write_text("[")
     with pytest.raises(rw.InputError, match=r"a readable tokenizer_config\.json"):
-        load(str(file))
+        ExaminedConfig.from_model(str(file))
 
 
-VALUES = [
-    None,
-    True,
-    0,
-    -1,
-    2,
-    4.0,
-    1e308,
-    float("nan"),
-    float("inf"),
-    10**400,
-    "",
-    "yarn",
-    "4.0",
-    [],
-    {},
-    [1, "a"],
-    1e-320,
-]
+ODD_VALUES = [
+    None, True, 0, -1, 2, 4.0, 1e308, float("nan"), float("inf"), 10**400, "", "yarn", "4.0", [], {}, [1, "a"], 1e-320,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_json_gives_a_verdict_or_one_line(seed):
+def test_any_json_gives_a_report_or_an_input_error(seed):
     draw = random.Random(seed)
-    configs = [*PUBLISHED.values(), *LONGER.values(), YARN, LLAMA]
+    configs = [*PUBLISHED.values(), *FOR_LONG_TEXTS.values(), YARN, LLAMA]
     for _ in range(150):
         config = json.loads(json.dumps(draw.choice(configs)))
         for _ in range(draw.randrange(1, 5)):
-            places = [config, *(value for value in config.values() if isinstance(value, dict))]
-            place = draw.choice(places)
+            dicts = [config, *(value for value in config.values() if isinstance(value, dict))]
+            changed = draw.choice(dicts)
             key = draw.choice(
-                [*place, "rope_scaling", "rope_parameters", "factor", "rope_type", "layer_types", "text_config"]
+                [*changed, "rope_scaling", "rope_parameters", "factor", "rope_type", "layer_types", "text_config"]
             )
-            place[key] = draw.choice([*VALUES, {"full_attention": {"rope_type": draw.choice(VALUES)}}])
-        with contextlib.suppress(rw.InputError):  # which is one line by its nature
-            report = examine(Subject(config, tokenizer={"model_max_length": draw.choice(VALUES)}))
-            assert all(each.means for each in report.findings)
+            changed[key] = draw.choice([*ODD_VALUES, {"full_attention": {"rope_type": draw.choice(ODD_VALUES)}}])
+        with contextlib.suppress(rw.InputError):
+            report = examine(ExaminedConfig(config, tokenizer={"model_max_length": draw.choice(ODD_VALUES)}))
+            assert all(finding.means for finding in report.findings)
 
 
-def test_the_catalogue_is_that_of_the_checks():
-    page = Path(__file__).parents[3] / "docs" / "doctor.md"
-    assert catalogue() in page.read_text(encoding="utf-8")
-    assert all(model in page.read_text(encoding="utf-8") for model in published_models())
-    assert all(kind.about for kind in KINDS.values())
+def test_docs_page_has_the_catalogue_and_the_published_models():
+    page = (Path(__file__).parents[3] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert catalogue() in page
+    assert all(model in page for model in published_models())
 
 
-def test_it_brings_no_torch():
-    file = locate("smollm2")
-    heavy = "bool({'torch', 'transformers', 'gguf'} & set(sys.modules))"
-    code = f"import sys; from ropewalk.serving.doctor import examine, load; examine(load({str(file)!r})); sys.exit({heavy})"
+def test_every_kind_has_a_description_and_belongs_to_a_topic():
+    assert all(kind.description for kind in FAULT_KINDS.values())
+    assert all(".doctor.checks." in kind.check.__module__ for kind in FAULT_KINDS.values())
+
+
+def test_examination_does_not_import_torch_or_transformers():
+    code = (
+        "import sys; from ropewalk.serving.doctor import ExaminedConfig, examine; "
+        f"examine(ExaminedConfig.from_model({str(locate('smollm2'))!r})); "
+        "sys.exit(bool({'torch', 'transformers', 'gguf'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

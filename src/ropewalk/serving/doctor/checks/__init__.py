@@ -1,0 +1,9 @@
+"""The checks, one file per topic. Importing this package registers all of them; a new file needs no other change."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,253 @@
+"""Faults in the metadata and tensors of a GGUF file, as llama.cpp reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeAlias
+
+from ropewalk.scaling.yarn import yarn_mscale
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path
+from ropewalk.serving.doctor.fault_kinds import fault_kind
+from ropewalk.serving.doctor.findings import Fault, Severity
+from ropewalk.serving.doctor.values import finite_number, token_count
+
+_TYPES = ("none", "linear", "yarn", "longrope")
+_DEFAULT_TYPE = "linear"  # of llama.cpp
+_LENGTH_TOLERANCE = 1.01  # authors round lengths: 128k is 131,072 and also 128,000
+_ATTENTION_TOLERANCE = 1e-3
+
+_TYPE = "rope.scaling.type"
+_FACTOR = "rope.scaling.factor"
+_ATTENTION_FACTOR = "rope.scaling.attn_factor"
+_ORIGINAL = "rope.scaling.original_context_length"
+_CONTEXT = "context_length"
+_CONVERT_AGAIN = "Convert the model again"
+
+
+@dataclass(frozen=True)
+class GgufFields:
+    """The metadata of a GGUF file, without the prefix of its architecture."""
+
+    config: ExaminedConfig
+
+    @property
+    def tensors(self) -> dict[str, tuple[float, ...]]:
+        """The tensors that divide the inverse frequencies, by name."""
+        return dict(self.config.divisors or {})
+
+    def path_of(self, key: str) -> Path:
+        """Return the path of a field, with the prefix."""
+        return (f"{self.config.config.get('general.architecture', '')}.{key}",)
+
+    def get(self, key: str) -> Any:
+        """Return the value of a field; None if there is none."""
+        return self.config.config.get(self.path_of(key)[0])
+
+    @property
+    def type(self) -> str:
+        """The type of the scaling, or the default of llama.cpp."""
+        return str(self.get(_TYPE) or _DEFAULT_TYPE)
+
+    @property
+    def factor(self) -> float | None:
+        """The factor if it is a number."""
+        return finite_number(self.get(_FACTOR))
+
+    @property
+    def original_length(self) -> int | None:
+        """The original context length if it is a number of tokens."""
+        return token_count(self.get(_ORIGINAL))
+
+    @property
+    def context_length(self) -> int | None:
+        """The declared context length if it is a number of tokens."""
+        return token_count(self.get(_CONTEXT))
+
+
+GgufCheck: TypeAlias = Callable[[GgufFields], Iterator[Fault]]
+
+
+def gguf_fault(name: str, severity: Severity) -> Callable[[GgufCheck], GgufCheck]:
+    """Return a decorator that registers a check of GGUF files."""
+
+    def register(check: GgufCheck) -> GgufCheck:
+        @wraps(check)
+        def check_config(config: ExaminedConfig) -> Iterator[Fault]:
+            yield from check(GgufFields(config))
+
+        fault_kind(name, severity, applies_to="gguf")(check_config)
+        return check
+
+    return register
+
+
+@gguf_fault("gguf-type", "wrong")
+def gguf_type(gguf: GgufFields) -> Iterator[Fault]:
+    """llama.cpp does not know the value of rope.scaling.type and aborts."""
+    if gguf.type not in _TYPES:
+        path = gguf.path_of(_TYPE)
+        likely = "yarn" if gguf.get(_ORIGINAL) else "none"
+        yield Fault(path, gguf.type, f"llama.cpp aborts: it knows only {', '.join(_TYPES)}", {path: likely})
+
+
+@gguf_fault("gguf-number", "wrong")
+def gguf_number(gguf: GgufFields) -> Iterator[Fault]:
+    """A factor, base or length is not a number above 0."""
+    for key in (_FACTOR, _ATTENTION_FACTOR, "rope.freq_base", _CONTEXT, _ORIGINAL):
+        value = gguf.get(key)
+        if value is None or (value == 0 and key in (_FACTOR, _ORIGINAL)):  # there, 0 means that there is none
+            continue
+        if (finite_number(value) or 0) <= 0:
+            path = gguf.path_of(key)
+            means = "llama.cpp uses the value without checking it, so all angles are wrong"
+            yield Fault(path, value, means, {path: None})
+
+
+@gguf_fault("gguf-yarn-and-tensor", "wrong")
+def gguf_yarn_and_tensor(gguf: GgufFields) -> Iterator[Fault]:
+    """The metadata has a scaling and a tensor has divisors; llama.cpp applies both."""
+    has_scaling = gguf.type == "yarn" or (gguf.type == "linear" and (gguf.factor or 1) != 1)
+    if gguf.tensors and has_scaling:
+        path = gguf.path_of(_TYPE)
+        found = f"{gguf.type}, and {', '.join(sorted(gguf.tensors))}"
+        means = "the model is scaled twice: by the divisors of the tensor, and again by the metadata"
+        yield Fault(path, found, means, {path: "none", gguf.path_of(_FACTOR): None})
+
+
+@gguf_fault("gguf-tensor-length", "wrong")
+def gguf_tensor_length(gguf: GgufFields) -> Iterator[Fault]:
+    """A tensor of divisors does not have one number per rotary pair."""
+    model_config = gguf.config.model_config
+    dim = token_count(gguf.get("rope.dimension_count")) or token_count(gguf.get("attention.key_length"))
+    if dim is None and model_config is not None:
+        dim = model_config.main_layer.rope.dim
+    for name, divisors in gguf.tensors.items():
+        if dim and len(divisors) != dim // 2:
+            means = f"the model has {dim // 2} rotary pairs, so llama.cpp refuses the file. {_CONVERT_AGAIN}"
+            yield Fault((name,), f"{len(divisors)} numbers", means)
+
+
+@gguf_fault("gguf-tensor-value", "wrong")
+def gguf_tensor_value(gguf: GgufFields) -> Iterator[Fault]:
+    """A tensor has a divisor that is not above 0."""
+    for name, divisors in gguf.tensors.items():
+        bad = [pair for pair, divisor in enumerate(divisors) if not (math.isfinite(divisor) and divisor > 0)]
+        if bad:
+            means = f"the inverse frequency of that pair is infinite, negative or NaN. {_CONVERT_AGAIN}"
+            yield Fault((name,), f"{divisors[bad[0]]} at {bad[0]}", means)
+
+
+@gguf_fault("gguf-one-tensor", "wrong")
+def gguf_one_tensor(gguf: GgufFields) -> Iterator[Fault]:
+    """Only one of the tensors rope_factors_long and rope_factors_short exists."""
+    names = [name for name in gguf.tensors if name.startswith("rope_factors_")]
+    if len(names) == 1:
+        means = f"llama.cpp chooses between the two by the context length, and one of them is missing. {_CONVERT_AGAIN}"
+        yield Fault((names[0],), None, means)
+
+
+@gguf_fault("gguf-tensor-missing", "wrong")
+def gguf_tensor_missing(gguf: GgufFields) -> Iterator[Fault]:
+    """The metadata says longrope, but there is no tensor of divisors."""
+    if gguf.type == "longrope" and not gguf.tensors:
+        path = gguf.path_of(_TYPE)
+        means = f"nothing is scaled, since longrope needs divisors. {_CONVERT_AGAIN}, with its lists"
+        yield Fault(path, "longrope", means, {path: "none"})
+
+
+@gguf_fault("gguf-factor-too-small", "wrong")
+def gguf_factor_too_small(gguf: GgufFields) -> Iterator[Fault]:
+    """The factor of yarn times the original context length is less than context_length."""
+    original, context, factor = gguf.original_length, gguf.context_length, gguf.factor
+    if gguf.type != "yarn" or not original or not context or not factor or factor < 0:
+        return
+    if original <= context and factor * original * _LENGTH_TOLERANCE < context:
+        path = gguf.path_of(_FACTOR)
+        means = f"the factor is enough for {factor:g} x {original:,} tokens, but context_length is {context:,}"
+        yield Fault(path, factor, means, {path: context / original})
+
+
+@gguf_fault("gguf-context-too-small", "suspicious")
+def gguf_context_too_small(gguf: GgufFields) -> Iterator[Fault]:
+    """`context_length` is less than the factor of yarn times the original context length."""
+    original, context, factor = gguf.original_length, gguf.context_length, gguf.factor
+    if gguf.type != "yarn" or not original or not context or not factor:
+        return
+    if factor * original > context * _LENGTH_TOLERANCE:
+        path = gguf.path_of(_CONTEXT)
+        scaled = round(factor * original)
+        means = (
+            f"the scaling is made for {scaled:,} tokens, but llama.cpp warns past {context:,} and Ollama stops there"
+        )
+        yield Fault(path, context, means, {path: scaled})
+
+
+@gguf_fault("gguf-original-missing", "wrong")
+def gguf_original_missing(gguf: GgufFields) -> Iterator[Fault]:
+    """Yarn has no original_context_length."""
+    context = gguf.context_length
+    if gguf.type == "yarn" and context and not gguf.get(_ORIGINAL):
+        path = gguf.path_of(_ORIGINAL)
+        original = max(1, round(context / max(gguf.factor or 1, 1)))
+        means = (
+            f"llama.cpp uses context_length, {context:,}, as the original length; "
+            f"with factor {gguf.factor or 1:g} that should be {original:,}"
+        )
+        yield Fault(path, None, means, {path: original})
+
+
+@gguf_fault("gguf-factor-missing", "suspicious")
+def gguf_factor_missing(gguf: GgufFields) -> Iterator[Fault]:
+    """Yarn has no factor, or factor 1."""
+    original, context = gguf.original_length, gguf.context_length
+    if gguf.type != "yarn" or (gguf.factor or 1) != 1 or (original and context and original < context):
+        return
+    means = "nothing is scaled until llama.cpp is started with --rope-scale"
+    yield Fault(gguf.path_of(_FACTOR), gguf.factor, means, {gguf.path_of(_TYPE): "none"})
+
+
+@gguf_fault("gguf-linear-1", "suspicious")
+def gguf_linear_1(gguf: GgufFields) -> Iterator[Fault]:
+    """Linear has factor 1, which scales nothing."""
+    if gguf.get(_TYPE) == "linear" and gguf.factor in (None, 0.0, 1.0):
+        path = gguf.path_of(_TYPE)
+        means = "nothing is scaled; if a scaling was intended, its factor is missing"
+        yield Fault(path, f"linear, factor {gguf.factor}", means, {path: "none"})
+
+
+@gguf_fault("gguf-factor-unused", "suspicious")
+def gguf_factor_unused(gguf: GgufFields) -> Iterator[Fault]:
+    """There is a factor, but rope.scaling.type is none."""
+    if gguf.get(_TYPE) == "none" and (gguf.factor or 1) != 1:
+        path = gguf.path_of(_FACTOR)
+        yield Fault(path, gguf.factor, "llama.cpp ignores the factor of a model with type none", {path: None})
+
+
+@gguf_fault("gguf-attn-factor", "suspicious")
+def gguf_attn_factor(gguf: GgufFields) -> Iterator[Fault]:
+    """`attn_factor` contains the factor that llama.cpp multiplies in by itself."""
+    written, factor = finite_number(gguf.get(_ATTENTION_FACTOR)), gguf.factor
+    if gguf.type != "yarn" or not written or not factor or factor <= 1:
+        return
+    if abs(written / yarn_mscale(factor) - 1) < _ATTENTION_TOLERANCE:
+        path = gguf.path_of(_ATTENTION_FACTOR)
+        means = f"llama.cpp multiplies it by 0.1 ln s + 1 = {yarn_mscale(factor):.4f}, so that factor is applied twice"
+        yield Fault(path, written, means, {path: None})
+
+
+@gguf_fault("gguf-dim", "wrong")
+def gguf_dim(gguf: GgufFields) -> Iterator[Fault]:
+    """The number of rotary dimensions is odd, or larger than a head."""
+    dim, head_dim = token_count(gguf.get("rope.dimension_count")), token_count(gguf.get("attention.key_length"))
+    if not dim:
+        return
+    is_too_large = head_dim is not None and dim > head_dim
+    if not is_too_large and dim % 2 == 0:
+        return
+    path = gguf.path_of("rope.dimension_count")
+    likely = head_dim if head_dim and is_too_large and head_dim % 2 == 0 else dim - 1
+    means = f"a head has only {head_dim} dimensions" if is_too_large else "dimensions are rotated in pairs"
+    yield Fault(path, dim, means, {path: likely} if likely else {})

@@ -1,0 +1,93 @@
+"""Faults of configurations that have one rope dict per layer type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ropewalk import config as configs
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, RopeDict
+from ropewalk.serving.doctor.fault_kinds import fault_kind, for_each_rope_dict
+from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.values import finite_number
+
+# Keys of rope dicts in DeepSeek V4, which are not layer types.
+_DEEPSEEK_V4_KEYS = {"main", "compress"}
+# Layer types with a rotary embedding. Source: configuration_utils.py of transformers 5.
+_ROTARY_LAYER_TYPES = {
+    "full_attention", "sliding_attention", "chunked_attention", "window_attention", "indexed_attention",
+    "compressed_sparse_attention", "heavily_compressed_attention", "minimax_m3_sparse", "hybrid", "hybrid_sliding",
+    "reference_sliding_attention",
+}  # fmt: skip
+
+
+@fault_kind("layers-missing", "wrong")
+def layers_missing(config: ExaminedConfig) -> Iterator[Fault]:
+    """A layer type has no rope dict, but others have one."""
+    configured, used = _configured_layer_types(config), _used_layer_types(config)
+    if not configured or configured & _DEEPSEEK_V4_KEYS:
+        return
+    outer_path = config.rope_dicts[0].path[:-1]
+    without_rope = {name for name, rope_dict in config.text[outer_path[-1]].items() if rope_dict is None}
+    for layer_type in sorted(used - configured - without_rope):
+        base = finite_number(config.text.get("rope_local_base_freq" if configs.is_local(layer_type) else "rope_theta"))
+        path = (*outer_path, layer_type)
+        fix = {path: {"rope_type": "default", "rope_theta": base}} if base else {}
+        yield Fault(path, None, "transformers fails, because it needs the rope dict of every layer type", fix)
+
+
+@fault_kind("layers-unknown", "suspicious")
+def layers_unknown(config: ExaminedConfig) -> Iterator[Fault]:
+    """A rope dict is for a layer type that no layer has and that transformers does not know."""
+    used = _used_layer_types(config)
+    known = used | _ROTARY_LAYER_TYPES | _DEEPSEEK_V4_KEYS | {configs.ALL_LAYERS}
+    for rope_dict in config.rope_dicts:
+        if used and rope_dict.layer_type not in known:
+            means = f"no layer uses this rope dict: layer_types contains {', '.join(sorted(used))}"
+            yield Fault(rope_dict.path, rope_dict.layer_type, means, {rope_dict.path: None})
+
+
+@fault_kind("layers-local-scaled", "suspicious")
+@for_each_rope_dict("linear", "dynamic", "yarn", "longrope", "llama3")
+def layers_local_scaled(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """Layers that attend only to a sliding window have a scaling."""
+    if configs.is_local(rope_dict.layer_type):
+        means = "distances within the window never exceed those of the training, so the scaling only costs resolution"
+        yield Fault(rope_dict.path_of("rope_type"), rope_dict.rope_type, means, rope_dict.fix_without_scaling)
+
+
+@fault_kind("layers-and-flat", "wrong")
+def layers_and_flat(config: ExaminedConfig) -> Iterator[Fault]:
+    """Options of a scaling are beside the rope dicts of the layer types, not in them."""
+    if not _configured_layer_types(config):
+        return
+    outer_path = config.rope_dicts[0].path[:-1]
+    for key, value in config.text[outer_path[-1]].items():
+        if key in configs.SCALING_KEYS and value is not None:
+            path = (*outer_path, key)
+            yield Fault(path, value, "the option is ignored: only the dicts of the layer types are read", {path: None})
+
+
+@fault_kind("layers-truncate", "suspicious")
+@for_each_rope_dict("yarn")
+def layers_truncate(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """`truncate` is in the rope dict of a layer type, where transformers does not read it."""
+    if rope_dict.layer_type == configs.ALL_LAYERS or rope_dict.values.get("truncate") is not False:
+        return
+    path = rope_dict.path_of("truncate")
+    means = "transformers 5 looks for truncate in the outer dict, so it rounds the ramp to whole pairs all the same"
+    actual = config.with_changes({path: True}).interpretation
+    yield Fault(path, False, means, {path: None}, actual, config.interpretation)
+
+
+def _configured_layer_types(config: ExaminedConfig) -> set[str]:
+    """Return the layer types that have a rope dict; empty if there is one rope dict for all layers."""
+    return {rope_dict.layer_type for rope_dict in config.rope_dicts} - {configs.ALL_LAYERS}
+
+
+def _used_layer_types(config: ExaminedConfig) -> set[str]:
+    """Return the layer types in `layer_types` that have a rotary embedding."""
+    layer_types = config.text.get("layer_types")
+    if not isinstance(layer_types, list):
+        return set()
+    names = {name for name in layer_types if isinstance(name, str)}
+    return {name for name in names if name.endswith("_attention") and "linear" not in name}

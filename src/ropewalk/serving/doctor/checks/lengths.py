@@ -1,0 +1,233 @@
+"""Lengths and factors that contradict each other, are missing, or are not used as they appear to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ropewalk import config as configs
+from ropewalk.config import ModelConfig
+from ropewalk.errors import InputError
+from ropewalk.planning import Plan, plan
+from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, Path, RopeDict
+from ropewalk.serving.doctor.fault_kinds import fault_kind, for_each_rope_dict
+from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.values import finite_number, parse_token_count, token_count
+from ropewalk.serving.engines import ENGINES
+from ropewalk.serving.engines.encode import encode
+
+_LENGTH_TOLERANCE = 1.01  # authors round lengths: 128k is 131,072 and also 128,000
+_SMALLEST_FACTOR = 1e-12  # a smaller one has no sensible inverse
+_SCALED_METHODS = ("linear", "dynamic", "yarn", "longrope", "llama3")
+# Architectures that were trained with yarn although all layers attend to a window. The privacy filter was made from
+# gpt-oss, which has yarn.
+_TRAINED_WITH_YARN_AND_WINDOW = {"openai_privacy_filter"}
+# Fields of transformers 4 that `rope_parameters` replaces.
+_REPLACED_FIELDS = ("rope_scaling", "rope_theta", "rope_local_base_freq")
+
+
+@fault_kind("length-not-whole", "wrong")
+def length_not_whole(config: ExaminedConfig) -> Iterator[Fault]:
+    """A length is not a positive whole number of tokens."""
+    lengths = [(config.path_of(name), config.text.get(name)) for name in (config.length_field, ORIGINAL_LENGTH)]
+    lengths += [(rope.path_of(ORIGINAL_LENGTH), rope.values.get(ORIGINAL_LENGTH)) for rope in config.rope_dicts]
+    for path, value in lengths:
+        if value is not None and token_count(value) is None:
+            likely = parse_token_count(value)
+            means = "some engines refuse the value, others compute with a wrong length"
+            yield Fault(path, value, means, {path: likely} if likely else {})
+
+
+@fault_kind("factor-too-small", "wrong")
+@for_each_rope_dict("yarn")
+def factor_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """The factor of yarn times the original length is less than max_position_embeddings."""
+    original, declared, factor = config.original_length(rope_dict), config.declared_length, rope_dict.factor
+    if not original or not declared or not factor or original > declared:
+        return
+    if factor * original * _LENGTH_TOLERANCE < declared:
+        path = rope_dict.path_of("factor")
+        scaled = f"{factor:g} x {original:,} = {factor * original:,.0f}"
+        means = f"the scaling is made for {scaled} tokens, but the configuration declares {declared:,}"
+        yield Fault(path, rope_dict.values["factor"], means, {path: declared / original})
+
+
+@fault_kind("declared-too-small", "suspicious")
+@for_each_rope_dict("yarn")
+def declared_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """`max_position_embeddings` is less than the factor of yarn times the original length."""
+    original, declared, factor = config.original_length(rope_dict), config.declared_length, rope_dict.factor
+    if not original or not declared or not factor or original > declared:
+        return
+    if factor * original > declared * _LENGTH_TOLERANCE and config.model_published_like_this is None:
+        path = config.path_of(config.length_field)
+        means = (
+            f"the scaling is made for {factor:g} x {original:,} tokens, but engines that take their maximum length "
+            f"from this field stop at {declared:,}; if that is enough, a factor of {declared / original:g} costs less "
+            "quality"
+        )
+        yield Fault(path, declared, means, {path: round(factor * original)})
+
+
+@fault_kind("original-missing", "wrong")
+@for_each_rope_dict("yarn", "llama3", "longrope")
+def original_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """Yarn, llama3 or longrope has no original length."""
+    declared, path = config.declared_length, rope_dict.path_of(ORIGINAL_LENGTH)
+    if config.original_length(rope_dict) or rope_dict.values.get(ORIGINAL_LENGTH) is not None or not declared:
+        return
+    factor = rope_dict.factor or 1.0
+    original = max(1, round(declared / factor))
+    means = (
+        f"transformers uses max_position_embeddings, {declared:,}, as the original length; if that is already the "
+        f"extended length, the original length is {original:,} (factor {factor:g}), otherwise write {declared:,}"
+    )
+    yield Fault(path, None, means, {path: original})
+
+
+@fault_kind("original-past-declared", "wrong")
+@for_each_rope_dict("yarn", "llama3", "longrope")
+def original_past_declared(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """The original length is larger than max_position_embeddings."""
+    original, declared = config.original_length(rope_dict), config.declared_length
+    if original and declared and original > declared:
+        path = config.path_of(config.length_field)
+        means = f"engines stop at {declared:,} tokens, before the {original:,} that the model was trained on"
+        yield Fault(path, declared, means, {path: round(original * (rope_dict.factor or 1.0))})
+
+
+@fault_kind("original-twice", "wrong")
+@for_each_rope_dict()
+def original_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """There are two different original lengths: in the rope dict and beside it."""
+    outside, inside = token_count(config.text.get(ORIGINAL_LENGTH)), token_count(rope_dict.values.get(ORIGINAL_LENGTH))
+    if outside and inside and outside != inside:
+        path = rope_dict.path_of(ORIGINAL_LENGTH)
+        means = f"transformers uses {outside:,}, beside the dict; engines that read the dict use {inside:,}"
+        actual = config.with_changes({config.path_of(ORIGINAL_LENGTH): None}).interpretation
+        yield Fault(path, inside, means, {path: outside}, actual)
+
+
+@fault_kind("factor-missing", "wrong")
+@for_each_rope_dict("linear", "dynamic", "yarn", "llama3")
+def factor_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """A scaling has no factor."""
+    if rope_dict.values.get("factor") is not None or rope_dict.values.get("alpha") is not None:
+        return
+    original, declared, path = config.original_length(rope_dict), config.declared_length, rope_dict.path_of("factor")
+    has_lengths = original and declared and declared > original
+    fix = {path: declared / original} if has_lengths else rope_dict.fix_without_scaling  # type: ignore[operator]
+    yield Fault(path, None, f"transformers refuses {rope_dict.method} without a factor", fix)
+
+
+@fault_kind("factor-below-1", "wrong")
+@for_each_rope_dict(*_SCALED_METHODS)
+def factor_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """A factor is below 1."""
+    factor, path = finite_number(rope_dict.values.get("factor")), rope_dict.path_of("factor")
+    if factor is None or factor >= 1:
+        return
+    means = (
+        "pairs would rotate faster than in training; probably this is the inverse, as in rope_freq_scale of llama.cpp"
+    )
+    yield Fault(path, factor, means, {path: 1 / factor if factor > _SMALLEST_FACTOR else 1.0})
+
+
+@fault_kind("factor-1", "suspicious")
+@for_each_rope_dict("linear", "dynamic", "yarn", "llama3")
+def factor_1(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """A scaling has factor 1, which changes nothing."""
+    if finite_number(rope_dict.values.get("factor")) != 1 or rope_dict.values.get("alpha") is not None:
+        return
+    original, declared = config.original_length(rope_dict), config.declared_length
+    if original and declared and original * _LENGTH_TOLERANCE < declared:
+        return  # the model declares more, so the factor itself is wrong: factor-too-small
+    means = "nothing is scaled, and some engines use slower code for scaled models"
+    yield Fault(rope_dict.path_of("factor"), rope_dict.values["factor"], means, rope_dict.fix_without_scaling)
+
+
+@fault_kind("dynamic-original", "suspicious")
+@for_each_rope_dict("dynamic")
+def dynamic_original(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """Dynamic has an original length, which transformers ignores."""
+    original, declared = config.original_length(rope_dict), config.declared_length
+    if original and declared and original != declared:
+        means = f"transformers scales past max_position_embeddings, {declared:,} tokens, and not past {original:,}"
+        yield Fault(rope_dict.path_of(ORIGINAL_LENGTH), original, means, _declare_original(config, rope_dict, original))
+
+
+@fault_kind("length-multiplied", "suspicious")
+@for_each_rope_dict("linear")
+def length_multiplied(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """For linear, max_position_embeddings is already multiplied by the factor."""
+    original, declared = config.original_length(rope_dict), config.declared_length
+    if not original or not declared or declared <= original or config.model_type.startswith("gemma3"):
+        return
+    means = (
+        "vLLM multiplies max_position_embeddings by the factor once more, since linear has no original length: it "
+        f"would accept {declared * (rope_dict.factor or 1):,.0f} tokens"
+    )
+    path = config.path_of(config.length_field)
+    yield Fault(path, declared, means, _declare_original(config, rope_dict, original))
+
+
+@fault_kind("window-below-length", "suspicious")
+@for_each_rope_dict(*_SCALED_METHODS)
+def window_below_length(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """There is a scaling, but all layers attend only to a sliding window."""
+    window, model_config = token_count(config.text.get("sliding_window")), config.model_config
+    if not window or config.text.get("use_sliding_window") is False or model_config is None:
+        return
+    if config.model_type in _TRAINED_WITH_YARN_AND_WINDOW:
+        return
+    layer_types = model_config.attention.layer_types if model_config.attention else ()
+    original = config.original_length(rope_dict) or config.declared_length
+    if original and window <= original and layer_types and all(configs.is_local(name) for name in layer_types):
+        path = config.path_of("sliding_window")
+        means = f"no layer attends to tokens further than {window:,} back, so no distance exceeds those of the training"
+        yield Fault(path, window, means, {path: None})
+
+
+@fault_kind("target-not-reached", "suspicious", applies_to="any")
+def target_not_reached(config: ExaminedConfig) -> Iterator[Fault]:
+    """The target is longer than what the configuration is made for."""
+    model_config = config.model_config
+    if not config.target or model_config is None:
+        return
+    try:
+        planned = plan(model_config, config.target)
+    except InputError:
+        return
+    if not planned.needed or planned.rope_parameters is None:
+        return
+    path: Path
+    if config.is_gguf:
+        path, declared = (f"{model_config.model_type}.context_length",), model_config.max_length
+        fix = _gguf_fix(config, model_config, planned)
+    else:
+        path, declared = config.path_of(config.length_field), config.declared_length
+        fix = {config.path_of(field): None for field in _REPLACED_FIELDS if field in config.text}
+        fix[config.path_of("rope_parameters")] = planned.rope_parameters
+        fix[path] = planned.max_position_embeddings
+    yield Fault(path, declared, planned.reasons[0], fix)
+
+
+def _declare_original(config: ExaminedConfig, rope_dict: RopeDict, original: int) -> dict[Path, Any]:
+    """Return the fix that declares the original length and removes the field that is ignored."""
+    return {
+        rope_dict.path_of(ORIGINAL_LENGTH): None,
+        config.path_of(ORIGINAL_LENGTH): None,
+        config.path_of(config.length_field): original,
+    }
+
+
+def _gguf_fix(config: ExaminedConfig, model_config: ModelConfig, planned: Plan) -> dict[Path, Any]:
+    """Return the metadata to write; empty if a tensor is needed, which only `ropewalk export` can write."""
+    raw = {"fields": config.config, "divisors": config.divisors}
+    try:
+        candidate = encode(ENGINES["llama.cpp"], raw, model_config, planned.scaling, planned.max_position_embeddings)
+    except InputError:
+        return {}
+    if candidate.config["divisors"] != config.divisors:
+        return {}
+    return {(key,): value for key, value in candidate.changes.items()}

@@ -1,0 +1,127 @@
+"""Faults in the lists of longrope, which have one divisor per rotary pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+from ropewalk import config as configs
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
+from ropewalk.serving.doctor.fault_kinds import fault_kind, for_each_rope_dict
+from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.values import finite_number, parse_number
+
+_LISTS = ("short_factor", "long_factor")
+_MIN_DIVISOR = 0.95  # a search may find a divisor just below 1 for a fast pair; MiniCPM 4 has 0.998
+_MIN_OF_LARGEST_BEFORE = 0.9  # a divisor below this part of the largest one before it is out of order
+
+
+@fault_kind("list-missing", "wrong")
+@for_each_rope_dict("longrope")
+def list_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """Longrope has no short list or no long list."""
+    for name, other in (_LISTS, _LISTS[::-1]):
+        if rope_dict.values.get(name) is None:
+            path, other_list = rope_dict.path_of(name), rope_dict.values.get(other)
+            fix = _published_list(config, rope_dict, name)
+            if not fix and isinstance(other_list, list):
+                fix = {path: other_list}
+            means = "engines refuse the configuration; with the other list twice, every length is scaled alike"
+            yield Fault(path, None, means, fix)
+
+
+@fault_kind("list-value", "wrong")
+@for_each_rope_dict("longrope")
+def list_value(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """A list of longrope is not a list of numbers above 0."""
+    for name in _LISTS:
+        value, path = rope_dict.values.get(name), rope_dict.path_of(name)
+        if value is None or _positive_numbers(value) is not None:
+            continue
+        found, fix = value, _published_list(config, rope_dict, name)
+        if isinstance(value, list):
+            bad = [pair for pair, divisor in enumerate(value) if (finite_number(divisor) or 0) <= 0]
+            if bad:
+                found = f"{value[bad[0]]!r} at {bad[0]}"
+            parsed = [parse_number(divisor) for divisor in value]
+            if not fix and _positive_numbers(parsed):
+                fix = {path: parsed}
+        means = "the inverse frequency of each pair is divided by its number, which must be above 0"
+        yield Fault(path, found, means, fix)
+
+
+@fault_kind("list-lengths", "wrong")
+@for_each_rope_dict("longrope")
+def list_lengths(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """The short and the long list have different lengths."""
+    short, long = (rope_dict.values.get(name) for name in _LISTS)
+    if isinstance(short, list) and isinstance(long, list) and len(short) != len(long):
+        name, longer = ("short_factor", long) if len(short) < len(long) else ("long_factor", short)
+        path, found = rope_dict.path_of(name), f"{len(short)} and {len(long)} numbers"
+        means = "both lists need one number per rotary pair, so one of them is wrong"
+        yield Fault(path, found, means, _published_list(config, rope_dict, name) or {path: longer})
+
+
+@fault_kind("list-length", "wrong")
+@for_each_rope_dict("longrope")
+def list_length(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """The lists do not have one number per rotary pair."""
+    short, long = (_positive_numbers(rope_dict.values.get(name)) for name in _LISTS)
+    model_config = config.model_config
+    if not short or not long or len(short) != len(long) or model_config is None:
+        return
+    num_pairs = model_config.main_layer.rope.dim // 2
+    if rope_dict.layer_type in (configs.ALL_LAYERS, model_config.main_layer_type) and len(short) != num_pairs:
+        means = f"the model has {num_pairs} rotary pairs; wrong lists, or partial_rotary_factor is missing"
+        fix = {key: value for name in _LISTS for key, value in _published_list(config, rope_dict, name).items()}
+        yield Fault(rope_dict.path_of("short_factor"), f"{len(short)} numbers", means, fix)
+
+
+@fault_kind("list-below-1", "suspicious")
+@for_each_rope_dict("longrope")
+def list_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """A divisor is below 1, so that its pair rotates faster than in training."""
+    for name in _LISTS:
+        divisors = _positive_numbers(rope_dict.values.get(name)) or []
+        below = [pair for pair, divisor in enumerate(divisors) if divisor < _MIN_DIVISOR]
+        if below:
+            means = (
+                f"pair {below[0]} rotates faster than in training; probably its divisor is the inverse of this, or 1"
+            )
+            fix = {rope_dict.path_of(name): [max(1.0, divisor) for divisor in divisors]}
+            yield Fault(rope_dict.path_of(name), f"{divisors[below[0]]:g} at {below[0]}", means, fix)
+
+
+@fault_kind("list-falls", "suspicious")
+@for_each_rope_dict("longrope")
+def list_falls(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    """Divisors decrease, although slower pairs need larger ones."""
+    for name in _LISTS:
+        divisors = _positive_numbers(rope_dict.values.get(name)) or []
+        largest_so_far = accumulate(divisors, max)
+        out_of_order = [
+            pair
+            for pair, (divisor, largest) in enumerate(zip(divisors, largest_so_far, strict=True))
+            if divisor < _MIN_OF_LARGEST_BEFORE * largest
+        ]
+        if out_of_order and min(divisors) >= _MIN_DIVISOR:
+            path, pair = rope_dict.path_of(name), out_of_order[0]
+            means = f"the divisor of pair {pair} is smaller than one of a faster pair, so an entry is out of order"
+            yield Fault(path, f"{divisors[pair]:g} at {pair}", means, {path: sorted(divisors)})
+
+
+def _positive_numbers(value: object) -> list[float] | None:
+    """Return the value if it is a list of numbers above 0 and not empty, else None."""
+    if not isinstance(value, list) or not value:
+        return None
+    numbers = [number for item in value if (number := finite_number(item)) is not None and number > 0]
+    return numbers if len(numbers) == len(value) else None
+
+
+def _published_list(config: ExaminedConfig, rope_dict: RopeDict, name: str) -> dict[Path, Any]:
+    """Return the fix with the list that the published model has; empty if there is none."""
+    if config.published_model is None:
+        return {}
+    published = (config.published_model.config.get("rope_scaling") or {}).get(name)
+    return {rope_dict.path_of(name): published} if published else {}

@@ -1,0 +1,93 @@
+"""Examine a configuration with all checks and report what they find."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ropewalk.errors import IncompleteConfigError, InputError, UnsupportedModelError
+from ropewalk.serving.doctor import checks  # registers every check  # noqa: F401
+from ropewalk.serving.doctor.engine_interpretation import summarize_engines
+from ropewalk.serving.doctor.examined_config import ExaminedConfig
+from ropewalk.serving.doctor.fault_kinds import FAULT_KINDS, FaultKind
+from ropewalk.serving.doctor.findings import Fault, Finding, make_finding
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Result of `examine`.
+
+    Attributes:
+        model: name of the model.
+        engine: name of the engine that it was examined for; "" for none.
+        findings: the findings, wrong ones first.
+        engines: without a named engine, each engine that interprets the configuration differently, and how.
+    """
+
+    model: str
+    engine: str
+    findings: tuple[Finding, ...]
+    engines: Mapping[str, str]
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether a finding is wrong, and not only suspicious."""
+        return any(finding.severity == "wrong" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict that can be written as JSON."""
+        return {
+            "model": self.model,
+            "engine": self.engine or None,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "engines": dict(self.engines),
+        }
+
+
+def examine(config: ExaminedConfig) -> Report:
+    """Run all checks on a configuration.
+
+    Raises InputError for an unknown engine, and for a configuration that cannot be examined: one without rope fields,
+    one that does not determine the size of a head, one of an image model, and one that is nested too deep.
+    """
+    try:
+        return _examine(config)
+    except RecursionError:
+        raise InputError("model", config.name or "a configuration", "one that is nested less deep") from None
+
+
+def _examine(config: ExaminedConfig) -> Report:
+    if config.is_image_model:
+        raise UnsupportedModelError(config.model_type, "it rotates by positions in an image, not in a text")
+    findings = _findings(config, FAULT_KINDS.values())
+    if not findings:
+        findings = _findings(config, [UNREADABLE])
+    findings.sort(key=lambda finding: finding.severity == "suspicious")
+    engines = {} if config.engine else summarize_engines(config)
+    return Report(config.name, config.engine, tuple(findings), engines)
+
+
+def _findings(config: ExaminedConfig, kinds: Iterable[FaultKind]) -> list[Finding]:
+    return [
+        make_finding(config, kind.name, kind.severity, fault) for kind in kinds for fault in kind.find_faults(config)
+    ]
+
+
+def _unreadable(config: ExaminedConfig) -> Iterator[Fault]:
+    """Transformers or llama.cpp refuses the configuration for a reason that no other check finds."""
+    error = config.interpretation
+    if isinstance(error, IncompleteConfigError):
+        raise error
+    if isinstance(error, InputError):
+        yield Fault((error.field,), None, str(error))
+
+
+UNREADABLE = FaultKind("unreadable", "wrong", "any", _unreadable)  # not in FAULT_KINDS: checked after all others
+
+
+def catalogue() -> str:
+    """Return the kinds of fault as a table in Markdown, for docs/doctor.md."""
+    kinds = sorted(FAULT_KINDS.values(), key=lambda kind: (kind.check.__module__, kind.name))
+    rows = [f"| `{kind.name}` | {kind.severity} | {kind.description.rstrip('.')} |" for kind in (*kinds, UNREADABLE)]
+    return "\n".join(["| kind | severity | what it finds |", "| --- | --- | --- |", *rows]) + "\n"

@@ -1,0 +1,141 @@
+"""Faults and findings: what a check reports, and how much the fault changes the rotation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ropewalk import config as configs
+from ropewalk.config import LayerRope
+from ropewalk.errors import InputError
+from ropewalk.frequencies import Frequencies
+from ropewalk.serving.doctor.examined_config import TOKENIZER_CONFIG, ExaminedConfig, Interpretation, Path
+
+Severity = Literal["wrong", "suspicious"]
+MAX_COMPARED_POSITION = 65_536  # rotations are compared at this position, or at the target or declared length if less
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a check reports.
+
+    Attributes:
+        path: the field that is at fault.
+        found: its value.
+        means: what is wrong and what happens because of it, as one sentence.
+        fix: new values of fields; None removes a field. Empty if only the authors of the model know the right values.
+        actual: how the configuration is interpreted; by default `config.interpretation`.
+        expected: how it should be interpreted; by default the interpretation after the fix.
+    """
+
+    path: Path
+    found: Any
+    means: str
+    fix: Mapping[Path, Any] = field(default_factory=dict)
+    actual: Interpretation | None = None
+    expected: Interpretation | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault with its kind and its effect on the rotation. The fields are keys of the JSON report.
+
+    Attributes:
+        kind: name of the kind of fault.
+        severity: "wrong" or "suspicious".
+        field: the field that is at fault, with dots between the keys.
+        found: its value.
+        means: what is wrong and what happens because of it.
+        fix: new values of fields, null to remove one.
+        position: tokens; where the rotations are compared. None if the fault does not change the rotation, or if the
+            configuration is refused before or after the fix.
+        cosine: cosine similarity between vectors rotated by the actual and by the expected frequencies.
+        scores: attention scores, actual over expected: squared attention factors times softmax factors.
+    """
+
+    kind: str
+    severity: Severity
+    field: str
+    found: Any
+    means: str
+    fix: Mapping[str, Any]
+    position: int | None = None
+    cosine: float | None = None
+    scores: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict that can be written as JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class RotationDifference:
+    """How two rotations differ.
+
+    Attributes:
+        position: where they are compared, tokens.
+        cosine: cosine similarity between rotated vectors; 1 for equal frequencies.
+        score_ratio: ratio of the attention scores.
+    """
+
+    position: int
+    cosine: float
+    score_ratio: float
+
+
+def make_finding(config: ExaminedConfig, kind: str, severity: Severity, fault: Fault) -> Finding:
+    """Return the finding for a fault, with the rotation compared to the expected one."""
+    actual = config.interpretation if fault.actual is None else fault.actual
+    expected = config.with_changes(fault.fix).interpretation if fault.expected is None else fault.expected
+    fix = {format_path(path): value for path, value in fault.fix.items()}
+    finding = Finding(kind, severity, format_path(fault.path), fault.found, fault.means, fix)
+    difference = compare_rotations(actual, expected, config.target)
+    if difference is None:
+        return finding
+    return dataclasses.replace(
+        finding, position=difference.position, cosine=difference.cosine, scores=difference.score_ratio
+    )
+
+
+def format_path(path: Path) -> str:
+    """Return a path with dots between the keys, after the name of the file for a field of the tokenizer."""
+    return f"{path[0]}: {'.'.join(path[1:])}" if path[0] == TOKENIZER_CONFIG else ".".join(path)
+
+
+def compare_rotations(
+    actual: Interpretation, expected: Interpretation, target: int | None
+) -> RotationDifference | None:
+    """Compare two rotations of the first layer type in which they differ; layers that attend to the whole text first.
+
+    Args:
+        actual: one interpretation.
+        expected: the other one.
+        target: tokens; upper limit of the position.
+
+    Returns None if the rotations are equal or cannot be compared.
+    """
+    if isinstance(actual, InputError) or isinstance(expected, InputError):
+        return None
+    position = min(MAX_COMPARED_POSITION, target or expected.max_length or MAX_COMPARED_POSITION)
+    for layer_type in sorted(expected.ropes, key=configs.is_local):
+        left = _frequencies(actual.ropes.get(layer_type), position)
+        right = _frequencies(expected.ropes.get(layer_type), position)
+        if left is None or right is None or left.inv_freq.shape != right.inv_freq.shape:
+            return None
+        if left != right:
+            attention_ratio = (left.attention_factor / right.attention_factor) ** 2
+            score_ratio = attention_ratio * left.softmax_factor / right.softmax_factor
+            return RotationDifference(position, float(left.cosine_similarity(right, position)), score_ratio)
+    return None
+
+
+def _frequencies(layer: LayerRope | None, length: int) -> Frequencies | None:
+    """Return the frequencies of a layer type for a text of `length` tokens; None if they cannot be computed."""
+    if layer is None:
+        return None
+    try:
+        return configs.compute_layer_frequencies(layer.scaling, layer, length)
+    except InputError:
+        return None
