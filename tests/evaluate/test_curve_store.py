@@ -6,8 +6,7 @@ import json
 import pytest
 
 import ropewalk as rw
-from ropewalk.evaluate.curve_store import CurveStore
-from ropewalk.evaluate.perplexity import CurveRow
+from ropewalk.evaluate.curve_store import CurveRow, CurveStore
 
 HEADER = {"model": "m", "text": "t", "dtype": "float32", "text_sha256": "0"}
 

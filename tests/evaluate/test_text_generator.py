@@ -1,4 +1,4 @@
-"""Answers of the reader against plain `generate`, prompt by prompt."""
+"""Answers of TextGenerator compared with plain `generate` on one prompt at a time."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from ropewalk.evaluate import text_generator as readers
+from ropewalk.evaluate import text_generator
 from ropewalk.evaluate.sample import Sample
 from ropewalk.evaluate.text_generator import TextGenerator
 from ropewalk.scaling import parse
 from ropewalk.scaling.policies import parse_policy
 
-NEW = 6
-SHAPE = {
+NEW_TOKENS = 6
+SIZES = {
     "vocab_size": 97,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "initializer_range": 0.3,  # sharp enough that answers hang on where a token stands
+    "initializer_range": 0.3,  # large enough that an answer depends on the positions of the tokens
 }
 
 
-class Words:
-    """A tokenizer that calls token 5 `w5`."""
+class WordTokenizer:
+    """A tokenizer that decodes token 5 to `w5`."""
 
     pad_token_id = None
     eos_token_id = None
@@ -40,35 +40,39 @@ class Words:
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SHAPE, max_position_embeddings=64)).eval()
+    return LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=64)).eval()
 
 
-def prompts(kind):
+def make_prompts(kind):
     dice = random.Random(0)
-    if kind == "shared":  # 40 tokens in common, then questions of their own
+    if kind == "shared":  # 40 tokens in common, then different ones
         start = [dice.randrange(96) for _ in range(40)]
         return [start + [dice.randrange(96) for _ in range(n)] for n in (3, 3, 5, 9, 1, 30, 40)]
-    if kind == "nested":
+    if kind == "nested":  # prefixes of one text
         start = [dice.randrange(96) for _ in range(50)]
         return [start[:n] for n in (20, 30, 50, 50, 31)]
     return [[dice.randrange(96) for _ in range(n)] for n in (10, 10, 11, 30, 60, 90, 3, 61, 62)]
 
 
-def in_process_executor(model, prompt):
+def plain_answer(model, prompt):
+    """Return the greedy answer to one prompt by `generate`."""
     ids_BT = torch.tensor([prompt])
     with torch.inference_mode():
-        out_BT = model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=NEW, do_sample=False)
-    return Words().batch_decode(out_BT[:, len(prompt) :], True)[0]
+        out_BT = model.generate(
+            ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=NEW_TOKENS, do_sample=False
+        )
+    return WordTokenizer().batch_decode(out_BT[:, len(prompt) :], True)[0]
 
 
-def answered(model, texts, **options):
-    samples = [Sample(index, prompt, (), NEW, **options) for index, prompt in enumerate(texts)]
-    given = {sample.index: answer for sample, answer in TextGenerator(model, Words()).generate(samples)}
-    assert sorted(given) == list(range(len(texts)))
-    return [given[index] for index in range(len(texts))]
+def generated_answers(model, prompts):
+    """Return the answers of TextGenerator to the prompts, in their order."""
+    samples = [Sample(index, prompt, (), NEW_TOKENS) for index, prompt in enumerate(prompts)]
+    answers = {sample.index: answer for sample, answer in TextGenerator(model, WordTokenizer()).generate(samples)}
+    assert sorted(answers) == list(range(len(prompts)))
+    return [answers[index] for index in range(len(prompts))]
 
 
-@pytest.mark.parametrize("kind", ["shared", "nested", "alone"])
+@pytest.mark.parametrize("kind", ["shared", "nested", "unrelated"])
 @pytest.mark.parametrize(
     ("scaling", "policy"),
     [
@@ -80,85 +84,86 @@ def answered(model, texts, **options):
     ],
 )
 def test_answers_are_those_of_each_prompt_alone(model, kind, scaling, policy):
-    texts = prompts(kind)
-    with TextGenerator(model, Words()).scaled(parse(scaling), parse_policy(policy)):
-        expected = [in_process_executor(model, prompt) for prompt in texts]
-        assert answered(model, texts) == expected
+    prompts = make_prompts(kind)
+    with TextGenerator(model, WordTokenizer()).scaled(parse(scaling), parse_policy(policy)):
+        expected = [plain_answer(model, prompt) for prompt in prompts]
+        assert generated_answers(model, prompts) == expected
 
 
-def test_the_control_sees_a_difference(model):
-    """Were prompts that are read with other frequencies taken from one cache, answers would change."""
-    texts = prompts("shared")
-    plain = [in_process_executor(model, prompt) for prompt in texts]
-    with TextGenerator(model, Words()).scaled(parse("linear:factor=4"), parse_policy("stepped")):
-        assert [in_process_executor(model, prompt) for prompt in texts] != plain
+def test_other_frequencies_give_other_answers(model):
+    """The control of the test above: keys cached with wrong frequencies would change the answers."""
+    prompts = make_prompts("shared")
+    plain = [plain_answer(model, prompt) for prompt in prompts]
+    with TextGenerator(model, WordTokenizer()).scaled(parse("linear:factor=4"), parse_policy("stepped")):
+        assert [plain_answer(model, prompt) for prompt in prompts] != plain
 
 
 @pytest.fixture
 def tokens_read(model):
-    counted = []
-    hook = model.model.embed_tokens.register_forward_hook(lambda _, args, out: counted.append(out.shape[:2].numel()))
-    yield counted
+    """The number of tokens of each forward call."""
+    counts = []
+    hook = model.model.embed_tokens.register_forward_hook(lambda _, args, out: counts.append(out.shape[:2].numel()))
+    yield counts
     hook.remove()
 
 
-def test_a_shared_beginning_is_read_once(model, tokens_read):
-    texts = prompts("shared")
-    answered(model, texts)
-    new = len(texts) * (NEW - 1)
-    # Each of the seven, beyond what it shares with the one before; in a batch they would have been read whole.
-    assert sum(tokens_read) - new == 40 + sum(len(text) - 40 for text in texts)
+def test_a_shared_prefix_is_read_once(model, tokens_read):
+    prompts = make_prompts("shared")
+    generated_answers(model, prompts)
+    answer_tokens = len(prompts) * (NEW_TOKENS - 1)
+    # A batch would have read the whole of each prompt.
+    assert sum(tokens_read) - answer_tokens == 40 + sum(len(prompt) - 40 for prompt in prompts)
 
 
-def test_like_lengths_are_read_in_one_batch(model, tokens_read):
+def test_prompts_of_equal_length_form_one_batch(model, tokens_read):
     dice = random.Random(1)
-    answered(model, [[dice.randrange(96) for _ in range(20)] for _ in range(5)])
-    assert tokens_read == [100] + [5] * (NEW - 1)
+    generated_answers(model, [[dice.randrange(96) for _ in range(20)] for _ in range(5)])
+    assert tokens_read == [100] + [5] * (NEW_TOKENS - 1)
 
 
-def test_no_batch_is_larger_than_its_budget(model, tokens_read, monkeypatch):
-    monkeypatch.setitem(readers._BATCH_TOKENS, "cpu", 60)
+def test_no_batch_has_more_tokens_than_allowed(model, tokens_read, monkeypatch):
+    monkeypatch.setitem(text_generator._MAX_BATCH_TOKENS, "cpu", 60)
     dice = random.Random(1)
-    answered(model, [[dice.randrange(96) for _ in range(20)] for _ in range(5)])
+    generated_answers(model, [[dice.randrange(96) for _ in range(20)] for _ in range(5)])
     assert [count for count in tokens_read if count > 5] == [40, 40, 20]
 
 
-def test_a_batch_that_memory_does_not_hold_is_halved(model, monkeypatch):
+def test_a_batch_that_does_not_fit_into_memory_is_halved(model, monkeypatch):
     dice = random.Random(1)
-    texts = [[dice.randrange(96) for _ in range(20)] for _ in range(5)]
-    expected, tried, generate = answered(model, texts), [], model.generate
+    prompts = [[dice.randrange(96) for _ in range(20)] for _ in range(5)]
+    expected, batch_sizes, generate = generated_answers(model, prompts), [], model.generate
 
-    def small(ids_BT, **options):
-        tried.append(len(ids_BT))
+    def generate_in_little_memory(ids_BT, **options):
+        batch_sizes.append(len(ids_BT))
         if len(ids_BT) > 2:
             raise torch.OutOfMemoryError("no room")
         return generate(ids_BT, **options)
 
-    monkeypatch.setattr(model, "generate", small)
-    assert answered(model, texts) == expected
-    assert tried == [5, 2, 3, 1, 2]
-    monkeypatch.setattr(model, "generate", lambda ids_BT, **_: small(ids_BT.repeat(3, 1)))
+    monkeypatch.setattr(model, "generate", generate_in_little_memory)
+    assert generated_answers(model, prompts) == expected
+    assert batch_sizes == [5, 2, 3, 1, 2]
+    monkeypatch.setattr(model, "generate", lambda ids_BT, **_: generate_in_little_memory(ids_BT.repeat(3, 1)))
     with pytest.raises(torch.OutOfMemoryError):
-        answered(model, texts)
+        generated_answers(model, prompts)
 
 
-def test_frequencies_that_follow_the_text_forbid_to_go_on_from_another_length(model, tokens_read):
-    """60 + 20 tokens are read with factor 2; a prompt of 50 that shares 48 with it is read anew, unscaled."""
+def test_prompts_with_different_frequencies_do_not_share_a_cache(model, tokens_read):
+    """A prompt of 80 tokens is read with factor 2; one of 50 tokens that shares 48 of them is read without scaling."""
     dice = random.Random(2)
     long = [dice.randrange(96) for _ in range(80)]
-    texts = [long, [*long[:48], 1, 2]]
-    with TextGenerator(model, Words()).scaled(parse("dynamic-yarn"), parse_policy("stepped")):
-        expected = [in_process_executor(model, prompt) for prompt in texts]
+    prompts = [long, [*long[:48], 1, 2]]
+    with TextGenerator(model, WordTokenizer()).scaled(parse("dynamic-yarn"), parse_policy("stepped")):
+        expected = [plain_answer(model, prompt) for prompt in prompts]
         tokens_read.clear()
-        assert answered(model, texts) == expected
+        assert generated_answers(model, prompts) == expected
     assert sorted(count for count in tokens_read if count > 2) == [50, 80]
 
 
-def test_a_sliding_window_cannot_be_cut_back():
+def test_a_model_with_a_sliding_window_does_not_share_a_cache():
     torch.manual_seed(0)
-    windowed = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=16)).eval()
-    texts = prompts("shared")
-    assert answered(windowed, texts) == [in_process_executor(windowed, prompt) for prompt in texts]
+    windowed = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)).eval()
+    prompts = make_prompts("shared")
+    assert generated_answers(windowed, prompts) == [plain_answer(windowed, prompt) for prompt in prompts]
 
 
 def test_an_answer_ends_before_a_stop_string(smollm2):
@@ -168,8 +173,8 @@ def test_an_answer_ends_before_a_stop_string(smollm2):
     assert answer == " F, G,"
 
 
-def test_a_stop_string_counts_in_the_answer_alone(smollm2):
-    """A prompt that ends in a new line, and an answer that begins with one, make no empty line of the answer's own."""
+def test_a_stop_string_must_be_in_the_answer_alone(smollm2):
+    """A newline at the end of the prompt and one at the start of the answer do not match the stop string of two."""
     model, tokenizer = smollm2
     prompt = tokenizer("Introduction\n")["input_ids"]
     plain, stopped = (
@@ -179,7 +184,7 @@ def test_a_stop_string_counts_in_the_answer_alone(smollm2):
     assert stopped == plain.split("\n\n")[0] != ""
 
 
-HABITS = {
+GENERATION_DEFAULTS = {
     "no_repeat_ngram_size": 1,
     "suppress_tokens": list(range(0, 97, 2)),
     "forced_eos_token_id": 3,
@@ -192,38 +197,38 @@ HABITS = {
 }
 
 
-@pytest.mark.parametrize("habit", HABITS)
-@pytest.mark.parametrize("kind", ["shared", "alone"])
-def test_a_model_s_habits_do_not_count(model, kind, habit, monkeypatch):
-    texts = prompts(kind)
-    expected = [in_process_executor(model, prompt) for prompt in texts]
-    with_habit = copy.deepcopy(model.generation_config)
-    setattr(with_habit, habit, HABITS[habit])
-    monkeypatch.setattr(model, "generation_config", with_habit)
-    assert answered(model, texts) == expected
-    assert model.generation_config is with_habit
+@pytest.mark.parametrize("option", GENERATION_DEFAULTS)
+@pytest.mark.parametrize("kind", ["shared", "unrelated"])
+def test_the_generation_config_of_the_model_is_ignored(model, kind, option, monkeypatch):
+    prompts = make_prompts(kind)
+    expected = [plain_answer(model, prompt) for prompt in prompts]
+    with_option = copy.deepcopy(model.generation_config)
+    setattr(with_option, option, GENERATION_DEFAULTS[option])
+    monkeypatch.setattr(model, "generation_config", with_option)
+    assert generated_answers(model, prompts) == expected
+    assert model.generation_config is with_option
 
 
-def test_a_model_in_training_answers_without_dropout(model):
-    reader = TextGenerator(model.train(), Words())
-    with reader.scaled(parse("none"), parse_policy("stepped")):
+def test_a_model_in_training_mode_answers_without_dropout(model):
+    generator = TextGenerator(model.train(), WordTokenizer())
+    with generator.scaled(parse("none"), parse_policy("stepped")):
         assert not model.training
     assert model.training
     model.eval()
 
 
 @pytest.mark.parametrize("policy", ["stepped", "request"])
-def test_answers_that_pass_the_trained_length_leave_no_trace_in_the_next(model, tokens_read, policy):
-    """Prompts within 64 tokens whose answers go past it: their keys were turned, so that nobody goes on from them."""
+def test_answers_past_the_original_length_do_not_change_the_next_answer(model, tokens_read, policy):
+    """Prompts within 64 tokens whose answers end past it: their keys were rotated, so the next prompt is read whole."""
     dice = random.Random(3)
     start = [dice.randrange(96) for _ in range(52)]
-    texts = [start + [dice.randrange(96) for _ in range(n)] for n in (8, 9, 10, 11)]
-    with TextGenerator(model, Words()).scaled(parse("dynamic-yarn"), parse_policy(policy)):
-        expected = [in_process_executor(model, prompt) for prompt in texts]
+    prompts = [start + [dice.randrange(96) for _ in range(n)] for n in (8, 9, 10, 11)]
+    with TextGenerator(model, WordTokenizer()).scaled(parse("dynamic-yarn"), parse_policy(policy)):
+        expected = [plain_answer(model, prompt) for prompt in prompts]
         tokens_read.clear()
-        assert answered(model, texts) == expected
-    assert max(tokens_read) >= 60, "read whole"
+        assert generated_answers(model, prompts) == expected
+    assert max(tokens_read) >= 60
 
 
-def test_no_samples(model):
-    assert list(TextGenerator(model, Words()).generate([])) == []
+def test_without_samples_there_are_no_answers(model):
+    assert list(TextGenerator(model, WordTokenizer()).generate([])) == []

@@ -1,4 +1,4 @@
-"""A server of OpenAI's completions protocol on this machine, that answers as it is told."""
+"""A server of the OpenAI completions API on this machine, with answers that a test chooses."""
 
 from __future__ import annotations
 
@@ -10,28 +10,37 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import torch
 
 
-class Greedy:
-    """Answers a prompt of token ids with the likeliest continuation, and keeps what it was asked."""
+class GreedyModel:
+    """Answers requests with the greedy continuation of a model.
+
+    Attributes:
+        requests: the requests so far.
+    """
 
     def __init__(self, model, tokenizer):
-        self.model, self.tokenizer, self.asked = model, tokenizer, []
-        self._one_at_a_time = threading.Lock()
+        self.model, self.tokenizer, self.requests = model, tokenizer, []
+        self._lock = threading.Lock()
 
-    def __call__(self, body):
-        with self._one_at_a_time, torch.inference_mode():
-            self.asked.append(body)
-            prompt = torch.tensor([body["prompt"]])
+    def __call__(self, request):
+        with self._lock, torch.inference_mode():
+            self.requests.append(request)
+            prompt = torch.tensor([request["prompt"]])
             mask = torch.ones_like(prompt)
             out = self.model.generate(
-                prompt, attention_mask=mask, max_new_tokens=body["max_tokens"], do_sample=False, pad_token_id=0
+                prompt, attention_mask=mask, max_new_tokens=request["max_tokens"], do_sample=False, pad_token_id=0
             )
         text = self.tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
         return 200, {"choices": [{"text": text}]}
 
 
 @contextmanager
-def serving(answer, models=("tiny",)):
-    """Inside, such a server runs; its address. `answer`: from the body of a request to (status, content)."""
+def run_server(answer, models=("tiny",)):
+    """Run a server within the block, and yield its base URL.
+
+    Args:
+        answer: returns (status, content) for the body of a request; content is bytes, or anything that JSON has.
+        models: names that the server lists.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

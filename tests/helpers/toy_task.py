@@ -1,6 +1,6 @@
-"""A task that needs no model, to be run wherever a crew works, and whose workers can be made to die.
+"""A task that needs no model and runs in every executor, and whose workers can be made to die.
 
-Where `ROPEWALK_TOY` is set, a worker that meets this module loads no model either.
+Where the environment variable `ROPEWALK_TOY` is set, importing this module also makes workers load no model.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from ropewalk.evaluate.worker import Worker
 
 SCALINGS = ["none", "linear:factor=2"]
 LENGTHS = [8, 16, 32]
+SAMPLES = 8
+CELLS = len(SCALINGS) * len(LENGTHS)
 
 
-class ToyReader:
+class ToyGenerator:
+    """Takes the place of a text generator, and knows only the scaling that the model would have."""
+
     tokenizer = None
 
     def __init__(self):
@@ -32,50 +36,55 @@ class ToyReader:
         return nullcontext()
 
 
-def load(worker):
-    return ToyReader()
+def load_toy_generator(worker):
+    return ToyGenerator()
 
 
 if os.environ.get("ROPEWALK_TOY"):
-    Worker._load = load
+    Worker._load_generator = load_toy_generator
 
 
 @dataclass(frozen=True)
-class Toy(Task):
-    """Each answer is noted in the file `log`, with the process that gave it, before it is kept.
+class ToyTask(Task):
+    """A task whose answers are a function of the scaling and the prompt.
 
-    The worker dies before the sample `dies_at` of the cells of 16 tokens: `once`, or whenever it comes there.
+    Args:
+        log: file that gets a line for each answer, with the process that gave it, before the answer is stored.
+        dies_at: index of the sample, in cells of 16 tokens, that kills its worker.
+        dies_once: whether it does so only the first time.
+        delay: seconds per answer.
+        error: name of an error to raise: "input" for an InputError, anything else for a KeyError.
     """
 
     name = "toy"
-    main = "half"
+    main_score = "half"
 
     log: str = ""
     dies_at: int = -1
-    once: bool = True
-    slow: float = 0.0
-    wrong: str = ""
+    dies_once: bool = True
+    delay: float = 0.0
+    error: str = ""
 
-    def samples(self, tokenizer, length, count, seed):
-        if self.wrong == "input":
+    def make_samples(self, tokenizer, length, count, seed):
+        if self.error == "input":
             raise InputError("lengths", length, "less")
-        if self.wrong:
-            raise KeyError(self.wrong)
+        if self.error:
+            raise KeyError(self.error)
         return [
             Sample(index, [seed, length, index], (str(index),), metadata={"depth": index / 8}) for index in range(count)
         ]
 
-    def answers(self, reader, samples):
+    def generate_answers(self, generator, samples):
         for sample in samples:
             if sample.index == self.dies_at and sample.prompt[1] == 16:
                 self._die()
             with open(self.log or os.devnull, "a") as log:
-                log.write(f"{sample.prompt[1]} {reader.scaling} {sample.index} {os.getpid()}\n")
-            time.sleep(self.slow)
-            yield sample, f"{reader.scaling} {sample.prompt}"
+                log.write(f"{sample.prompt[1]} {generator.scaling} {sample.index} {os.getpid()}\n")
+            time.sleep(self.delay)
+            yield sample, f"{generator.scaling} {sample.prompt}"
 
     def _die(self):
-        if self.once:
+        if self.dies_once:
             try:
                 Path(f"{self.log}.died").touch(exist_ok=False)
             except FileExistsError:
@@ -86,30 +95,36 @@ class Toy(Task):
         return {"half": sample.index / 2 + len(answer), "even": float(sample.index % 2 == 0)}
 
     def options(self):
-        """What a sample hangs on: nothing of the above."""
+        """No options: none of the fields changes the results, so none belongs into the key of a cell."""
         return {}
 
     def __str__(self):
         return "toy"
 
 
-def evaluation(model, out, task=None, **options):
-    """An evaluation of a toy, 6 cells of 8 samples; `model`: any folder that has the files of a model."""
-    from ropewalk.evaluate.evaluation import Evaluation  # torch, which most workers of a toy have no use for
+def make_evaluation(model, out, task=None, **options):
+    """Return an evaluation of a toy task, by default with 6 cells of 8 samples.
 
-    asked = {"scalings": SCALINGS, "lengths": LENGTHS, "samples": 8, "dtype": "float32", "command": "toy", **options}
-    return Evaluation(str(model), asked.pop("scalings"), [task or Toy()], asked.pop("lengths"), out, **asked)
+    `model`: any folder with the files of a model.
+    """
+    from ropewalk.evaluate.evaluation import Evaluation  # imports torch, which most workers of a toy task do not need
+
+    options = {"samples": SAMPLES, "dtype": "float32", "command": "toy", **options}
+    scalings, lengths = options.pop("scalings", SCALINGS), options.pop("lengths", LENGTHS)
+    return Evaluation(str(model), scalings, [task or ToyTask()], lengths, out, **options)
 
 
-def logged(path):
-    """(length, scaling, sample), process of each answer that was given, in that order."""
+def read_log(path):
+    """Return ((length, scaling, sample), process) for each answer that was given, in that order."""
     lines = [line.split() for line in Path(path).read_text().splitlines()] if Path(path).exists() else []
     return [((int(length), scaling, int(index)), int(pid)) for length, scaling, index, pid in lines]
 
 
-def kept(store):
-    """All that the store holds but the seconds, which differ each time."""
-    return [
-        (cell.key, cell.description, cell.summary, [{**outcome, "seconds": 0} for outcome in cell.sample_results])
-        for cell in store.cells()
-    ]
+def without_seconds(results):
+    """Return sample results without their times, which differ in every run."""
+    return [{**result, "seconds": 0} for result in results]
+
+
+def stored_cells(store):
+    """Return everything in the store but the times."""
+    return [(cell.key, cell.description, cell.summary, without_seconds(cell.sample_results)) for cell in store.cells()]

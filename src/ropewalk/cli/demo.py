@@ -1,12 +1,13 @@
+"""`ropewalk demo`: the curve of the built-in model on the built-in text."""
+
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
 
-from ropewalk.cli import curve
-from ropewalk.cli.output import Json
-from ropewalk.scaling import parse
+from ropewalk.cli.curve import run_and_show
+from ropewalk.cli.options import JsonOption
 
 SCALINGS = (
     "none",
@@ -22,7 +23,9 @@ LENGTHS = (2048, 4096, 8192, 12288, 16384)
 
 def command(
     out: Annotated[str, typer.Option(help="Folder for the results.")] = "ropewalk-demo",
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
-    """Show the main job: a real model reads past its trained length, with and without scaling."""
-    curve.run("smollm2", [parse(spec) for spec in SCALINGS], list(LENGTHS), "pydoc", out, None, json)
+    """Read past the trained length with the built-in model, without scaling and with six scalings."""
+    from ropewalk.evaluate.curve import CurveRun
+
+    run_and_show(CurveRun("smollm2", SCALINGS, LENGTHS, "pydoc", out), json)

@@ -1,4 +1,8 @@
-"""The folder of a curve: curve.json and curve.csv, written anew with every row, and read back to go on."""
+"""The rows of a perplexity curve, and the folder that stores them.
+
+A folder holds the rows of one model on one text: `curve.json`, which is read back to resume, and the same rows as
+`curve.csv`. Both files are replaced as a whole with every row, so a crash leaves the previous version.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,72 @@ import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.perplexity import CurveRow, Key, key
-from ropewalk.files import writable_folder, write_whole
+from ropewalk.files import ensure_writable_folder, write_text_atomically
+
+
+class CurveRow(TypedDict):
+    """One measured point of a perplexity curve.
+
+    Keys:
+        scaling: spec of the scaling.
+        chunk: tokens per forward call through the KV cache; None if the text was read at the frequencies of `length`.
+        policy: spec of the policy that a dynamic scaling followed; None if its frequencies were fixed.
+        length: tokens read.
+        ppl: perplexity over the first `length` tokens.
+        ppl_last: perplexity over the last 1,024 of them.
+        nll: mean loss in nats over the predicted tokens.
+        tokens: number of predicted tokens, which is `length` - 1.
+        seconds: time that the pass needed to reach `length`.
+    """
+
+    scaling: str
+    chunk: int | None
+    policy: str | None
+    length: int
+    ppl: float
+    ppl_last: float
+    nll: float
+    tokens: int
+    seconds: float
+
+
+class RowKey(NamedTuple):
+    """What identifies a row among those of one model and text."""
+
+    scaling: str
+    chunk: int | None
+    policy: str | None
+    length: int
+
+
+def row_key(row: CurveRow) -> RowKey:
+    """Return the key of a row."""
+    return RowKey(row["scaling"], row["chunk"], row["policy"], row["length"])
 
 
 class CurveStore:
-    """The rows of one model on one text, in a folder.
+    """The folder of a curve.
 
-    A row is on disk, whole, when `add` returns: a file is written beside the old one and takes its place.
+    Attributes:
+        folder: the folder.
+        rows: the stored rows by key.
     """
 
     def __init__(self, folder: str | Path, header: dict[str, Any]) -> None:
-        """Open or create.
+        """Open or create the folder.
 
-        `header`: what the rows belong to (model, text and its digest, dtype, ...), ready for JSON.
-        Raises InputError when the folder cannot be written, is damaged, or holds another header's rows.
+        Args:
+            folder: it may hold rows of the same header, to which more are added.
+            header: what the rows were measured on (model, text and its digest, dtype), ready for JSON.
+
+        Raises InputError if the folder cannot be written, is damaged, or holds rows of another header.
         """
-        self.folder = writable_folder(folder)
+        self.folder = ensure_writable_folder(folder)
         self.header = header
-        self.rows: dict[Key, CurveRow] = {}
+        self.rows: dict[RowKey, CurveRow] = {}
         if self.json_path.exists():
             self._read()
 
@@ -36,41 +84,38 @@ class CurveStore:
     def json_path(self) -> Path:
         return self.folder / "curve.json"
 
-    @property
-    def figure_path(self) -> Path:
-        return self.folder / "curve.png"
-
     def add(self, row: CurveRow) -> None:
-        """Keep a row."""
-        self.rows[key(row)] = row
-        everything = list(self.rows.values())
-        write_whole(self.json_path, json.dumps(self.document(everything), indent=1) + "\n")
+        """Store a row. It is on disk when this returns."""
+        self.rows[row_key(row)] = row
+        rows = list(self.rows.values())
+        write_text_atomically(self.json_path, json.dumps(self.document(rows), indent=1) + "\n")
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, fieldnames=list(CurveRow.__annotations__))
         writer.writeheader()
-        writer.writerows(everything)
-        write_whole(self.folder / "curve.csv", table.getvalue())
+        writer.writerows(rows)
+        write_text_atomically(self.folder / "curve.csv", table.getvalue())
 
     def document(self, rows: Iterable[CurveRow]) -> dict[str, Any]:
-        """The JSON document of these rows; what a row does not have (a chunk, a policy) is left out."""
+        """Return the JSON document of these rows, with the header. Fields that are None are left out."""
         shown = [{name: value for name, value in row.items() if value is not None} for row in rows]
         return {**self.header, "rows": shown}
 
     def _read(self) -> None:
         try:
-            held = json.loads(self.json_path.read_text(encoding="utf-8"))
-            rows = [_row(row) for row in held.pop("rows")]
+            stored = json.loads(self.json_path.read_text(encoding="utf-8"))
+            rows = [_complete_row(fields) for fields in stored.pop("rows")]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                "out", f"{self.json_path}, which cannot be read ({error})", "a folder of a curve"
+                "out", f"{self.json_path}, which cannot be read ({error})", "a folder of a curve, or a new one"
             ) from None
         for name, value in self.header.items():
-            if held.get(name) != value:
-                found = f"{self.json_path} of another run ({name} {held.get(name)!r}, now {value!r})"
-                raise InputError("out", found, "a new folder, or the one of the same model and text")
-        self.rows = {key(row): row for row in rows}
+            if stored.get(name) != value:
+                found = f"{self.json_path} of another run ({name} {stored.get(name)!r}, now {value!r})"
+                raise InputError("out", found, "a new folder, or one of the same model, text and dtype")
+        self.rows = {row_key(row): row for row in rows}
 
 
-def _row(written: dict[str, Any]) -> CurveRow:
-    whole = {"chunk": None, "policy": None, **written}
-    return CurveRow(**{name: whole[name] for name in CurveRow.__annotations__})  # type: ignore[typeddict-item]
+def _complete_row(fields: dict[str, Any]) -> CurveRow:
+    """Return the row of these JSON fields, with None for those that `document` left out."""
+    fields = {"chunk": None, "policy": None, **fields}
+    return CurveRow(**{name: fields[name] for name in CurveRow.__annotations__})  # type: ignore[typeddict-item]

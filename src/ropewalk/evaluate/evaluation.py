@@ -1,4 +1,9 @@
-"""An evaluation: a grid of cells, run by a crew, kept by a store. The same call again does only what is missing."""
+"""Evaluation of a model on tasks: a grid of cells, computed by an executor and kept in a store.
+
+Results are stored as they become known. Running the same evaluation again computes only what is missing:
+
+    cells = run_evaluation("smollm2", scalings=["none", "yarn:factor=2"], tasks=["needle"], lengths=[4096], out="run")
+"""
 
 from __future__ import annotations
 
@@ -8,33 +13,40 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ropewalk.evaluate.evaluation_store import CellResult, EvaluationStore
-from ropewalk.evaluate.executors import Executor, Job
+from ropewalk.evaluate.executors import Executor, KeyedCell
 from ropewalk.evaluate.executors.in_process import in_process_executor
 from ropewalk.evaluate.grid import Cell, cell_key, make_grid
+from ropewalk.evaluate.model_source import ModelSource, describe_source
 from ropewalk.evaluate.sample import SampleResult
+from ropewalk.evaluate.server_text_generator import ServerTextGenerator
 from ropewalk.evaluate.tasks import Task
 from ropewalk.evaluate.worker import CellSummary, Worker
 from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import ScalingLike
-from ropewalk.models.load import choose_dtype
+from ropewalk.models.load import load_tokenizer
 from ropewalk.scaling.policies import DEFAULT_POLICY, Policy, parse_policy
 
-_PACKAGES = ("ropewalk", "torch", "transformers", "lm_eval", "sacrebleu", "rouge_score")
+if TYPE_CHECKING:
+    from ropewalk.completions import CompletionsClient
+
+_RECORDED_PACKAGES = ("ropewalk", "torch", "transformers", "lm_eval", "sacrebleu", "rouge_score")
 
 
 class Evaluation:
-    """A grid and the folder of its results.
+    """The grid of cells to compute, and the folder of their results.
 
     Attributes:
-        cells: of the grid, by key, in the order they are shown.
+        cells: the cells by key, in the order to show them.
+        store: the folder, open for writing; close it when done. It may hold cells of earlier evaluations too.
+        dtype: dtype of the model.
     """
 
     def __init__(
         self,
-        model: str | tuple[Any, Any],
+        model: ModelSource,
         scalings: Sequence[ScalingLike],
         tasks: Sequence[str | Task],
         lengths: Sequence[int],
@@ -44,83 +56,114 @@ class Evaluation:
         seed: int = 0,
         policy: Policy | str = DEFAULT_POLICY,
         dtype: str | None = None,
-        server: str | None = None,
+        server: CompletionsClient | None = None,
         command: str = "",
     ) -> None:
-        """Lay out the grid and open the folder.
+        """Check all arguments, form the grid, and open the folder. The model is not loaded yet.
 
         Args:
-            model: a name that `load` takes, or a loaded (model, tokenizer).
-            scalings: to compare, each as `extend` takes it.
-            tasks: to ask, each a spec such as `needle:text=book.txt`.
-            lengths: of the prompts, in tokens.
+            model: a name that `ropewalk.load` accepts, or a loaded (model, tokenizer).
+            scalings: scalings to compare, each as `extend` accepts it.
+            tasks: tasks, each a spec such as `needle:text=book.txt`.
+            lengths: lengths of the prompts, in tokens.
             out: folder for the results.
-            samples: questions in each cell.
-            seed: of everything that is drawn.
+            samples: samples per cell.
+            seed: seed of everything random in the samples.
             policy: how dynamic scalings follow the text.
-            dtype: as `load` takes it.
-            server: what answers in place of the model, if anything does (its name and address).
-            command: to be noted with the results.
+            dtype: see `ropewalk.load`; of a model that is given by its name.
+            server: server that answers in place of the model, which then only names the tokenizer.
+            command: command line to record with the results; by default that of this process.
 
-        Raises InputError for anything that cannot be run, and for a folder of another run.
+        Raises InputError for a wrong argument, or a folder that holds results of another model.
         """
         grid = make_grid(scalings, tasks, lengths, samples=samples, seed=seed, policy=parse_policy(policy))
-        self.dtype = choose_dtype(dtype) if isinstance(model, str) else str(model[0].dtype).removeprefix("torch.")
-        name = model if isinstance(model, str) else model[0].config.name_or_path or type(model[0]).__name__
-        description = {
-            "model": name,
+        identity = describe_source(model, dtype)
+        self.dtype = identity["dtype"]
+        model_description = {
+            "model": identity["model"],
             "digest": model_digest(model) if isinstance(model, str) else model_digest(*model),
-            **({"dtype": self.dtype} if server is None else {"dtype": "as served", "server": server}),
+            "dtype": self.dtype,
         }
+        if server is not None:
+            model_description |= {"dtype": "as served", "server": f"{server.model} at {server.url}"}
         fingerprints = {task: task.fingerprint() for task in dict.fromkeys(cell.task for cell in grid)}
-        about = [cell.describe(fingerprints[cell.task]) for cell in grid]
-        keys = [cell_key(description, each) for each in about]
-        self.model = model
-        self.cells: dict[str, Cell] = dict(zip(keys, grid, strict=True))
-        self.store = EvaluationStore(out, description)
+        descriptions = {}
+        self.cells: dict[str, Cell] = {}
+        for cell in grid:
+            description = cell.describe(fingerprints[cell.task])
+            key = cell_key(model_description, description)
+            self.cells[key] = cell
+            descriptions[key] = description
+        self._model = model
+        self._server = server
+        self.store = EvaluationStore(out, model_description)
         try:
-            self.store.begin(command or " ".join(sys.argv), _versions(), dict(zip(keys, about, strict=True)))
+            self.store.begin(command or " ".join(sys.argv), _installed_versions(), descriptions)
         except BaseException:
             self.store.close()
             raise
 
-    def left(self) -> list[Job]:
-        """The cells that are not finished, the longest first: what cannot be done fails at once, not at the end."""
+    def remaining_cells(self) -> list[KeyedCell]:
+        """Return the cells that are not finished, the longest first, so that a length that fails does so at once."""
         finished = self.store.finished()
-        jobs = [(key, cell) for key, cell in self.cells.items() if key not in finished]
-        return sorted(jobs, key=lambda job: -job[1].length)
+        remaining = [(key, cell) for key, cell in self.cells.items() if key not in finished]
+        return sorted(remaining, key=lambda keyed: -keyed[1].length)
+
+    def remaining_tokens(self) -> int:
+        """Return about how many prompt tokens the remaining cells have to read."""
+        return sum(
+            max(cell.samples - len(self.store.sample_results(key)), 0) * cell.length
+            for key, cell in self.remaining_cells()
+        )
+
+    def default_executor(self, concurrent_requests: int = 4) -> Executor:
+        """Return the executor that uses this process.
+
+        Args:
+            concurrent_requests: how many prompts a server answers at the same time.
+        """
+        if self._server is None:
+            return in_process_executor(Worker(self._model, self.dtype))
+        tokenizer = load_tokenizer(self._model) if isinstance(self._model, str) else self._model[1]
+        return in_process_executor(Worker(ServerTextGenerator(self._server, tokenizer, concurrent_requests)))
 
     def run(
-        self, executor: Executor | None = None, tell: Callable[[Cell, SampleResult | CellSummary], None] | None = None
+        self,
+        executor: Executor | None = None,
+        on_result: Callable[[Cell, SampleResult | CellSummary], None] | None = None,
     ) -> None:
-        """Do what is missing.
+        """Compute the cells that are not finished, store each result at once, and export the results at the end.
 
-        `crew`: who does it; by default this process. `tell`: called with each outcome and each summary that was kept.
+        Args:
+            executor: how to compute them; by default in this process.
+            on_result: called with each result after it is stored.
         """
-        jobs = self.left()
-        work = executor or in_process_executor(Worker(self.model, self.dtype))
+        cells = self.remaining_cells()
         try:
-            with closing(work(jobs, self.store.sample_results)) as told:
-                for key, news in told if jobs else ():
-                    if isinstance(news, CellSummary):
-                        self.store.finish(key, news.scores)
-                    else:
-                        self.store.add(key, news)
-                    if tell is not None:
-                        tell(self.cells[key], news)
+            if cells:
+                run_cells = executor or self.default_executor()
+                # Close the executor on every exit: it ends its workers, even while a traceback keeps it alive.
+                with closing(run_cells(cells, self.store.sample_results)) as results:
+                    for key, result in results:
+                        if isinstance(result, CellSummary):
+                            self.store.finish(key, result.scores)
+                        else:
+                            self.store.add(key, result)
+                        if on_result is not None:
+                            on_result(self.cells[key], result)
         except BaseException:
-            with suppress(OSError, RuntimeError):  # what stopped the run is what counts
+            with suppress(OSError, RuntimeError):  # a failed export must not hide what stopped the run
                 self.store.export()
             raise
         self.store.export()
 
     def results(self) -> list[CellResult]:
-        """What is known of the cells of this grid."""
+        """Return what is known of the cells of this grid, in the order to show them."""
         return [cell for cell in self.store.cells() if cell.key in self.cells]
 
 
 def run_evaluation(
-    model: str | tuple[Any, Any],
+    model: ModelSource,
     *,
     scalings: Sequence[ScalingLike],
     tasks: Sequence[str | Task],
@@ -132,9 +175,10 @@ def run_evaluation(
     dtype: str | None = None,
     executor: Executor | None = None,
 ) -> list[CellResult]:
-    """Ask a model questions over long texts, under one or several scalings; the arguments are those of `Evaluation`.
+    """Evaluate a model on tasks under one or several scalings, and return the cells.
 
-    Returns the cells. Everything is kept in `out` as it comes: the same call again does only what is missing.
+    The arguments are those of `Evaluation` and its `run`. Every result is stored in `out` as it becomes known; the same
+    call again computes only what is missing.
     """
     evaluation = Evaluation(
         model, scalings, tasks, lengths, out, samples=samples, seed=seed, policy=policy, dtype=dtype
@@ -144,11 +188,9 @@ def run_evaluation(
         return evaluation.results()
 
 
-def _versions() -> dict[str, str]:
-    known = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            known[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return known
+def _installed_versions() -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for package in _RECORDED_PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

@@ -1,10 +1,14 @@
-"""The grid of an evaluation: tasks x lengths x scalings, each cell with a key of all that determines it."""
+"""The grid of an evaluation: one cell for each combination of task, length, and scaling.
+
+The key of a cell is a digest of everything that determines its results, so that a result is reused only by the cell
+that it was computed for.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +17,8 @@ from ropewalk.evaluate.tasks import Task, parse_task
 from ropewalk.scaling import Scaling, parse
 from ropewalk.scaling.policies import Policy
 
-_DETERMINES = (
+# Fields of the description of a cell that determine its results; the others only say how to show them.
+_KEY_FIELDS = (
     *("task_name", "task_version", "task_options", "fingerprint", "scaling", "scaling_options", "policy"),
     *("length", "samples", "seed"),
 )
@@ -21,7 +26,16 @@ _DETERMINES = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One task at one length under one scaling: `samples` questions, made from `seed`."""
+    """One task at one length under one scaling.
+
+    Attributes:
+        scaling: the scaling.
+        policy: how the scaling follows the text, if it is dynamic.
+        task: the task.
+        length: tokens of each prompt, or at most so many; see the task.
+        samples: number of samples.
+        seed: seed of everything random in the samples.
+    """
 
     scaling: Scaling
     policy: Policy
@@ -32,20 +46,24 @@ class Cell:
 
     @property
     def column(self) -> str:
-        """The scaling, and where it is dynamic the policy it follows."""
+        """The heading of the cell's column in tables: the scaling, and its policy if it is dynamic."""
         return f"{self.scaling} ({self.policy})" if self.scaling.is_dynamic else str(self.scaling)
 
-    def describe(self, fingerprint: dict[str, str]) -> dict[str, Any]:
-        """What the cell is, ready for JSON; `fingerprint` is that of its task."""
+    def describe(self, fingerprint: Mapping[str, str]) -> dict[str, Any]:
+        """Return the description of the cell that is stored with its results, ready for JSON.
+
+        Args:
+            fingerprint: `self.task.fingerprint()`, which is slow; the caller computes it once per task.
+        """
         return {
             "task": str(self.task),
             "task_name": self.task.name,
             "task_version": self.task.version,
             "task_options": self.task.options(),
             "fingerprint": fingerprint,
-            "main": self.task.main,
-            "better": self.task.better,
-            "share": self.task.share,
+            "main": self.task.main_score,
+            "better": "higher" if self.task.higher_is_better else "lower",
+            "share": self.task.is_fraction,
             "scaling": str(self.scaling),
             "scaling_options": asdict(self.scaling),
             "policy": str(self.policy) if self.scaling.is_dynamic else None,
@@ -56,10 +74,10 @@ class Cell:
         }
 
 
-def cell_key(model: dict[str, Any], description: dict[str, Any]) -> str:
-    """What tells a cell from all others: a digest of all that determines it."""
-    determined = [model["digest"], model["dtype"], *(description[name] for name in _DETERMINES)]
-    return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:32]
+def cell_key(model: Mapping[str, Any], description: Mapping[str, Any]) -> str:
+    """Return the key of a cell from the descriptions of the model (with `digest` and `dtype`) and of the cell."""
+    determining = [model["digest"], model["dtype"], *(description[field] for field in _KEY_FIELDS)]
+    return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def make_grid(
@@ -71,19 +89,20 @@ def make_grid(
     seed: int,
     policy: Policy,
 ) -> list[Cell]:
-    """All cells, in the order they are shown; the scalings of a task and length, which share prompts, together.
+    """Return all cells, ordered by task, length, and scaling; the arguments are those of `Evaluation`.
 
-    Raises InputError for an empty side of the grid or a number that means nothing.
+    Cells that differ in the scaling only are adjacent, so that a worker can reuse their prompts.
+    Raises InputError if there is no scaling, task or length, and for an invalid one.
     """
-    for field, given in (("scaling", scalings), ("task", tasks), ("lengths", lengths)):
-        if not given:
-            raise InputError(field, "none", "at least one")
-    check_length("samples", samples, "questions")
-    read = dict.fromkeys(parse(scaling) for scaling in scalings)
-    known = dict.fromkeys(member for task in tasks for member in parse_task(task).expand())
+    for field, values in (("scaling", scalings), ("task", tasks), ("lengths", lengths)):
+        if not values:
+            raise InputError(field, [], "at least one")
+    check_length("samples", samples, "samples")
+    unique_scalings = dict.fromkeys(parse(scaling) for scaling in scalings)
+    unique_tasks = dict.fromkeys(member for task in tasks for member in parse_task(task).expand())
     return [
         Cell(scaling, policy, task, check_length("lengths", length), samples, seed)
-        for task in known
+        for task in unique_tasks
         for length in sorted(set(lengths))
-        for scaling in read
+        for scaling in unique_scalings
     ]

@@ -1,11 +1,14 @@
-"""A model that answers prompts, greedily: prompts that begin alike are read once, others in batches of like length."""
+"""Greedy answers of a transformers model to many prompts.
+
+Prompts that start with the same tokens share one KV cache, so the common prefix is read once. The other prompts are
+answered in batches of similar length. Either way an answer is the one that the prompt alone would get, up to rounding.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,14 +22,15 @@ from ropewalk.models.extend import extended, extension_of
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.policies import Policy, RequestPolicy
 
-_WORTH = 0.25  # of a prompt: with less in common, a batch is faster than going on from the cache
-_BATCH_TOKENS = {"cpu": 2**13}  # prompts and answers of a batch, in tokens
-_BATCH_TOKENS_ELSEWHERE = 2**17
-_PADDING = 0.1  # of a batch, at most
+# Shape suffixes: B batch, T tokens.
+_MIN_SHARED_FRACTION = 0.25  # of a prompt; with less in common, a batch is faster than continuing from a shared cache
+_MAX_BATCH_TOKENS = {"cpu": 2**13}  # tokens of the prompts and answers of a batch, by device type
+_MAX_BATCH_TOKENS_DEFAULT = 2**17
+_MAX_PADDING = 0.1  # largest share of padding in a row of a batch
 
 
 class TextGenerator:
-    """A causal language model of transformers and its tokenizer."""
+    """A causal language model of transformers with its tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
@@ -34,95 +38,103 @@ class TextGenerator:
 
     @contextmanager
     def scaled(self, scaling: Scaling, policy: Policy) -> Iterator[None]:
-        """Inside, the model reads under this scaling, without dropout; afterwards it is as it was."""
-        training = self.model.training
+        """Within the block, run the model under a scaling and in evaluation mode; afterwards it is as before."""
+        was_training = self.model.training
         self.model.eval()
         try:
             with extended(self.model, scaling, policy=policy):
                 yield
         finally:
-            self.model.train(training)
+            self.model.train(was_training)
 
     def generate(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
-        """The likeliest continuation of each prompt, by greedy decoding, as soon as it is known.
+        """Yield the greedy answer to each prompt as soon as it is known, in any order.
 
-        Prompts are taken in the order of their tokens, so that what two have in common is read once: the KV cache is
-        cut back to it. Where frequencies follow the text, this is done only between prompts that are read with the same
-        ones, so that every answer is that of the prompt alone.
+        Sorting the prompts brings those with a common prefix together. Neighbors share a KV cache if the prefix is
+        long enough and the cached keys are valid for both, which under a dynamic scaling depends on their lengths.
         """
-        in_process_executor: list[Sample] = []
-        chain: list[Sample] = []
+        chains: list[list[Sample]] = []  # each sample of a chain shares a prefix with the one before
         for sample in sorted(samples, key=lambda sample: sample.prompt):
-            if chain and self._worth(chain[-1], sample):
-                chain.append(sample)
-                continue
-            yield from self._chained(chain, in_process_executor)
-            chain = [sample]
-        yield from self._chained(chain, in_process_executor)
-        for batch in _batches(in_process_executor, _BATCH_TOKENS.get(self.model.device.type, _BATCH_TOKENS_ELSEWHERE)):
-            yield from zip(batch, self._batched(batch), strict=True)
+            if chains and self._shares_prefix(chains[-1][-1], sample):
+                chains[-1].append(sample)
+            else:
+                chains.append([sample])
+        for chain in chains:
+            if len(chain) > 1:
+                yield from self._answer_with_shared_cache(chain)
+        unshared = [chain[0] for chain in chains if len(chain) == 1]
+        max_tokens = _MAX_BATCH_TOKENS.get(self.model.device.type, _MAX_BATCH_TOKENS_DEFAULT)
+        for batch in _make_batches(unshared, max_tokens):
+            yield from zip(batch, self._answer_batch(batch), strict=True)
 
-    def _worth(self, before: Sample, sample: Sample) -> bool:
-        shared = _common(before.prompt, sample.prompt)
-        return shared >= _WORTH * len(sample.prompt) and self._reads_alike(before, sample)
+    def _shares_prefix(self, previous: Sample, sample: Sample) -> bool:
+        """Return whether `sample` can continue from the cache of `previous`, and gains by it."""
+        shared = _common_prefix_length(previous.prompt, sample.prompt)
+        return shared >= _MIN_SHARED_FRACTION * len(sample.prompt) and self._has_same_keys(previous, sample)
 
-    def _reads_alike(self, *samples: Sample) -> bool:
-        """Whether these prompts are read with the same frequencies, and keys come back from the answers unchanged.
+    def _has_same_keys(self, previous: Sample, sample: Sample) -> bool:
+        """Return whether both prompts are read with the same frequencies, so that cached keys are valid for both.
 
-        A key that was turned for an answer and back again is off by a rounding, unless it is turned from a copy.
+        The frequencies must also be the same during the answers: a key that was rotated for an answer and back again
+        is off by a rounding error. That does not matter if the policy rotates a copy of the keys.
         """
         extension = extension_of(self.model)
         if extension is None or extension.length is not None:
             return True
-        policy, ropes = extension.policy, configs.read(self.model).ropes
-        lengths = {len(sample.prompt) for sample in samples}
+        policy = extension.policy
+        lengths = {len(previous.prompt), len(sample.prompt)}
         if not policy.keeps_key_snapshot:
-            lengths |= {len(sample.prompt) + sample.max_new_tokens for sample in samples}
-        for kind, scaling in extension.scalings.items():
+            lengths |= {len(each.prompt) + each.max_new_tokens for each in (previous, sample)}
+        ropes = configs.read(self.model).ropes
+        for layer_type, scaling in extension.scalings.items():
             if scaling.is_dynamic:
-                original = scaling.resolve_original_length(ropes[kind].rope)
-                made_for = {policy.scaled_for(length, original) for length in lengths}
-                if len(made_for) > 1 or (isinstance(policy, RequestPolicy) and made_for != {original}):
+                original_length = scaling.resolve_original_length(ropes[layer_type].rope)
+                scaled_lengths = {policy.scaled_length(length, original_length) for length in lengths}
+                if len(scaled_lengths) > 1:
+                    return False
+                # RequestPolicy scales for the whole request, which a cache of another request does not know.
+                if isinstance(policy, RequestPolicy) and scaled_lengths != {original_length}:
                     return False
         return True
 
-    def _chained(self, chain: list[Sample], in_process_executor: list[Sample]) -> Iterator[tuple[Sample, str]]:
-        """Answer a chain of prompts from one cache; a prompt that stands alone is left for a batch."""
-        if len(chain) < 2:
-            in_process_executor += chain
-            return
-        cache = DynamicCache(config=configs.get_text_config(self.model.config))
-        read: list[int] = []
+    def _answer_with_shared_cache(self, chain: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
+        """Answer prompts one after the other, each from the cache of the one before, cropped to the common prefix."""
+        cache = self._new_cache()
+        cached: list[int] = []
         for sample in chain:
-            shared = min(_common(read, sample.prompt), len(sample.prompt) - 1)
-            if all(type(layer) is DynamicLayer for layer in cache.layers):
-                if shared < cache.get_seq_length():
-                    cache.crop(shared - cache.get_seq_length())
-            else:  # a window or a state cannot be cut back
-                cache = DynamicCache(config=configs.get_text_config(self.model.config))
-            read = sample.prompt
-            yield sample, self._continued([sample], cache)[0]
+            # Keep at least the last token of the prompt: the model must compute its logits.
+            shared = min(_common_prefix_length(cached, sample.prompt), len(sample.prompt) - 1)
+            if any(type(layer) is not DynamicLayer for layer in cache.layers):
+                cache = self._new_cache()  # a sliding window or a recurrent state cannot be cropped
+            elif shared < cache.get_seq_length():
+                cache.crop(shared - cache.get_seq_length())
+            cached = sample.prompt
+            yield sample, self._generate([sample], cache)[0]
 
-    def _batched(self, batch: Sequence[Sample]) -> list[str]:
-        """Answer a batch, in halves where the memory does not hold it."""
+    def _answer_batch(self, batch: Sequence[Sample]) -> list[str]:
+        """Answer prompts in one batch, or in halves of it if the memory is too small."""
         try:
-            return self._continued(batch, None)
+            return self._generate(batch, None)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
         torch.cuda.empty_cache()
         half = len(batch) // 2
-        return self._batched(batch[:half]) + self._batched(batch[half:])
+        return self._answer_batch(batch[:half]) + self._answer_batch(batch[half:])
 
-    def _continued(self, batch: Sequence[Sample], cache: DynamicCache | None) -> list[str]:
+    def _generate(self, batch: Sequence[Sample], cache: DynamicCache | None) -> list[str]:
+        """Run `model.generate` on prompts with the same `max_new_tokens` and `stop`, padded on the left."""
         longest = max(len(sample.prompt) for sample in batch)
-        own = self.model.generation_config
-        eos = _first(own.eos_token_id, self.tokenizer.eos_token_id)
-        pad = _first(self.tokenizer.pad_token_id, _first(*(eos if isinstance(eos, list) else [eos])), 0)
+        model_defaults = self.model.generation_config
+        eos = model_defaults.eos_token_id
+        if eos is None:
+            eos = self.tokenizer.eos_token_id
+        any_eos = eos[0] if isinstance(eos, list) else eos
+        pad = next(token for token in (self.tokenizer.pad_token_id, any_eos, 0) if token is not None)
         rows = [[pad] * (longest - len(sample.prompt)) + sample.prompt for sample in batch]
         mask = [[0] * (longest - len(sample.prompt)) + [1] * len(sample.prompt) for sample in batch]
         stop = batch[0].stop
-        # What it leaves out, transformers takes from the model's own: for the while, that one is as bare.
+        # `generate` fills unset fields from the generation config of the model, so replace that one too.
         greedy = GenerationConfig(eos_token_id=eos, pad_token_id=pad, do_sample=False, use_cache=True)
         self.model.generation_config = greedy
         try:
@@ -131,52 +143,59 @@ class TextGenerator:
                     torch.tensor(rows, device=self.model.device),
                     attention_mask=torch.tensor(mask, device=self.model.device),
                     max_new_tokens=batch[0].max_new_tokens,
-                    stopping_criteria=[_Said(self.tokenizer, stop, longest)] if stop else None,
+                    stopping_criteria=[_StopStrings(self.tokenizer, stop, longest)] if stop else None,
                     **({} if cache is None else {"past_key_values": cache}),
                 )
         finally:
-            self.model.generation_config = own
-        texts = self.tokenizer.batch_decode(out_BT[:, longest:], skip_special_tokens=True)
-        return [truncate_at_stop(text, stop) for text in texts]
+            self.model.generation_config = model_defaults
+        answers = self.tokenizer.batch_decode(out_BT[:, longest:], skip_special_tokens=True)
+        return [truncate_at_stop(answer, stop) for answer in answers]
+
+    def _new_cache(self) -> DynamicCache:
+        return DynamicCache(config=configs.get_text_config(self.model.config))
 
 
-class _Said(StoppingCriteria):
-    """A row is done when one of the strings stands in its answer; transformers' own looks at the prompt's end too."""
+class _StopStrings(StoppingCriteria):
+    """Stop a row when its answer contains one of the strings.
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
-        self._tokenizer, self._stop, self._start = tokenizer, stop, start
+    The `stop_strings` of transformers also match across the end of the prompt and the start of the answer.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._prompt_length = prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        texts = self._tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
-        said = [any(each in text for each in self._stop) for text in texts]
-        return torch.tensor(said, device=input_ids.device)
+        answers = self._tokenizer.batch_decode(input_ids[:, self._prompt_length :], skip_special_tokens=True)
+        is_done = [any(string in answer for string in self._stop) for answer in answers]
+        return torch.tensor(is_done, device=input_ids.device)
 
 
-def _batches(samples: Sequence[Sample], budget: int) -> Iterator[list[Sample]]:
-    """Samples that end alike, in batches of like length, the longest first, so that memory runs out early or never."""
+def _make_batches(samples: Sequence[Sample], max_tokens: int) -> Iterator[list[Sample]]:
+    """Yield batches of prompts of similar length with the same `max_new_tokens` and `stop`.
 
-    def ending(sample: Sample) -> tuple[int, tuple[str, ...]]:
-        return sample.max_new_tokens, sample.stop
-
-    for (new, _), same in groupby(sorted(samples, key=ending), key=ending):
+    The longest prompts come first, so that memory runs out at the start or never.
+    """
+    groups: dict[tuple[int, tuple[str, ...]], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.max_new_tokens, sample.stop), []).append(sample)
+    for (max_new_tokens, _), group in sorted(groups.items()):
         batch: list[Sample] = []
-        for sample in sorted(same, key=lambda sample: -len(sample.prompt)):
-            longest = len(batch[0].prompt) if batch else len(sample.prompt)
-            full = (len(batch) + 1) * (longest + new) > budget or len(sample.prompt) < (1 - _PADDING) * longest
-            if batch and full:
-                yield batch
-                batch = []
+        for sample in sorted(group, key=lambda sample: len(sample.prompt), reverse=True):
+            if batch:
+                longest = len(batch[0].prompt)
+                is_full = (len(batch) + 1) * (longest + max_new_tokens) > max_tokens
+                if is_full or len(sample.prompt) < (1 - _MAX_PADDING) * longest:
+                    yield batch
+                    batch = []
             batch.append(sample)
         yield batch
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens at the beginning that both have."""
-    for at, (mine, yours) in enumerate(zip(one, other, strict=False)):
-        if mine != yours:
-            return at
+def _common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens at the start are the same."""
+    for position, (token, other_token) in enumerate(zip(one, other, strict=False)):
+        if token != other_token:
+            return position
     return min(len(one), len(other))
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)

@@ -1,4 +1,4 @@
-"""The work on one cell, wherever it is done: in this process, in another, or on a cluster."""
+"""The work on one cell of an evaluation, in whichever process an executor runs it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.evaluate.grid import Cell
+from ropewalk.evaluate.model_source import ModelSource, load_source
 from ropewalk.evaluate.sample import Sample, SampleResult
 from ropewalk.evaluate.server_text_generator import ServerTextGenerator
 from ropewalk.evaluate.tasks import Task
@@ -19,61 +20,66 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CellSummary:
-    """The scores of a whole cell: all its samples are done."""
+    """The scores of a whole cell, once all its samples are finished.
+
+    Attributes:
+        scores: by name.
+    """
 
     scores: dict[str, float]
 
 
 class Worker:
-    """Runs cells with one model, which it loads when the first one comes.
+    """Computes cells with one model, which it loads when the first cell is started."""
 
-    `model`: a name that `load` takes, a loaded (model, tokenizer), or a reader.
-    """
-
-    def __init__(self, model: str | tuple[Any, Any] | ServerTextGenerator, dtype: str | None = None) -> None:
+    def __init__(self, model: ModelSource | ServerTextGenerator, dtype: str | None = None) -> None:
+        """`model`: a name that `ropewalk.load` accepts, a loaded (model, tokenizer), or a generator on a server."""
         self._model = model
         self._dtype = dtype
-        self._reader: TextGenerator | ServerTextGenerator | None = None
-        self._made: tuple[tuple[Task, int, int, int], list[Sample]] | None = None
+        self._generator: TextGenerator | ServerTextGenerator | None = None
+        self._samples_of: tuple[Task, int, int, int] | None = None
+        self._samples: list[Sample] = []
 
-    def run(self, cell: Cell, done: Mapping[int, SampleResult]) -> Iterator[SampleResult | CellSummary]:
-        """Each outcome that is not done, as it comes; at the end the summary of all."""
-        reader = self._load()
-        outcomes = dict(done)
-        left = [sample for sample in self._samples(cell, reader.tokenizer) if sample.index not in done]
-        if left:
-            with reader.scaled(cell.scaling, cell.policy):
+    def run(self, cell: Cell, finished: Mapping[int, SampleResult]) -> Iterator[SampleResult | CellSummary]:
+        """Yield the result of each sample that is not in `finished`, as it becomes known, and last the summary of all.
+
+        Args:
+            cell: the cell.
+            finished: results of earlier runs, by the index of the sample.
+        """
+        if self._generator is None:
+            self._generator = self._load_generator()
+        generator = self._generator
+        results = dict(finished)
+        samples = self._make_samples(cell, generator.tokenizer)
+        remaining = [sample for sample in samples if sample.index not in finished]
+        if remaining:
+            with generator.scaled(cell.scaling, cell.policy):
                 started = time.perf_counter()
-                for sample, answer in cell.task.answers(reader, left):
-                    now = time.perf_counter()
-                    outcome = _outcome(cell.task, sample, answer, now - started)
-                    outcomes[sample.index] = outcome
-                    yield outcome
+                for sample, answer in cell.task.generate_answers(generator, remaining):
+                    seconds = time.perf_counter() - started
+                    results[sample.index] = _make_result(cell.task, sample, answer, seconds)
+                    yield results[sample.index]
                     started = time.perf_counter()
-        yield CellSummary(cell.task.summary([outcomes[index] for index in sorted(outcomes)]))
+        yield CellSummary(cell.task.summarize([results[index] for index in sorted(results)]))
 
-    def _load(self) -> TextGenerator | ServerTextGenerator:
-        if self._reader is not None:
-            return self._reader
+    def _load_generator(self) -> TextGenerator | ServerTextGenerator:
         if isinstance(self._model, ServerTextGenerator):
-            self._reader = self._model
-        else:
-            from ropewalk.evaluate.text_generator import TextGenerator
-            from ropewalk.models.load import load
+            return self._model
+        from ropewalk.evaluate.text_generator import TextGenerator
 
-            model, tokenizer = load(self._model, dtype=self._dtype) if isinstance(self._model, str) else self._model
-            self._reader = TextGenerator(model, tokenizer)
-        return self._reader
+        return TextGenerator(*load_source(self._model, self._dtype))
 
-    def _samples(self, cell: Cell, tokenizer: Any) -> list[Sample]:
-        """The samples of the cell; those of the last one, where only the scaling is another."""
-        made_of = (cell.task, cell.length, cell.samples, cell.seed)
-        if self._made is None or self._made[0] != made_of:
-            self._made = (made_of, cell.task.samples(tokenizer, cell.length, cell.samples, cell.seed))
-        return self._made[1]
+    def _make_samples(self, cell: Cell, tokenizer: Any) -> list[Sample]:
+        """Return the samples of the cell. They are kept for the next cell, which often differs in the scaling only."""
+        samples_of = (cell.task, cell.length, cell.samples, cell.seed)
+        if self._samples_of != samples_of:
+            self._samples = cell.task.make_samples(tokenizer, cell.length, cell.samples, cell.seed)
+            self._samples_of = samples_of
+        return self._samples
 
 
-def _outcome(task: Task, sample: Sample, answer: str, seconds: float) -> SampleResult:
+def _make_result(task: Task, sample: Sample, answer: str, seconds: float) -> SampleResult:
     return SampleResult(
         index=sample.index,
         prompt=hashlib.sha256(repr(sample.prompt).encode()).hexdigest(),

@@ -14,114 +14,115 @@ from tests.helpers import toy_task as toy
 
 import ropewalk as rw
 from ropewalk.evaluate.evaluation import run_evaluation
-from ropewalk.evaluate.executors import TRIES
+from ropewalk.evaluate.executors import MAX_ATTEMPTS
 from ropewalk.evaluate.executors.processes import process_executor
 
 pytestmark = pytest.mark.usefixtures("no_model")
 
 
-def children():
-    """Of this process; but the one that counts the resources of `spawn`, which stays."""
+def child_processes():
+    """Return the children of this process, except the resource tracker of `spawn`, which stays until the end."""
     return [child for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())]
 
 
 def run(model, out, task, jobs=2):
-    evaluation = toy.evaluation(model, out, task)
+    evaluation = toy.make_evaluation(model, out, task)
     with evaluation.store:
         evaluation.run(process_executor(str(model), "float32", jobs))
-        return toy.kept(evaluation.store)
+        return toy.stored_cells(evaluation.store)
 
 
-def test_two_processes_give_what_one_gives(tmp_path, toy_model, undisturbed):
+def test_two_processes_share_the_samples_and_give_the_results_of_one(tmp_path, toy_model, undisturbed):
     log = tmp_path / "log"
-    assert run(toy_model, tmp_path / "out", toy.Toy(log=str(log))) == undisturbed
-    given = toy.logged(log)
-    assert set(Counter(sample for sample, _ in given).values()) == {1}
-    assert len({pid for _, pid in given}) == 2
-    assert os.getpid() not in {pid for _, pid in given}
-    assert not children()
+    assert run(toy_model, tmp_path / "out", toy.ToyTask(log=str(log))) == undisturbed
+    answers = toy.read_log(log)
+    processes = {process for _, process in answers}
+    assert set(Counter(sample for sample, _ in answers).values()) == {1}
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+    assert not child_processes()
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_done_twice(tmp_path, toy_model, undisturbed):
+def test_a_killed_worker_is_replaced_and_every_sample_is_computed_once(tmp_path, toy_model, undisturbed):
     log = tmp_path / "log"
-    assert run(toy_model, tmp_path / "out", toy.Toy(log=str(log), dies_at=3)) == undisturbed
-    given = toy.logged(log)
-    assert set(Counter(sample for sample, _ in given).values()) == {1}
-    assert len({pid for _, pid in given}) == 3
-    assert not children()
+    assert run(toy_model, tmp_path / "out", toy.ToyTask(log=str(log), dies_at=3)) == undisturbed
+    answers = toy.read_log(log)
+    assert set(Counter(sample for sample, _ in answers).values()) == {1}
+    assert len({process for _, process in answers}) == 3
+    assert not child_processes()
 
 
-def test_a_cell_that_always_kills_its_worker_is_named_and_what_came_before_is_kept(tmp_path, toy_model):
-    log = tmp_path / "log"
-    evaluation = toy.evaluation(
-        toy_model, tmp_path / "out", toy.Toy(log=str(log), dies_at=3, once=False), scalings=["none"]
-    )
+def test_a_cell_that_always_kills_its_worker_is_named_and_earlier_results_stay(tmp_path, toy_model):
+    task = toy.ToyTask(log=str(tmp_path / "log"), dies_at=3, dies_once=False)
+    evaluation = toy.make_evaluation(toy_model, tmp_path / "out", task, scalings=["none"])
+    message = rf"^the worker on toy at 16 tokens under none was lost {MAX_ATTEMPTS} times: .*-9$"
     with evaluation.store:
-        with pytest.raises(
-            RuntimeError, match=rf"^the worker on toy at 16 tokens under none was lost {TRIES} times: .*-9$"
-        ):
+        with pytest.raises(RuntimeError, match=message):
             evaluation.run(process_executor(str(toy_model), "float32", 1))
-        assert [len(cell.sample_results) for cell in evaluation.results()] == [0, 3, 8]  # the longest is done first
-    assert not children()
+        # The longest cell comes first, so the one of 32 tokens is finished and the one of 8 tokens not started.
+        assert [len(cell.sample_results) for cell in evaluation.results()] == [0, 3, 8]
+    assert not child_processes()
 
 
 @pytest.mark.parametrize(
-    ("wrong", "kind", "line"),
+    ("error", "type_raised", "message"),
     [("input", rw.InputError, "lengths: got 32; expected less"), ("oops", RuntimeError, "KeyError: 'oops'")],
 )
-def test_an_error_of_a_worker_is_raised_here(tmp_path, toy_model, wrong, kind, line):
-    with pytest.raises(kind) as raised:
-        run(toy_model, tmp_path / "out", toy.Toy(wrong=wrong), jobs=1)
-    assert str(raised.value) == line
-    assert not children()
+def test_an_error_in_a_worker_is_raised_in_the_parent(tmp_path, toy_model, error, type_raised, message):
+    with pytest.raises(type_raised) as raised:
+        run(toy_model, tmp_path / "out", toy.ToyTask(error=error), jobs=1)
+    assert str(raised.value) == message
+    assert not child_processes()
 
 
 def test_an_interrupt_ends_all_workers(tmp_path, toy_model):
-    def interrupt(cell, news):
+    def interrupt(cell, result):
         raise KeyboardInterrupt
 
-    evaluation = toy.evaluation(toy_model, tmp_path / "out")
+    evaluation = toy.make_evaluation(toy_model, tmp_path / "out")
     with evaluation.store:
         with pytest.raises(KeyboardInterrupt):
             evaluation.run(process_executor(str(toy_model), "float32", 2), interrupt)
-        assert not children()
+        assert not child_processes()
         assert sum(len(cell.sample_results) for cell in evaluation.results()) == 1
 
 
-def test_no_worker_outlives_a_parent_that_is_killed(tmp_path, toy_model):
+def test_workers_exit_when_their_parent_is_killed(tmp_path, toy_model):
     log = tmp_path / "log"
+    # With a delay of 10 minutes per sample, the workers exit in time only if they notice that the parent is gone.
     program = (
-        "import toy; from ropewalk.evaluate.executors.processes import processes;"
-        f"task = toy.Toy(log={str(log)!r}, slow=600);"  # nothing but its parent's end makes a worker look up
-        f"evaluation = toy.evaluation({str(toy_model)!r}, {str(tmp_path / 'out')!r}, task);"
-        f"evaluation.run(processes({str(toy_model)!r}, 'float32', 2))"
+        "from tests.helpers import toy_task as toy;"
+        "from ropewalk.evaluate.executors.processes import process_executor;"
+        f"task = toy.ToyTask(log={str(log)!r}, delay=600);"
+        f"evaluation = toy.make_evaluation({str(toy_model)!r}, {str(tmp_path / 'out')!r}, task);"
+        f"evaluation.run(process_executor({str(toy_model)!r}, 'float32', 2))"
     )
     path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
     parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path})
-    while len({pid for _, pid in toy.logged(log)}) < 2:
+    while len({process for _, process in toy.read_log(log)}) < 2:
         assert parent.poll() is None
         time.sleep(0.05)
     workers = psutil.Process(parent.pid).children(recursive=True)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     assert len(workers) >= 2
-    _, left = psutil.wait_procs(workers, timeout=30)
-    assert not [each for each in left if each.status() != psutil.STATUS_ZOMBIE]
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_model_that_is_loaded_cannot_be_sent(tiny):
+def test_a_loaded_model_is_refused(tiny):
     with pytest.raises(rw.InputError, match="jobs: got 2; expected 1 for a model that is loaded"):
         process_executor((tiny, None), None, 2)
 
 
-def test_a_real_model(tmp_path, tiny_folder, monkeypatch):
-    monkeypatch.undo()  # workers load their models
-    asked = {"scalings": ["none", "dynamic-yarn"], "tasks": ["passkey"], "lengths": [128], "samples": 2}
-    in_process_executor = run_evaluation(str(tiny_folder), **asked, out=tmp_path / "alone", dtype="float32")
+def test_processes_with_a_model_give_the_results_of_one(tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.undo()  # of `no_model`: these workers load the model
+    options = {"scalings": ["none", "dynamic-yarn"], "tasks": ["passkey"], "lengths": [128], "samples": 2}
+    options["dtype"] = "float32"
+    expected = run_evaluation(str(tiny_folder), **options, out=tmp_path / "one")
     executor = process_executor(str(tiny_folder), "float32", 2)
-    several = run_evaluation(str(tiny_folder), **asked, out=tmp_path / "several", dtype="float32", executor=executor)
-    assert [cell.summary for cell in several] == [cell.summary for cell in in_process_executor]
-    for mine, theirs in zip(several, in_process_executor, strict=True):
-        assert [{**each, "seconds": 0} for each in mine.sample_results] == [
-            {**each, "seconds": 0} for each in theirs.sample_results
-        ]
+    cells = run_evaluation(str(tiny_folder), **options, out=tmp_path / "two", executor=executor)
+    assert [cell.summary for cell in cells] == [cell.summary for cell in expected]
+    assert [toy.without_seconds(cell.sample_results) for cell in cells] == [
+        toy.without_seconds(cell.sample_results) for cell in expected
+    ]

@@ -1,4 +1,6 @@
-"""What crews of several workers share: who does which cell, and what is done when a worker is lost."""
+"""The scheduling that executors with several workers share: which worker computes which cell, and what happens when
+a worker is lost.
+"""
 
 from __future__ import annotations
 
@@ -9,93 +11,111 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.executors import TRIES, Done, Job, News
+from ropewalk.evaluate.executors import MAX_ATTEMPTS, KeyedCell, KeyedResult, LoadFinished
 from ropewalk.evaluate.grid import Cell
 from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.worker import CellSummary, Worker
 
 
-class LostError(Exception):
-    """A worker is gone before its cell was done: killed, out of memory, or its machine went."""
+class WorkerLostError(Exception):
+    """A worker ended before its cell was finished: it was killed, ran out of memory, or its machine failed."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An error that a worker met: an InputError, or a RuntimeError in the words of one that might not travel."""
+    """An error that was raised in a worker.
+
+    Attributes:
+        error: an InputError as it is; any other error as a RuntimeError with its text, because the original type may
+            not be picklable.
+    """
 
     error: Exception
 
 
-Message = SampleResult | CellSummary | Failure
+Message = SampleResult | CellSummary | Failure  # what a worker sends; the last one of a cell is no SampleResult
 
 
-def answers(worker: Worker, cell: Cell, done: Mapping[int, SampleResult]) -> Iterator[Message]:
-    """What the worker says of the cell; the last word is a summary or a failure."""
+def worker_messages(worker: Worker, cell: Cell, finished: Mapping[int, SampleResult]) -> Iterator[Message]:
+    """Compute a cell in a worker and yield the messages to send, errors included."""
     try:
-        yield from worker.run(cell, done)
+        yield from worker.run(cell, finished)
     except InputError as error:
         yield Failure(error)
     except Exception as error:
-        told = RuntimeError(str(error) if type(error) is RuntimeError else f"{type(error).__name__}: {error}")
-        told.add_note(traceback.format_exc())
-        yield Failure(told)
+        text = str(error) if type(error) is RuntimeError else f"{type(error).__name__}: {error}"
+        picklable = RuntimeError(text)
+        picklable.add_note(traceback.format_exc())
+        yield Failure(picklable)
 
 
 class WorkerHandle(Protocol):
-    """A place in a crew. Its worker starts when there is a cell to do, and again after it was lost."""
+    """The scheduler's end of one worker. The worker starts with its first cell, and again after it was lost."""
 
-    def submit(self, cell: Cell, done: Mapping[int, SampleResult]) -> None:
-        """Let the worker do a cell."""
+    def submit(self, cell: Cell, finished: Mapping[int, SampleResult]) -> None:
+        """Send a cell to the worker, with its samples that are finished already."""
 
     def receive(self) -> Message:
-        """The next word of the worker. Raises LostError when there will be none."""
+        """Return the next message of the worker. Raises WorkerLostError if the worker has ended."""
 
     def terminate(self) -> None:
-        """End the worker at once, if there is one."""
+        """Kill the worker if it is running."""
 
 
-M = TypeVar("M", bound=WorkerHandle)
+Handle = TypeVar("Handle", bound=WorkerHandle)
 
 
-def dispatch(
-    members: Sequence[M], ready: Callable[[Sequence[M]], Sequence[M]], jobs: Sequence[Job], done: Done
-) -> Generator[News, None, None]:
-    """Let the members do the jobs, and give what they say as it comes.
+def run_cells(
+    workers: Sequence[Handle],
+    wait_for_message: Callable[[Sequence[Handle]], Sequence[Handle]],
+    cells: Sequence[KeyedCell],
+    load_finished: LoadFinished,
+) -> Generator[KeyedResult, None, None]:
+    """Compute the cells on the workers and yield results as they arrive.
 
-    `ready`: waits until some of these members have a word to take, and returns them. A cell whose worker was lost is
-    given out again, with what is done by then; RuntimeError when it is lost `TRIES` times in a row with nothing done.
+    A cell whose worker was lost is submitted again without the samples that are finished by then.
+
+    Args:
+        workers: handles of the workers; each computes one cell at a time.
+        wait_for_message: waits until at least one of the given handles has a message, and returns those that have.
+        cells: the cells, in the order to start them.
+        load_finished: returns the finished samples of a cell.
+
+    Raises RuntimeError if the worker of a cell is lost `MAX_ATTEMPTS` times without finishing a sample, and the error
+    of a worker that fails.
     """
-    waiting, free = deque(jobs), deque(members)
-    busy: dict[M, Job] = {}
+    waiting, idle = deque(cells), deque(workers)
+    busy: dict[Handle, KeyedCell] = {}
     losses: Counter[str] = Counter()
     try:
         while waiting or busy:
-            while waiting and free:
-                member, job = free.popleft(), waiting.popleft()
-                member.submit(job[1], done(job[0]))
-                busy[member] = job
-            for member in ready(list(busy)):
-                key, cell = busy[member]
+            while waiting and idle:
+                worker, (key, cell) = idle.popleft(), waiting.popleft()
+                worker.submit(cell, load_finished(key))
+                busy[worker] = key, cell
+            for worker in wait_for_message(list(busy)):
+                key, cell = busy[worker]
                 try:
-                    word = member.receive()
-                except LostError as lost:
+                    message = worker.receive()
+                except WorkerLostError as error:
                     losses[key] += 1
-                    if losses[key] == TRIES:
+                    if losses[key] == MAX_ATTEMPTS:
                         name = f"{cell.task} at {cell.length:,} tokens under {cell.column}"
-                        raise RuntimeError(f"the worker on {name} was lost {TRIES} times: {lost}") from None
-                    member.terminate()
-                    free.append(member)
-                    waiting.appendleft(busy.pop(member))
+                        raise RuntimeError(f"the worker on {name} was lost {MAX_ATTEMPTS} times: {error}") from None
+                    worker.terminate()
+                    del busy[worker]
+                    idle.append(worker)
+                    waiting.appendleft((key, cell))
                     continue
-                if isinstance(word, Failure):
-                    raise word.error
-                yield key, word
+                if isinstance(message, Failure):
+                    raise message.error
+                yield key, message
                 losses[key] = 0
-                if isinstance(word, CellSummary):
-                    del busy[member]
-                    free.append(member)
+                if isinstance(message, CellSummary):
+                    del busy[worker]
+                    idle.append(worker)
                     if not waiting:
-                        member.terminate()  # what it holds may be what another waits for
+                        worker.terminate()  # frees its memory for the workers that are still busy
     finally:
-        for member in members:
-            member.terminate()
+        for worker in workers:
+            worker.terminate()

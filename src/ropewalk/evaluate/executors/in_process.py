@@ -1,19 +1,19 @@
-"""The crew of one: this process."""
+"""The executor that computes all cells in this process, one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from ropewalk.evaluate.executors import Done, Executor, Job, News
+from ropewalk.evaluate.executors import Executor, KeyedCell, KeyedResult, LoadFinished
 from ropewalk.evaluate.worker import Worker
 
 
 def in_process_executor(worker: Worker) -> Executor:
-    """One cell after the other, here."""
+    """Return an executor that uses one worker in this process."""
 
-    def work(jobs: Sequence[Job], done: Done) -> Generator[News, None, None]:
-        for key, cell in jobs:
-            for news in worker.run(cell, done(key)):
-                yield key, news
+    def run(cells: Sequence[KeyedCell], load_finished: LoadFinished) -> Generator[KeyedResult, None, None]:
+        for key, cell in cells:
+            for result in worker.run(cell, load_finished(key)):
+                yield key, result
 
-    return work
+    return run

@@ -1,4 +1,4 @@
-"""The crew of several processes on this machine, each with a model of its own."""
+"""The executor with several processes on this machine, each with its own copy of the model."""
 
 from __future__ import annotations
 
@@ -12,56 +12,68 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.executors import Done, Executor, Job, News
-from ropewalk.evaluate.executors.dispatch import LostError, Message, answers, dispatch
+from ropewalk.evaluate.executors import Executor, KeyedCell, KeyedResult, LoadFinished
+from ropewalk.evaluate.executors.dispatch import Message, WorkerLostError, run_cells, worker_messages
 from ropewalk.evaluate.grid import Cell
 from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.worker import Worker
 
-_SPAWN = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
-_GRACE = 5  # seconds for a process whose pipe has closed to end by itself
+_SPAWN = multiprocessing.get_context("spawn")  # CUDA and thread pools do not survive a fork
+_EXIT_TIMEOUT = 5  # seconds to wait for the exit status of a process whose pipe has closed
 
 
 def process_executor(model: str, dtype: str | None, jobs: int) -> Executor:
-    """`jobs` processes, or fewer where there are fewer cells; the threads and the GPUs are shared out among them.
+    """Return an executor with up to `jobs` processes, which share the threads and the GPUs of this machine.
 
-    `model` and `dtype`: as `load` takes them. Raises InputError for a model that is not given by its name: it cannot be
-    sent. As always with processes that are spawned, a script that runs this needs `if __name__ == "__main__":`.
+    The processes are spawned, so a script that uses them needs `if __name__ == "__main__":`.
+
+    Args:
+        model: a name that `ropewalk.load` accepts; every process loads it.
+        dtype: see `ropewalk.load`.
+        jobs: number of processes; no more are started than there are cells.
+
+    Raises InputError for a model that is loaded already, because it cannot be sent to a process.
     """
     if not isinstance(model, str):
-        raise InputError("jobs", jobs, "1 for a model that is loaded; more for one that is given by its name")
+        raise InputError("jobs", jobs, "1 for a model that is loaded already", "give the name of the model instead")
 
-    def work(cells: Sequence[Job], done: Done) -> Generator[News, None, None]:
+    def run(cells: Sequence[KeyedCell], load_finished: LoadFinished) -> Generator[KeyedResult, None, None]:
         import torch
 
         count = min(jobs, len(cells))
         threads = max(1, torch.get_num_threads() // max(1, count))
-        yield from dispatch([_Process(model, dtype, place, threads) for place in range(count)], _ready, cells, done)
+        workers = [_ProcessHandle(model, dtype, index, threads) for index in range(count)]
+        yield from run_cells(workers, _wait_for_message, cells, load_finished)
 
-    return work
+    return run
 
 
-class _Process:
-    def __init__(self, *serves: Any) -> None:
-        self._serves = serves
+class _ProcessHandle:
+    """A worker process and the pipe to it; see `WorkerHandle`."""
+
+    def __init__(self, *worker_arguments: Any) -> None:
+        """`worker_arguments`: those of `_worker_process` after the pipe."""
+        self._worker_arguments = worker_arguments
         self._process: Any = None
         self.pipe: Connection
 
-    def submit(self, cell: Cell, done: Mapping[int, SampleResult]) -> None:
+    def submit(self, cell: Cell, finished: Mapping[int, SampleResult]) -> None:
         if self._process is None:
-            self.pipe, theirs = _SPAWN.Pipe()
-            self._process = _SPAWN.Process(target=_serve, args=(theirs, *self._serves), daemon=True)
+            self.pipe, worker_pipe = _SPAWN.Pipe()
+            self._process = _SPAWN.Process(
+                target=_worker_process, args=(worker_pipe, *self._worker_arguments), daemon=True
+            )
             self._process.start()
-            theirs.close()  # theirs alone now, so that it closes when the process ends
-        with suppress(OSError):  # a process that is gone is noticed when its answer is taken
-            self.pipe.send((cell, done))
+            worker_pipe.close()  # only the process holds that end now, so `receive` notices when the process ends
+        with suppress(OSError):  # the process is gone, which `receive` reports
+            self.pipe.send((cell, finished))
 
     def receive(self) -> Message:
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
-            self._process.join(_GRACE)
-            raise LostError(f"its process ended with status {self._process.exitcode}") from None
+            self._process.join(_EXIT_TIMEOUT)
+            raise WorkerLostError(f"its process ended with status {self._process.exitcode}") from None
 
     def terminate(self) -> None:
         if self._process is not None:
@@ -71,31 +83,32 @@ class _Process:
             self._process = None
 
 
-def _ready(members: Sequence[_Process]) -> list[_Process]:
-    news = wait([member.pipe for member in members])
-    return [member for member in members if member.pipe in news]
+def _wait_for_message(workers: Sequence[_ProcessHandle]) -> list[_ProcessHandle]:
+    readable = wait([worker.pipe for worker in workers])
+    return [worker for worker in workers if worker.pipe in readable]
 
 
-def _serve(pipe: Connection, model: str, dtype: str | None, place: int, threads: int) -> None:
-    """The life of a process: cells in, words out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _worker_process(pipe: Connection, model: str, dtype: str | None, index: int, threads: int) -> None:
+    """Run in the worker process: receive cells, send messages, until the parent kills it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to the whole group; the parent ends this process
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     import torch
     from tqdm import tqdm
 
-    tqdm.set_lock(threading.RLock())  # its own is shared with no one here, and would outlive a process that is killed
+    # The default lock of tqdm is a semaphore between processes, which would leak when this process is killed.
+    tqdm.set_lock(threading.RLock())
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
-        torch.cuda.set_device(place % torch.cuda.device_count())
+        torch.cuda.set_device(index % torch.cuda.device_count())
     worker = Worker(model, dtype)
     while True:
-        cell, done = pipe.recv()
-        for word in answers(worker, cell, done):
-            pipe.send(word)
+        cell, finished = pipe.recv()
+        for message in worker_messages(worker, cell, finished):
+            pipe.send(message)
 
 
-def _end_with_parent() -> None:
-    """However the parent ends, and whatever is computed here, no process stays behind."""
+def _exit_with_parent() -> None:
+    """Exit when the parent process ends, even if it was killed and whatever is computed here."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 class Perplexity(Task):
     """Perplexity over windows of a text, spread evenly from its beginning to its end.
 
-    A dynamic scaling reads each window at once, at the frequencies of its length; `ropewalk curve --cached` reads
-    through the cache. The perplexity of a cell is that of the mean loss of its windows.
+    With a dynamic scaling each window is read in one pass, at the frequencies of its length; `ropewalk curve --cached`
+    measures the same through the KV cache. The perplexity of a cell is that of the mean loss of its windows.
+
+    Options: `text`, a name for `read_text`.
     """
 
     name = "perplexity"
-    main = "ppl"
-    better = "lower"
-    share = False
+    main_score = "ppl"
+    higher_is_better = False
+    is_fraction = False
     positional = "text"
 
     text: str = BUILT_IN
@@ -35,36 +37,38 @@ class Perplexity(Task):
     def fingerprint(self) -> dict[str, str]:
         return {"text": read_text(self.text).digest}
 
-    def samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
-        first = tokenizer("", verbose=False)["input_ids"]  # what begins every text, for some models
-        ids = tokenizer(read_text(self.text).content, add_special_tokens=False, verbose=False)["input_ids"]
-        room = length - len(first)
-        if not 1 < room <= len(ids):
-            most = len(ids) + len(first)
-            raise InputError("lengths", length, f"from 2 to the {most:,} tokens of the text {self.text}")
-        starts = dict.fromkeys(round(index * (len(ids) - room) / max(count - 1, 1)) for index in range(count))
+    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
+        prefix = tokenizer("", verbose=False)["input_ids"]  # special tokens at the beginning of every text, if any
+        token_ids = tokenizer(read_text(self.text).content, add_special_tokens=False, verbose=False)["input_ids"]
+        window = length - len(prefix)
+        if not 1 < window <= len(token_ids):
+            longest = len(token_ids) + len(prefix)
+            raise InputError("lengths", length, f"from 2 to the {longest:,} tokens of the text {self.text}")
+        last_start = len(token_ids) - window
+        starts = dict.fromkeys(round(index * last_start / max(count - 1, 1)) for index in range(count))
         return [
-            Sample(index, [*first, *ids[start : start + room]], (), metadata={"start": start})
+            Sample(index, [*prefix, *token_ids[start : start + window]], (), metadata={"start": start})
             for index, start in enumerate(starts)
         ]
 
-    def answers(
-        self, reader: TextGenerator | ServerTextGenerator, samples: Sequence[Sample]
+    def generate_answers(
+        self, generator: TextGenerator | ServerTextGenerator, samples: Sequence[Sample]
     ) -> Iterator[tuple[Sample, str]]:
-        from ropewalk.evaluate.perplexity import perplexity_curve
+        """Yield each sample with its loss and its perplexity over the last tokens, as JSON."""
+        from ropewalk.evaluate.curve import perplexity_curve
 
         for sample in samples:
-            (row,) = perplexity_curve(reader.model, sample.prompt, [len(sample.prompt)])
+            (row,) = perplexity_curve(generator.model, sample.prompt, [len(sample.prompt)])
             yield sample, json.dumps({name: row[name] for name in ("nll", "ppl_last")})
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
-        read = json.loads(answer)
-        return {"ppl": _perplexity(read["nll"]), "nll": read["nll"], "ppl_last": read["ppl_last"]}
+        losses = json.loads(answer)
+        return {"ppl": _perplexity(losses["nll"]), "nll": losses["nll"], "ppl_last": losses["ppl_last"]}
 
-    def summary(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
-        means = super().summary(sample_results)
-        return {**means, "ppl": _perplexity(mean([outcome["scores"]["nll"] for outcome in sample_results]))}
+    def summarize(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
+        summary = super().summarize(sample_results)
+        return {**summary, "ppl": _perplexity(mean([result["scores"]["nll"] for result in sample_results]))}
 
 
 def _perplexity(nll: float) -> float:
-    return math.exp(min(nll, 700.0))
+    return math.exp(min(nll, 700.0))  # math.exp overflows above 709

@@ -1,0 +1,324 @@
+"""Perplexity against length, with one pass over the text for each distinct set of frequencies.
+
+Attention is causal, so one pass at the longest length also gives every shorter length that is read with the same
+frequencies. A static scaling needs one pass. A dynamic scaling needs one pass for each set of frequencies among its
+lengths, and shares the pass of the unscaled model up to the original length. When the text goes through the KV cache
+in chunks, the frequencies of a dynamic scaling follow the text under a policy, and one pass gives all lengths.
+
+`perplexity_curve` measures a loaded model and returns rows. `CurveRun` also loads the model, stores every row in a
+folder as soon as it is known, and continues there when the same run is started again:
+
+    run = CurveRun("smollm2", ["none", "yarn:factor=2"], [8192, 16_384], "pydoc", "runs/curve")
+    rows = run.run()
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ropewalk import config as configs
+from ropewalk.errors import InputError, check_length
+from ropewalk.evaluate.curve_store import CurveRow, CurveStore, RowKey, row_key
+from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source
+from ropewalk.evaluate.perplexity import perplexity_of, token_nll
+from ropewalk.evaluate.texts import Text, read_text
+from ropewalk.models.digest import model_digest
+from ropewalk.models.extend import ScalingLike, extended, extension_of
+from ropewalk.models.load import load_config
+from ropewalk.rope import Rope
+from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling.policies import DEFAULT_POLICY, Policy, RequestPolicy, parse_policy
+
+LAST_TOKENS = 1024  # tokens at the end that `ppl_last` is over
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A row that is still to be measured.
+
+    Attributes:
+        scaling: the scaling.
+        chunk: tokens per forward call through the KV cache; None to read the text at the frequencies of `length`.
+        policy: spec of the policy that a dynamic scaling follows in chunks; None if it follows none.
+        length: tokens to read.
+        scaled_length: length in tokens that fixes a dynamic scaling; None if its frequencies follow the text.
+    """
+
+    scaling: Scaling
+    chunk: int | None
+    policy: str | None
+    length: int
+    scaled_length: int | None
+
+    @property
+    def key(self) -> RowKey:
+        return RowKey(str(self.scaling), self.chunk, self.policy, self.length)
+
+
+def perplexity_curve(
+    model: Any,
+    tokens: Sequence[int] | Tensor,
+    lengths: Sequence[int],
+    scalings: Sequence[ScalingLike] | None = None,
+    *,
+    chunk: int | None = None,
+    policy: Policy | str = DEFAULT_POLICY,
+    done: Collection[tuple[str, int | None, str | None, int]] = (),
+    on_row: Callable[[CurveRow], None] | None = None,
+    on_tokens: Callable[[float], None] | None = None,
+) -> list[CurveRow]:
+    """Measure the perplexity of a text at several lengths, under one or several scalings.
+
+    Args:
+        model: a causal language model of transformers; it is restored to its present state afterwards.
+        tokens: token ids of the text, at least as many as the longest length.
+        lengths: in tokens, each at least 2.
+        scalings: scalings to compare; by default the one that the model has now. A dynamic scaling is evaluated at
+            each length with its frequencies for that length.
+        chunk: tokens per forward call through the KV cache; dynamic scalings then follow the text under `policy`.
+        policy: how dynamic scalings follow the text in chunks.
+        done: rows to skip, each as (scaling, chunk, policy, length).
+        on_row: called with each row as soon as it is known.
+        on_tokens: called with the number of tokens read since its last call (a fraction, since it is called after
+            each layer).
+
+    Returns the rows, ordered by scaling and length. Raises InputError for lengths that the text does not have, and
+    RuntimeError if the loss is not a number.
+    """
+    ids_T = _as_token_ids(tokens)
+    lengths = _check_lengths(lengths, len(ids_T))
+    policy = parse_policy(policy)
+    model_config = configs.read(model)
+    if scalings is not None:
+        chosen = _parse_scalings(scalings)
+    else:
+        extension, main = extension_of(model), model_config.main_layer_type
+        chosen = [extension.scalings[main] if extension else model_config.main_layer.scaling]
+    rope = model_config.main_layer.rope
+    points = plan_points(rope, chosen, lengths, [chunk], policy)
+    passes = group_into_passes(rope, [point for point in points if point.key not in done])
+    rows: dict[RowKey, CurveRow] = {}
+
+    def keep(row: CurveRow) -> None:
+        rows[row_key(row)] = row
+        if on_row is not None:
+            on_row(row)
+
+    _measure_passes(model, ids_T, passes, policy, keep, on_tokens)
+    return [rows[point.key] for point in points if point.key in rows]
+
+
+class CurveRun:
+    """A perplexity curve that is stored in a folder and continues there when it is run again.
+
+    Attributes:
+        text: the text.
+        original_length: tokens that the model was trained on; None if its configuration does not say.
+        store: the folder with the rows, which may also hold rows of earlier runs of the same model and text.
+    """
+
+    def __init__(
+        self,
+        model: ModelSource,
+        scalings: Sequence[ScalingLike],
+        lengths: Sequence[int],
+        text: str | Text,
+        out: str | Path,
+        *,
+        dtype: str | None = None,
+        chunks: Sequence[int | None] = (None,),
+        policy: Policy | str = DEFAULT_POLICY,
+    ) -> None:
+        """Check all arguments, read the text and open the folder. The model is not loaded yet.
+
+        Args:
+            model: a name that `ropewalk.load` accepts, or a loaded (model, tokenizer).
+            scalings: scalings to compare.
+            lengths: in tokens, each at least 2.
+            text: a name that `read_text` accepts, or a text.
+            out: folder for the results.
+            dtype: see `ropewalk.load`; of a model that is given by its name.
+            chunks: ways to read the text, each measured for every scaling: None reads it at the frequencies of the
+                length, a number through the KV cache with so many tokens per forward call.
+            policy: how dynamic scalings follow the text in chunks.
+
+        Raises InputError for a wrong argument, or a folder that holds another curve.
+        """
+        self._lengths = _check_lengths(lengths)
+        parsed = _parse_scalings(scalings)
+        self._model = model
+        self._policy = parse_policy(policy)
+        identity = describe_source(model, dtype)
+        self._dtype = identity["dtype"]
+        self.text = read_text(text) if isinstance(text, str) else text
+        model_config = load_config(model) if isinstance(model, str) else configs.read(model[0])
+        self._rope = model_config.main_layer.rope
+        self._points = plan_points(self._rope, parsed, self._lengths, chunks, self._policy)
+        header = {
+            "model": identity["model"],
+            "text": self.text.name,
+            "dtype": self._dtype,
+            "text_sha256": self.text.digest,
+        }
+        if not isinstance(model, str):
+            header["model_digest"] = model_digest(*model)  # loaded models with different weights may share a name
+        self.store = CurveStore(out, header)
+
+    @property
+    def original_length(self) -> int | None:
+        return self._rope.original_length
+
+    def rows(self) -> list[CurveRow]:
+        """Return the rows of this run that are measured so far, ordered by scaling, way of reading, and length."""
+        return [self.store.rows[point.key] for point in self._points if point.key in self.store.rows]
+
+    def remaining_tokens(self) -> int:
+        """Return how many tokens `run` has to read for the rows that the folder lacks."""
+        return sum(points[-1].length for points in self._remaining_passes())
+
+    def run(
+        self,
+        on_row: Callable[[CurveRow], None] | None = None,
+        on_tokens: Callable[[float], None] | None = None,
+    ) -> list[CurveRow]:
+        """Measure the rows that the folder lacks, and store each one as soon as it is known.
+
+        The model is loaded only if a row is missing.
+
+        Args:
+            on_row: called with each row after it is stored.
+            on_tokens: see `perplexity_curve`.
+
+        Returns all rows of this run. Raises InputError if the text is too short, and RuntimeError if the loss is not
+        a number.
+        """
+        passes = self._remaining_passes()
+        if not passes:
+            return self.rows()
+        model, tokenizer = load_source(self._model, self._dtype)
+        ids_T = _as_token_ids(tokenizer(self.text.content, verbose=False)["input_ids"])
+        _check_lengths(self._lengths, len(ids_T))
+
+        def store(row: CurveRow) -> None:
+            self.store.add(row)
+            if on_row is not None:
+                on_row(row)
+
+        _measure_passes(model, ids_T, passes, self._policy, store, on_tokens)
+        return self.rows()
+
+    def _remaining_passes(self) -> list[list[CurvePoint]]:
+        return group_into_passes(self._rope, [point for point in self._points if point.key not in self.store.rows])
+
+
+def plan_points(
+    rope: Rope, scalings: Sequence[Scaling], lengths: Sequence[int], chunks: Sequence[int | None], policy: Policy
+) -> list[CurvePoint]:
+    """Return the points to measure, ordered by scaling, chunk, and length."""
+    points = []
+    for scaling in scalings:
+        for chunk in chunks:
+            if chunk is not None:
+                check_length("chunk", chunk)
+            follows_text = chunk is not None and scaling.is_dynamic
+            for length in lengths:
+                scaled_length: int | None = length
+                if follows_text and isinstance(policy, RequestPolicy):  # fixed when the text begins
+                    scaled_length = policy.scaled_length(length, scaling.resolve_original_length(rope))
+                elif follows_text:
+                    scaled_length = None
+                points.append(CurvePoint(scaling, chunk, str(policy) if follows_text else None, length, scaled_length))
+    return points
+
+
+def group_into_passes(rope: Rope, points: Sequence[CurvePoint]) -> list[list[CurvePoint]]:
+    """Group points that one pass over the text can measure, each group ordered by length.
+
+    Points share a pass if they are read the same way with the same frequencies, even if their scalings differ: a
+    dynamic scaling within the original length is the unscaled model. A dynamic scaling that follows the text in
+    chunks has its own pass.
+    """
+    passes: dict[Hashable, list[CurvePoint]] = {}
+    for point in points:
+        follows_text = point.scaled_length is None
+        read_with = point.scaling if follows_text else point.scaling.frequencies(rope, point.scaled_length)
+        passes.setdefault((point.chunk, read_with), []).append(point)
+    return [sorted(group, key=lambda point: point.length) for group in passes.values()]
+
+
+def _measure_passes(
+    model: Any,
+    ids_T: Tensor,
+    passes: Sequence[Sequence[CurvePoint]],
+    policy: Policy,
+    on_row: Callable[[CurveRow], None],
+    on_tokens: Callable[[float], None] | None,
+) -> None:
+    """Read the text once for each pass, and report each point as soon as its length is reached."""
+    for points in passes:
+        longest = points[-1]
+        with extended(model, longest.scaling, length=longest.scaled_length, policy=policy):
+            parts = token_nll(model, ids_T[: longest.length], on_tokens, longest.chunk)
+            nll_T, seconds = np.zeros(0), 0.0
+            for point in points:
+                while len(nll_T) < point.length - 1:
+                    started = time.perf_counter()
+                    nll_T = np.concatenate([nll_T, next(parts)])
+                    seconds += time.perf_counter() - started  # not the time that `on_row` needs
+                on_row(_make_row(point, nll_T[: point.length - 1], seconds))
+
+
+def _make_row(point: CurvePoint, nll_T: NDArray[np.float64], seconds: float) -> CurveRow:
+    """Return the row of a point from the losses of its tokens. Raises RuntimeError if one of them is not finite."""
+    if not np.isfinite(nll_T).all():
+        token = int(np.flatnonzero(~np.isfinite(nll_T))[0]) + 1
+        raise RuntimeError(f"{point.scaling}: the model's loss at token {token:,} is not a number; try another dtype")
+    return CurveRow(
+        scaling=str(point.scaling),
+        chunk=point.chunk,
+        policy=point.policy,
+        length=point.length,
+        ppl=perplexity_of(float(nll_T.mean())),
+        ppl_last=perplexity_of(float(nll_T[-LAST_TOKENS:].mean())),
+        nll=float(nll_T.mean()),
+        tokens=len(nll_T),
+        seconds=round(seconds, 3),
+    )
+
+
+def _as_token_ids(tokens: Sequence[int] | Tensor) -> Tensor:
+    """Return token ids as a one-dimensional int64 tensor; a batch of one text is accepted."""
+    ids = torch.as_tensor(tokens)
+    if ids.ndim == 2 and ids.shape[0] == 1:
+        ids = ids[0]
+    if ids.ndim != 1 or ids.is_floating_point():
+        raise InputError("tokens", f"shape {tuple(ids.shape)}, {ids.dtype}", "one list of token ids")
+    return ids.long()
+
+
+def _check_lengths(lengths: Sequence[int], available: int | None = None) -> list[int]:
+    """Return the lengths sorted and without duplicates; `available`: tokens of the text, if they are known yet."""
+    if not lengths:
+        raise InputError("lengths", [], "at least one length")
+    for length in lengths:
+        if isinstance(length, bool) or not isinstance(length, int) or length < 2:
+            raise InputError("lengths", length, "whole numbers of tokens, at least 2")
+        if available is not None and length > available:
+            raise InputError("lengths", length, f"at most the {available:,} tokens of the text")
+    return sorted(set(lengths))
+
+
+def _parse_scalings(scalings: Sequence[ScalingLike]) -> list[Scaling]:
+    """Return the scalings without duplicates."""
+    if not scalings:
+        raise InputError("scaling", [], "at least one scaling")
+    return list(dict.fromkeys(parse(scaling) for scaling in scalings))
