@@ -1,10 +1,12 @@
+"""Fixtures shared by all tests: the built-in model, its text, and a tiny random Llama."""
+
 from __future__ import annotations
 
 import os
 
 import pytest
 
-os.environ["TQDM_DISABLE"] = "1"  # as the command line sets it where nobody watches; libraries read it when imported
+os.environ["TQDM_DISABLE"] = "1"  # libraries read it at import; the command line sets it without a terminal, too
 
 import ropewalk as rw
 from ropewalk.evaluate.texts import read_text
@@ -12,25 +14,26 @@ from ropewalk.evaluate.texts import read_text
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """The built-in model and tokenizer, loaded once; a test that extends it restores it."""
+    """The built-in model and its tokenizer, loaded once."""
     return rw.load("smollm2")
 
 
 @pytest.fixture
 def model(smollm2):
+    """The built-in model; it is restored after the test."""
     yield smollm2[0]
     rw.restore(smollm2[0])
 
 
 @pytest.fixture(scope="session")
 def tokens(smollm2):
-    """The built-in text in tokens."""
+    """The token ids of the built-in text."""
     return smollm2[1](read_text("pydoc").content, verbose=False)["input_ids"]
 
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A random Llama that was "trained" on 64 tokens, in float32."""
+    """A random Llama in float32 with an original length of 64 tokens."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -49,7 +52,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def tiny_folder(tiny, tmp_path_factory):
-    """The tiny model with a tokenizer of words, saved as a user has one."""
+    """The folder of the saved tiny model with a word tokenizer, as a user would have it."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

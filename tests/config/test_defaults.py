@@ -1,4 +1,4 @@
-"""What a config.json leaves out, against transformers' own reading of it."""
+"""Fields that a config.json omits are filled with the defaults of transformers."""
 
 import copy
 
@@ -6,9 +6,10 @@ import pytest
 from transformers import AutoConfig
 
 from ropewalk import config as configs
+from ropewalk.config.defaults import read_with_defaults
 
 GEMMA = {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 12}
-LEFT_OUT = {
+INCOMPLETE = {
     "heads": {"model_type": "llama", "rope_theta": 5e5, "hidden_size": 2048},
     "heads, beside rope_scaling": {**GEMMA, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     "all rope fields": GEMMA,
@@ -21,18 +22,20 @@ LEFT_OUT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("config", LEFT_OUT.values(), ids=LEFT_OUT)
-def test_what_is_left_out_is_read_as_transformers_has_it(config):
+@pytest.mark.parametrize("config", INCOMPLETE.values(), ids=INCOMPLETE)
+def test_incomplete_configuration_is_parsed_as_by_transformers(config):
     before = copy.deepcopy(config)
-    read = configs.from_dict(configs.fill_missing_defaults(config))
+    ours = read_with_defaults(config)
+    assert ours == configs.from_dict(configs.fill_missing_defaults(config))
     assert config == before
-    theirs = configs.read(AutoConfig.for_model(**copy.deepcopy(config)))
-    assert read.ropes == theirs.ropes
-    assert (read.max_length, read.attention) == (theirs.max_length, theirs.attention)
+    reference = configs.read(AutoConfig.for_model(**copy.deepcopy(config)))
+    assert ours.ropes == reference.ropes
+    assert (ours.max_length, ours.attention) == (reference.max_length, reference.attention)
 
 
-def test_what_is_whole_or_of_nobody_stays_as_it_is():
-    whole = {"model_type": "llama", "hidden_size": 1024, "num_attention_heads": 8, "rope_theta": 1e4}
-    nobody = {"model_type": "nobody", "rope_theta": 1e4}
-    for config in (whole, nobody, {"model_type": "llama", "num_hidden_layers": 10**30}):
+def test_complete_unknown_and_invalid_configurations_stay_unchanged():
+    complete = {"model_type": "llama", "hidden_size": 1024, "num_attention_heads": 8, "rope_theta": 1e4}
+    unknown = {"model_type": "unknown", "rope_theta": 1e4}
+    invalid = {"model_type": "llama", "num_hidden_layers": 10**30}
+    for config in (complete, unknown, invalid):
         assert configs.fill_missing_defaults(config) is config

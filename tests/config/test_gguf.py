@@ -1,4 +1,4 @@
-"""GGUF files, written here with the gguf package and read back."""
+"""GGUF files, written with the gguf package and read back."""
 
 import contextlib
 import math
@@ -17,8 +17,8 @@ PLAIN = rw.Rope(64, 100_000, 8192)
 
 
 @pytest.fixture
-def written(tmp_path):
-    """Writes a GGUF file of these fields and tensors, and gives its path."""
+def write_gguf(tmp_path):
+    """A function that writes a GGUF file with the given fields and tensors and returns its path."""
 
     def write(changes=None, divisors=None, architecture="llama", **options):
         return small_gguf(tmp_path / "model.gguf", changes, divisors, architecture, **options)
@@ -32,45 +32,45 @@ def scaling_of(path):
     return layer.scaling
 
 
-def test_a_plain_model(written):
-    found = configs.read(written())
-    assert found.model_type == "llama"
-    assert found.max_length == 8192
-    assert found.ropes == {"all": configs.LayerRope(PLAIN, rw.NoScaling())}
-    assert found.attention == configs.AttentionShape(("full_attention",) * 30, 3, 64, 64, None, 2)
+def test_model_without_scaling(write_gguf):
+    result = configs.read(write_gguf())
+    assert result.model_type == "llama"
+    assert result.max_length == 8192
+    assert result.ropes == {"all": configs.LayerRope(PLAIN, rw.NoScaling())}
+    assert result.attention == configs.AttentionShape(("full_attention",) * 30, 3, 64, 64, None, 2)
 
 
-def test_the_path_may_be_text(written):
-    path = written()
+def test_path_may_be_a_string(write_gguf):
+    path = write_gguf()
     assert configs.read(str(path)) == configs.read(path)
 
 
-def test_linear(written):
-    assert scaling_of(written({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0})) == rw.Linear(4)
-    assert scaling_of(written({"rope.scale_linear": 2.0})) == rw.Linear(2)  # the field's first name
-    assert scaling_of(written({"rope.scaling.type": "none", "rope.scaling.factor": 4.0})) == rw.NoScaling()
+def test_linear_scaling(write_gguf):
+    assert scaling_of(write_gguf({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0})) == rw.Linear(4)
+    assert scaling_of(write_gguf({"rope.scale_linear": 2.0})) == rw.Linear(2)  # the former name of the field
+    assert scaling_of(write_gguf({"rope.scaling.type": "none", "rope.scaling.factor": 4.0})) == rw.NoScaling()
 
 
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 2048}
 
 
-def test_yarn(written):
-    found = configs.read(written(YARN))
-    assert found.ropes["all"] == configs.LayerRope(rw.Rope(64, 100_000, 2048), rw.YaRN(4))
-    assert found.max_length == 8192
+def test_yarn_scaling(write_gguf):
+    result = configs.read(write_gguf(YARN))
+    assert result.ropes["all"] == configs.LayerRope(rw.Rope(64, 100_000, 2048), rw.YaRN(4))
+    assert result.max_length == 8192
 
 
-def test_the_attention_factor_of_yarn_is_relative_to_its_own(written):
-    found = scaling_of(written({**YARN, "rope.scaling.attn_factor": 0.5}))
-    assert found.attention_factor == pytest.approx(0.5 * (1 + 0.1 * math.log(4)), rel=1e-7)
+def test_attn_factor_multiplies_the_attention_factor_of_yarn(write_gguf):
+    result = scaling_of(write_gguf({**YARN, "rope.scaling.attn_factor": 0.5}))
+    assert result.attention_factor == pytest.approx(0.5 * (1 + 0.1 * math.log(4)), rel=1e-7)
 
 
-def test_an_attention_factor_holds_without_yarn(written):
-    plain = configs.read(written({"rope.scaling.attn_factor": 1.25})).ropes["all"]
+def test_attn_factor_applies_without_yarn(write_gguf):
+    plain = configs.read(write_gguf({"rope.scaling.attn_factor": 1.25})).ropes["all"]
     assert plain.scaling.frequencies(plain.rope) == rw.Frequencies(PLAIN.inv_freq, 1.25)
     linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.25}
-    found = configs.read(written(linear)).ropes["all"]
-    frequencies = found.scaling.frequencies(found.rope)
+    result = configs.read(write_gguf(linear)).ropes["all"]
+    frequencies = result.scaling.frequencies(result.rope)
     np.testing.assert_allclose(frequencies.inv_freq, PLAIN.inv_freq / 4, rtol=1e-15)
     assert frequencies.attention_factor == 1.25
 
@@ -78,10 +78,10 @@ def test_an_attention_factor_holds_without_yarn(written):
 @pytest.mark.parametrize(
     ("architecture", "betas"), [("llama", (32, 1)), ("qwen3", (32, 1)), ("mistral3", (16, 2)), ("grok", (16, 2))]
 )
-def test_the_betas_are_read_for_few_architectures(written, architecture, betas):
+def test_betas_are_read_for_some_architectures_only(write_gguf, architecture, betas):
     options = {"rope.scaling.yarn_beta_fast": 16.0, "rope.scaling.yarn_beta_slow": 2.0}
-    found = scaling_of(written({**YARN, **options}, architecture=architecture))
-    assert (found.beta_fast, found.beta_slow) == betas
+    result = scaling_of(write_gguf({**YARN, **options}, architecture=architecture))
+    assert (result.beta_fast, result.beta_slow) == betas
 
 
 M4 = 1 + 0.1 * math.log(4)  # m(4, 1)
@@ -90,85 +90,85 @@ M4 = 1 + 0.1 * math.log(4)  # m(4, 1)
 @pytest.mark.parametrize(
     ("architecture", "multiplier", "attention_factor", "softmax_factor"),
     [
-        ("deepseek2", 0.1, 1, M4**2),  # a tenth of mscale_all_dim, and mscale is the same
+        ("deepseek2", 0.1, 1, M4**2),  # a tenth of mscale_all_dim; mscale is equal to it
         ("deepseek2", 0.0707, 1, (1 + 0.0707 * math.log(4)) ** 2),
         ("deepseek32", 0.0707, M4 / (1 + 0.0707 * math.log(4)), M4**2),  # mscale is 1
         ("deepseek2", None, M4, M4**2),  # the softmax follows the attention factor
-        ("mistral3", 1.0, 1, 1),  # all of mscale_all_dim; its softmax is left alone
+        ("mistral3", 1.0, 1, 1),  # mscale_all_dim itself; its softmax scale does not change
         ("llama", 1.0, M4, 1),  # not read
     ],
 )
-def test_yarn_with_a_log_multiplier(written, architecture, multiplier, attention_factor, softmax_factor):
-    path = written({**YARN, "rope.scaling.yarn_log_multiplier": multiplier}, architecture=architecture)
-    found = configs.read(path).ropes["all"]
-    frequencies = found.scaling.frequencies(found.rope)
+def test_log_multiplier_of_yarn(write_gguf, architecture, multiplier, attention_factor, softmax_factor):
+    path = write_gguf({**YARN, "rope.scaling.yarn_log_multiplier": multiplier}, architecture=architecture)
+    result = configs.read(path).ropes["all"]
+    frequencies = result.scaling.frequencies(result.rope)
     assert frequencies.attention_factor == pytest.approx(attention_factor, rel=1e-7)
     assert frequencies.softmax_factor == pytest.approx(softmax_factor, rel=1e-7)
 
 
-def test_sliding_layers_of_a_base_of_their_own(written):
+def test_sliding_window_layers_have_another_base(write_gguf):
     gemma = {"attention.sliding_window": 512, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
-    found = configs.read(written(gemma, architecture="gemma3"))
-    assert found.main_layer_type == "full_attention"
-    assert found.ropes["full_attention"] == configs.LayerRope(PLAIN, rw.Linear(8))
+    result = configs.read(write_gguf(gemma, architecture="gemma3"))
+    assert result.main_layer_type == "full_attention"
+    assert result.ropes["full_attention"] == configs.LayerRope(PLAIN, rw.Linear(8))
     local = configs.LayerRope(rw.Rope(64, 10_000, 8192), rw.NoScaling())
-    assert found.ropes["sliding_attention"] == local
-    olmo = configs.read(written({**gemma, "rope.scaling.attn_factor": 1.2}, architecture="olmo2"))
+    assert result.ropes["sliding_attention"] == local
+    olmo = configs.read(write_gguf({**gemma, "rope.scaling.attn_factor": 1.2}, architecture="olmo2"))
     assert olmo.ropes["sliding_attention"] == configs.LayerRope(PLAIN, rw.NoScaling())
 
 
-def test_rope_freqs_divide_the_frequencies(written):
+def test_rope_freqs_divide_the_frequencies(write_gguf):
     divisors = [1.0] * 16 + [8.0] * 16
-    found = configs.read(written(divisors={"rope_freqs.weight": divisors})).ropes["all"]
-    assert not found.scaling.is_dynamic
-    frequencies = found.scaling.frequencies(found.rope)
+    result = configs.read(write_gguf(divisors={"rope_freqs.weight": divisors})).ropes["all"]
+    assert not result.scaling.is_dynamic
+    frequencies = result.scaling.frequencies(result.rope)
     np.testing.assert_allclose(frequencies.inv_freq, PLAIN.inv_freq / divisors, rtol=1e-15)
     assert frequencies.attention_factor == 1
 
 
-def test_longrope(written):
+def test_rope_factors_are_longrope_lists(write_gguf):
     short, long = [1.0 + i / 16 for i in range(32)], [1.0 + i for i in range(32)]
-    found = configs.read(
-        written(
+    result = configs.read(
+        write_gguf(
             {"rope.scaling.attn_factor": 1.25, "rope.scaling.original_context_length": 4096},
             {"rope_factors_short.weight": short, "rope_factors_long.weight": long},
         )
     ).ropes["all"]
-    assert found.scaling == rw.LongRoPE(short, long, attention_factor=1.25)
-    assert found.rope.original_length == 4096
-    np.testing.assert_allclose(found.scaling.frequencies(found.rope, 4096).inv_freq, PLAIN.inv_freq / short)
-    np.testing.assert_allclose(found.scaling.frequencies(found.rope, 4097).inv_freq, PLAIN.inv_freq / long)
+    assert result.scaling == rw.LongRoPE(short, long, attention_factor=1.25)
+    assert result.rope.original_length == 4096
+    np.testing.assert_allclose(result.scaling.frequencies(result.rope, 4096).inv_freq, PLAIN.inv_freq / short)
+    np.testing.assert_allclose(result.scaling.frequencies(result.rope, 4097).inv_freq, PLAIN.inv_freq / long)
 
 
-def test_divisors_come_on_top_of_the_rest(written):
+def test_divisors_apply_in_addition_to_a_scaling(write_gguf):
     divisors = [1.0] * 16 + [8.0] * 16
-    found = configs.read(written(YARN, {"rope_freqs.weight": divisors})).ropes["all"]
-    frequencies = found.scaling.frequencies(found.rope)
-    yarn = rw.YaRN(4).frequencies(found.rope)
+    result = configs.read(write_gguf(YARN, {"rope_freqs.weight": divisors})).ropes["all"]
+    frequencies = result.scaling.frequencies(result.rope)
+    yarn = rw.YaRN(4).frequencies(result.rope)
     np.testing.assert_allclose(frequencies.inv_freq, yarn.inv_freq / divisors, rtol=1e-14)
     assert frequencies.attention_factor == yarn.attention_factor
 
 
-def test_a_divisor_beyond_all_lengths_stops_a_pair(written):
-    found = scaling_of(written(divisors={"rope_freqs.weight": [2.0] * 8 + [1e30] * 24}))
+def test_huge_divisor_fixes_a_pair(write_gguf):
+    result = scaling_of(write_gguf(divisors={"rope_freqs.weight": [2.0] * 8 + [1e30] * 24}))
     expected = np.where(np.arange(32) < 8, PLAIN.inv_freq / 2, 0)
-    np.testing.assert_array_equal(found.frequencies(PLAIN).inv_freq, expected)
+    np.testing.assert_array_equal(result.frequencies(PLAIN).inv_freq, expected)
 
 
-def test_what_is_left_out_follows_from_the_rest(written):
-    found = configs.read(written({"rope.dimension_count": None, "rope.freq_base": None}))
-    assert found.ropes["all"].rope == rw.Rope(64, 10_000, 8192)  # 576 / 9; llama's base
-    per_layer = configs.read(written({"attention.head_count": [9, 9], "attention.head_count_kv": [3, 1]}))
+def test_missing_fields_follow_from_other_fields(write_gguf):
+    result = configs.read(write_gguf({"rope.dimension_count": None, "rope.freq_base": None}))
+    assert result.ropes["all"].rope == rw.Rope(64, 10_000, 8192)  # 576 / 9, and the default base of llama
+    per_layer = configs.read(write_gguf({"attention.head_count": [9, 9], "attention.head_count_kv": [3, 1]}))
     assert per_layer.attention.kv_heads == 3
 
 
-def test_the_built_in_model():
-    found = configs.read("smollm2")
-    assert found.ropes == {"all": configs.LayerRope(PLAIN, rw.NoScaling())}
-    assert found.attention == configs.AttentionShape(("full_attention",) * 30, 3, 64, 64, None, 2)
+def test_built_in_model():
+    result = configs.read("smollm2")
+    assert result.ropes == {"all": configs.LayerRope(PLAIN, rw.NoScaling())}
+    assert result.attention == configs.AttentionShape(("full_attention",) * 30, 3, 64, 64, None, 2)
 
 
-def refused(path):
+def error_message(path):
     with pytest.raises(rw.InputError, match="got ") as caught:
         configs.read(path)
     assert "\n" not in str(caught.value)
@@ -199,73 +199,73 @@ def refused(path):
     ],
     ids=str,
 )
-def test_fields_of_the_wrong_kind(written, changes):
-    refused(written(changes))
+def test_invalid_fields_are_refused(write_gguf, changes):
+    error_message(write_gguf(changes))
 
 
 @pytest.mark.parametrize("divisors", [[1.0] * 31, [0.0] * 32, [math.nan] * 32, [1e30] * 32, [1e30] * 8 + [1.0] * 24])
-def test_divisors_that_nothing_can_turn_by(written, divisors):
-    refused(written(divisors={"rope_freqs.weight": divisors}))
+def test_invalid_divisors_are_refused(write_gguf, divisors):
+    error_message(write_gguf(divisors={"rope_freqs.weight": divisors}))
 
 
-def test_the_meaning_needs_no_file(written):
-    path = written(YARN, {"rope_freqs.weight": [2.0] * 32})
+def test_fields_are_parsed_without_a_file(write_gguf):
+    path = write_gguf(YARN, {"rope_freqs.weight": [2.0] * 32})
     assert from_gguf_fields(*read_gguf_header(path)) == configs.read(path)
     with pytest.raises(rw.InputError, match="GGUF metadata"):
         from_gguf_fields({}, {})
 
 
-def test_the_tokenizer_stays_in_the_file(written):
-    fields, divisors = read_gguf_header(written())
+def test_header_does_not_contain_the_tokenizer(write_gguf):
+    fields, divisors = read_gguf_header(write_gguf())
     assert fields["llama.rope.freq_base"] == 100_000
     assert not any(name.startswith("tokenizer") for name in fields)
     assert divisors == {}
 
 
 @pytest.mark.parametrize("alignment", [32, 256])
-def test_alignment(written, alignment):
-    path = written(divisors={"rope_freqs.weight": [float(1 + i) for i in range(32)]}, alignment=alignment)
+def test_tensor_data_starts_at_the_alignment(write_gguf, alignment):
+    path = write_gguf(divisors={"rope_freqs.weight": [float(1 + i) for i in range(32)]}, alignment=alignment)
     assert read_gguf_header(path)[1]["rope_freqs.weight"] == tuple(float(1 + i) for i in range(32))
 
 
-def test_a_model_without_rope(written):
-    message = refused(written({"rope.freq_base": None, "rope.dimension_count": None}, architecture="gpt2"))
+def test_model_without_rope_fields_is_refused(write_gguf):
+    message = error_message(write_gguf({"rope.freq_base": None, "rope.dimension_count": None}, architecture="gpt2"))
     assert "rope fields" in message
 
 
-def test_a_truncated_file(written, tmp_path):
-    whole = written({**YARN}, {"rope_freqs.weight": [1.0] * 32}).read_bytes()
+def test_truncated_file_is_refused(write_gguf, tmp_path):
+    content = write_gguf({**YARN}, {"rope_freqs.weight": [1.0] * 32}).read_bytes()
     cut = tmp_path / "cut.gguf"
-    for size in range(0, len(whole), 7):
-        cut.write_bytes(whole[:size])
-        refused(cut)
+    for size in range(0, len(content), 21):
+        cut.write_bytes(content[:size])
+        error_message(cut)
 
 
-def test_counts_that_lie(written, tmp_path):
-    """Each eight bytes of the header in turn become a huge number; none may cost time or memory."""
-    whole = written(YARN, {"rope_freqs.weight": [1.0] * 32}).read_bytes()
-    liar = tmp_path / "liar.gguf"
-    for place in range(4, 1200):
-        for count in (2**64 - 1, 2**31, 2**21):
-            liar.write_bytes(whole[:place] + struct.pack("<Q", count) + whole[place + 8 :])
-            with contextlib.suppress(rw.InputError):
-                configs.read(liar)
-
-
-def test_a_damaged_file_never_fails_otherwise(written, tmp_path):
-    whole = written({**YARN}, {"rope_freqs.weight": [1.0] * 32}).read_bytes()
-    damaged, rng = tmp_path / "damaged.gguf", np.random.default_rng(0)
-    for _ in range(300):
-        content = bytearray(whole)
-        for place in rng.integers(0, 2000, 3):
-            content[place] = rng.integers(0, 256)
-        damaged.write_bytes(content)
+def test_huge_counts_cost_neither_time_nor_memory(write_gguf, tmp_path):
+    """Overwrite the eight bytes at each position of the header with a huge number."""
+    content = write_gguf(YARN, {"rope_freqs.weight": [1.0] * 32}).read_bytes()
+    path, counts = tmp_path / "corrupt.gguf", (2**64 - 1, 2**31, 2**21)
+    for position in range(4, 1200):  # each count of the file is hit eight times, by all three numbers
+        corrupt_count = struct.pack("<Q", counts[position % 3])
+        path.write_bytes(content[:position] + corrupt_count + content[position + 8 :])
         with contextlib.suppress(rw.InputError):
-            configs.read(damaged)
+            configs.read(path)
+
+
+def test_corrupt_file_is_read_or_raises_input_error(write_gguf, tmp_path):
+    content = write_gguf({**YARN}, {"rope_freqs.weight": [1.0] * 32}).read_bytes()
+    path, rng = tmp_path / "corrupt.gguf", np.random.default_rng(0)
+    for _ in range(300):
+        corrupt = bytearray(content)
+        for position in rng.integers(0, 2000, 3):
+            corrupt[position] = rng.integers(0, 256)
+        path.write_bytes(corrupt)
+        with contextlib.suppress(rw.InputError):
+            configs.read(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"not a GGUF file at all", b"\x00" * 1000])
-def test_not_a_gguf(tmp_path, content):
+def test_other_content_is_refused(tmp_path, content):
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    assert refused(path).startswith("model: got ")
+    assert error_message(path).startswith("model: got ")

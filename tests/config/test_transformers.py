@@ -1,4 +1,4 @@
-"""Configurations as they are published: read to what their authors meant, and to what transformers makes of them."""
+"""Configurations of transformers 4 and 5, parsed to the published values and compared with transformers."""
 
 import copy
 import json
@@ -128,7 +128,7 @@ PUBLISHED = {
     "Qwen 2.5": (QWEN_2_5, rw.Rope(128, 1_000_000, 32_768), rw.YaRN(4)),
     "Qwen 2 VL": (QWEN_2_VL, rw.Rope(128, 1_000_000, 32_768), rw.NoScaling()),
     "DeepSeek V3": (DEEPSEEK_V3, rw.Rope(64, 10_000, 4096, "interleaved"), rw.YaRN(40, mscale=1, mscale_all_dim=1)),
-    # its factor is 131072 / 4096, which no field says
+    # Its factor is 131072 / 4096, which no field contains.
     "Phi 3": (PHI_3, rw.Rope(96, 10_000, 4096), rw.LongRoPE(SHORT, LONG, factor=32)),
     "Pythia": (PYTHIA, rw.Rope(16, 10_000, 2048), rw.NoScaling()),
     "StableLM": (STABLELM, rw.Rope(40, 20_000, 4096), rw.NoScaling()),
@@ -138,25 +138,25 @@ PUBLISHED = {
 }
 
 
-def of_transformers(written):
-    """Its config object, which writes into the dicts it is given: hence the copy."""
-    return AutoConfig.for_model(**copy.deepcopy(written))
+def transformers_config(config):
+    """Return the config object of transformers. Its class writes into the dicts it is given, hence the copy."""
+    return AutoConfig.for_model(**copy.deepcopy(config))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_transformers_4(name):
-    written, rope, scaling = PUBLISHED[name]
-    found = read(written)
-    assert found.ropes == {"all": configs.LayerRope(rope, scaling)}
-    assert found.max_length == written["max_position_embeddings"]
-    assert found.model_type == written["model_type"]
+def test_version_4_dict_is_parsed_to_the_published_values(name):
+    config, rope, scaling = PUBLISHED[name]
+    result = read(config)
+    assert result.ropes == {"all": configs.LayerRope(rope, scaling)}
+    assert result.max_length == config["max_position_embeddings"]
+    assert result.model_type == config["model_type"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_transformers_5_object_and_dict(name):
-    written, rope, scaling = PUBLISHED[name]
-    config = of_transformers(written)
-    assert config.to_dict()["rope_parameters"]["rope_theta"] == rope.base  # transformers 5 says it in one place
+def test_version_5_object_and_dict_are_parsed_to_the_same_values(name):
+    version_4, rope, scaling = PUBLISHED[name]
+    config = transformers_config(version_4)
+    assert config.to_dict()["rope_parameters"]["rope_theta"] == rope.base  # version 5 stores it there only
     assert read(config).ropes == {"all": configs.LayerRope(rope, scaling)}
     assert read(config.to_dict()) == read(config)
 
@@ -177,107 +177,107 @@ GEMMA_3 = {
 }
 
 
-def test_a_sliding_window_that_is_not_used_is_none():
-    found = read(QWEN_2_5).attention
-    assert found.sliding_window is None
-    assert set(found.layer_types) == {"full_attention"}
+def test_unused_sliding_window_is_none():
+    result = read(QWEN_2_5).attention
+    assert result.sliding_window is None
+    assert set(result.layer_types) == {"full_attention"}
     used = read({**QWEN_2_5, "use_sliding_window": True, "sliding_window": 4096}).attention
     assert used.sliding_window == 4096
     assert set(used.layer_types) == {"sliding_attention"}
 
 
-def test_the_first_name_of_longrope():
+def test_su_is_the_former_name_of_longrope():
     renamed = {**PHI_3, "rope_scaling": {"type": "su", "short_factor": SHORT, "long_factor": LONG}}
     assert read(renamed) == read(PHI_3)
 
 
-def test_layer_types_with_ropes_of_their_own():
-    found = read(GEMMA_3)
-    # It declares 131,072 with its scaling, so it was trained on 131,072 / 8 without.
-    assert found.ropes["full_attention"] == configs.LayerRope(rw.Rope(256, 1_000_000, 16_384), rw.Linear(8))
-    assert found.ropes["sliding_attention"] == configs.LayerRope(rw.Rope(256, 10_000, 131_072), rw.NoScaling())
-    assert found.main_layer_type == "full_attention"
-    assert found.attention.layer_types.count("full_attention") == 5  # layers 6, 12, 18, 24 and 30 of 34
-    assert found.attention.layer_types[5] == "full_attention"
+def test_gemma_3_has_one_rope_for_each_layer_type():
+    result = read(GEMMA_3)
+    # It declares 131,072 tokens including its scaling, so it was trained on 131,072 / 8.
+    assert result.ropes["full_attention"] == configs.LayerRope(rw.Rope(256, 1_000_000, 16_384), rw.Linear(8))
+    assert result.ropes["sliding_attention"] == configs.LayerRope(rw.Rope(256, 10_000, 131_072), rw.NoScaling())
+    assert result.main_layer_type == "full_attention"
+    assert result.attention.layer_types.count("full_attention") == 5  # layers 6, 12, 18, 24 and 30 of 34
+    assert result.attention.layer_types[5] == "full_attention"
 
 
-def test_transformers_nests_them():
-    config = of_transformers(GEMMA_3)
+def test_nested_rope_parameters_of_version_5():
+    config = transformers_config(GEMMA_3)
     assert set(config.rope_parameters) == {"full_attention", "sliding_attention"}
     assert read(config) == read(GEMMA_3)
 
 
-def test_layer_types_with_heads_of_their_own():
+def test_gemma_4_has_one_head_size_for_each_layer_type():
     config = AutoConfig.for_model("gemma4_text")
-    found = read(config)
-    # As in transformers: heads of 256 where a layer slides, 512 where it sees everything, a quarter of which turn.
-    assert found.ropes["sliding_attention"].rope.dim == 256
-    assert found.ropes["full_attention"].rope.dim == 512
-    assert found.ropes["full_attention"].scaling == rw.Proportional(p=0.25)
-    # and as it was published
-    raw = {**config.to_dict(), "global_head_dim": 512}
-    del raw["per_layer_config"]
-    assert read(raw).ropes == found.ropes
+    result = read(config)
+    # Sliding-window layers have heads of 256, the others heads of 512, a quarter of which is rotated.
+    assert result.ropes["sliding_attention"].rope.dim == 256
+    assert result.ropes["full_attention"].rope.dim == 512
+    assert result.ropes["full_attention"].scaling == rw.Proportional(p=0.25)
+    # The published file has the field global_head_dim instead.
+    published = {**config.to_dict(), "global_head_dim": 512}
+    del published["per_layer_config"]
+    assert read(published).ropes == result.ropes
 
 
-def test_composite_configurations_are_read_at_their_text_part():
+def test_multimodal_configuration_is_parsed_at_its_text_part():
     llava = {"model_type": "llava", "vision_config": {"hidden_size": 1024}, "text_config": LLAMA_3_1}
     omni = {"model_type": "qwen2_5_omni", "thinker_config": {"text_config": QWEN_2_5}}
     assert read(llava) == read(LLAMA_3_1)
     assert read(omni) == read(QWEN_2_5)
-    config = of_transformers({"model_type": "llava", "text_config": LLAMA_3_1})
+    config = transformers_config({"model_type": "llava", "text_config": LLAMA_3_1})
     assert read(config).ropes == read(LLAMA_3_1).ropes
     assert read(config.to_dict()) == read(config)
 
 
 @pytest.mark.parametrize("model_type", [*DEFAULT_ROPE_THETA, *DEFAULT_PARTIAL_ROTARY_FACTOR])
-def test_defaults_of_architectures_are_those_of_transformers(model_type):
+def test_default_tables_match_the_classes_of_transformers(model_type):
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}
     bare = {"hidden_size": 1024, "max_position_embeddings": 2048, **heads}
-    if model_type != "falcon":  # a property there
+    if model_type != "falcon":  # a read-only property of the class
         bare["head_dim"] = 128
     config = AutoConfig.for_model(model_type, **bare)
     if model_type not in DEFAULT_ROPE_THETA:
         bare["rope_theta"] = 10_000.0
-    ours, theirs = (each.main_layer.rope for each in (read({"model_type": model_type, **bare}), read(config)))
-    assert ours.base == theirs.base
+    ours, reference = (source.main_layer.rope for source in (read({"model_type": model_type, **bare}), read(config)))
+    assert ours.base == reference.base
     if model_type in DEFAULT_PARTIAL_ROTARY_FACTOR:
-        assert ours.dim == theirs.dim
+        assert ours.dim == reference.dim
 
 
-def test_what_can_be_given():
+def test_read_accepts_a_model_a_config_object_and_a_parsed_config():
     class Model:
-        config = of_transformers(LLAMA_2)
+        config = transformers_config(LLAMA_2)
 
-    wanted = read(LLAMA_2)
-    assert read(wanted) is wanted
-    assert read(Model.config) == wanted
-    assert read(Model()) == wanted
+    expected = read(LLAMA_2)
+    assert read(expected) is expected
+    assert read(Model.config) == expected
+    assert read(Model()) == expected
 
 
-def test_a_file_and_a_folder(tmp_path):
+def test_read_accepts_a_file_and_a_folder(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(PHI_3))
     for source in (file, str(file), tmp_path, str(tmp_path)):
         assert read(source) == read(PHI_3)
 
 
-def test_the_top_level_original_length_wins_as_in_transformers():
+def test_top_level_original_length_takes_precedence_as_in_transformers():
     both = {**PHI_3, "rope_scaling": {**PHI_3["rope_scaling"], "original_max_position_embeddings": 8192}}
     assert read(both).ropes["all"].rope.original_length == 4096
-    assert read(of_transformers(both)).ropes["all"].rope.original_length == 4096
+    assert read(transformers_config(both)).ropes["all"].rope.original_length == 4096
 
 
-def test_without_an_original_length_the_declared_one_counts():
+def test_declared_length_is_the_original_length_if_none_is_given():
     bare = {**QWEN_2_5, "rope_scaling": {"type": "yarn", "factor": 4.0}}
     assert read(bare).ropes["all"].rope.original_length == 32_768
 
 
-def test_rope_parameters_keep_what_is_the_models_own():
+def test_rope_parameters_keep_the_keys_of_the_model():
     layer = read(LLAMA_3_1).ropes["all"]
-    written = {"rope_type": "default", "partial_rotary_factor": 0.5, "mrope_section": [16, 24, 24]}
-    written |= {"factor": 9.0, "beta_fast": 16}  # of the scaling that goes
-    assert configs.build_rope_parameters(rw.Linear(2), layer.rope, written) == {
+    old_rope_dict = {"rope_type": "default", "partial_rotary_factor": 0.5, "mrope_section": [16, 24, 24]}
+    old_rope_dict |= {"factor": 9.0, "beta_fast": 16}  # belong to the replaced scaling
+    assert configs.build_rope_parameters(rw.Linear(2), layer.rope, old_rope_dict) == {
         "rope_type": "linear",
         "rope_theta": 500_000.0,
         "factor": 2.0,
@@ -286,10 +286,10 @@ def test_rope_parameters_keep_what_is_the_models_own():
     }
 
 
-def test_the_p_of_a_proportional_model_is_not_its_rotary_dimension():
+def test_p_of_a_proportional_model_is_not_its_rotary_fraction():
     rope = rw.Rope(64, 10_000, 1024)
-    own = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
-    assert "partial_rotary_factor" not in configs.build_rope_parameters(rw.Linear(2), rope, own)
-    assert configs.build_rope_parameters(rw.Proportional(p=0.5), rope, own)["partial_rotary_factor"] == 0.5
-    # Of another model that field is the rotary dimension, and then the one field cannot say both.
+    proportional = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
+    assert "partial_rotary_factor" not in configs.build_rope_parameters(rw.Linear(2), rope, proportional)
+    assert configs.build_rope_parameters(rw.Proportional(p=0.5), rope, proportional)["partial_rotary_factor"] == 0.5
+    # For other models the same field is the rotary fraction, and one field cannot express both.
     assert configs.build_rope_parameters(rw.Proportional(p=0.5), rope, {"partial_rotary_factor": 0.25}) is None

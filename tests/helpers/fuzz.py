@@ -1,6 +1,11 @@
-"""Throw damaged configurations and GGUF files at config, doctor and export: a verdict or one clear line, each time.
+"""Fuzz config, doctor, engines and export with corrupt configurations and GGUF files.
 
-`python tests/fuzz.py configs 10000` and `python tests/fuzz.py ggufs 2000`; the suite runs some of each.
+Every case must complete or raise an InputError with one line, within `SECONDS` and `MEMORY`.
+
+    python -m tests.helpers.fuzz configs 10000
+    python -m tests.helpers.fuzz ggufs 2000
+
+tests/test_fuzz.py runs a few hundred of each.
 """
 
 from __future__ import annotations
@@ -17,10 +22,10 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-SECONDS = 10  # for one case
-MEMORY = 2**30  # bytes, of the whole process
+SECONDS = 10  # limit for one case
+MEMORY = 2**30  # limit for the whole process, bytes
 
-PLAIN = [
+VALID_CONFIGS = [
     {
         "model_type": "llama",
         "hidden_size": 256,
@@ -160,75 +165,76 @@ SPECS = [
 ]
 
 
-def places(value, path=()):
-    """The path of every dict in it."""
-    found = [path] if isinstance(value, dict) else []
+def paths_of_dicts(value, path=()):
+    """Return the path of every dict in a nested value."""
+    paths = [path] if isinstance(value, dict) else []
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in list(children)[:50]:
-        found += places(child, (*path, key))
-    return found
+        paths += paths_of_dicts(child, (*path, key))
+    return paths
 
 
-def mutated(config, draw):
+def mutate(config, draw):
+    """Return a copy with one to four random fields deleted, replaced or added."""
     config = copy.deepcopy(config)
     for _ in range(draw.randint(1, 4)):
-        where = config
-        for key in draw.choice(places(config)):
-            where = where[key]
-        kind = draw.random()
-        if kind < 0.25 and where:
-            del where[draw.choice(list(where))]
-        elif kind < 0.75 and where:
-            where[draw.choice(list(where))] = copy.deepcopy(draw.choice(JUNK))
+        target = config
+        for key in draw.choice(paths_of_dicts(config)):
+            target = target[key]
+        action = draw.random()
+        if action < 0.25 and target:
+            del target[draw.choice(list(target))]
+        elif action < 0.75 and target:
+            target[draw.choice(list(target))] = copy.deepcopy(draw.choice(JUNK))
         else:
-            where[draw.choice(KEYS)] = copy.deepcopy(draw.choice(JUNK))
+            target[draw.choice(KEYS)] = copy.deepcopy(draw.choice(JUNK))
     return config
 
 
-def invented(draw):
-    """A configuration of nothing but chance."""
+def random_config(draw):
+    """Return a configuration of random keys and values."""
     return {draw.choice(KEYS): copy.deepcopy(draw.choice(JUNK)) for _ in range(draw.randint(0, 12))}
 
 
-def broken(data, draw):
-    """The bytes of a file with a few of its first ones changed, cut or doubled."""
-    head = bytearray(data)
+def corrupt(data, draw):
+    """Return the bytes of a file with a few of the first 4,096 changed, removed or repeated."""
+    content = bytearray(data)
     for _ in range(draw.randint(1, 6)):
-        at = draw.randrange(min(len(head), 4096))
-        kind = draw.random()
-        if kind < 0.5:
-            head[at] = draw.randrange(256)
-        elif kind < 0.8:
-            head[at : at + 8] = draw.choice([0, 1, 2**31, 2**62, 2**64 - 1, draw.randrange(2**16)]).to_bytes(
-                8, "little"
-            )
-        elif kind < 0.9:
-            del head[at : at + draw.randint(1, 64)]
+        position = draw.randrange(min(len(content), 4096))
+        action = draw.random()
+        if action < 0.5:
+            content[position] = draw.randrange(256)
+        elif action < 0.8:
+            content[position : position + 8] = draw.choice(
+                [0, 1, 2**31, 2**62, 2**64 - 1, draw.randrange(2**16)]
+            ).to_bytes(8, "little")
+        elif action < 0.9:
+            del content[position : position + draw.randint(1, 64)]
         else:
-            head[at:at] = head[at : at + draw.randint(1, 64)]
-    return bytes(head[: draw.randrange(len(head))] if draw.random() < 0.1 else head)
+            content[position:position] = content[position : position + draw.randint(1, 64)]
+    return bytes(content[: draw.randrange(len(content))] if draw.random() < 0.1 else content)
 
 
 class Tally:
-    """What came of the cases: verdicts and refusals by what they name, and whatever else was raised."""
+    """Counts the cases that completed and those that raised an InputError, and collects all other failures."""
 
     def __init__(self):
-        self.counts, self.faults = Counter(), []
+        self.counts, self.failures = Counter(), []
 
-    def run(self, what, case, work, *given):
+    def run(self, name, case, function, *arguments):
         from ropewalk.errors import InputError
 
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
-            work(*given)
-            self.counts[what, "verdict"] += 1
+            function(*arguments)
+            self.counts[name, "completed"] += 1
         except InputError as error:
-            self.counts[what, "one line"] += 1
+            self.counts[name, "one line"] += 1
             if "\n" in str(error) or len(str(error)) > 1000:
-                self.faults.append((what, f"a message that is not one line: {error}", repr(case)[:2000]))
+                self.failures.append((name, f"the message is not one line: {error}", repr(case)[:2000]))
         except BaseException:
-            self.faults.append((what, traceback.format_exc(limit=-4), repr(case)[:2000]))
-            if len(self.faults) > 20:
+            self.failures.append((name, traceback.format_exc(limit=-4), repr(case)[:2000]))
+            if len(self.failures) > 20:
                 raise
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -237,26 +243,29 @@ class Tally:
 def fuzz_configs(count, seed):
     import ropewalk as rw
     from ropewalk.config import from_dict
-    from ropewalk.serving.doctor import Subject, examine
+    from ropewalk.config.defaults import fill_defaults
+    from ropewalk.serving.doctor import ExaminedConfig, examine
     from ropewalk.serving.engines import ENGINES
     from ropewalk.serving.engines.encode import encode
-    from ropewalk.serving.engines.folder_engine import meaning
+    from ropewalk.serving.engines.trained_config import interpret_as_trained
 
-    def exported(engine, case, spec, length):
-        return encode(engine, case, meaning(case), spec, length)
+    def export_config(engine, case, spec, length):
+        return encode(engine, case, interpret_as_trained(case), spec, length)
 
+    # Import transformers before the first case: a timeout in the middle of this import can crash the interpreter.
+    fill_defaults({"model_type": "llama"})
     draw, tally = random.Random(seed), Tally()
-    known = Path(rw.__file__).parent / "config" / "published"
-    models = [json.loads(file.read_text())["config"] for file in sorted(known.glob("*.json"))] + PLAIN
-    engines = [engine for engine in ENGINES.values() if engine.takes == "folder"]
+    published = Path(rw.__file__).parent / "config" / "published"
+    models = [json.loads(file.read_text())["config"] for file in sorted(published.glob("*.json"))] + VALID_CONFIGS
+    engines = [engine for engine in ENGINES.values() if engine.checkpoint_format == "folder"]
     for _ in range(count):
-        case = invented(draw) if draw.random() < 0.2 else mutated(draw.choice(models), draw)
+        case = random_config(draw) if draw.random() < 0.2 else mutate(draw.choice(models), draw)
         engine, spec = draw.choice(engines), rw.parse(draw.choice(SPECS))
         length = draw.choice([1, 8192, 32_768, 1_000_000])
         tally.run("config", case, from_dict, case)
-        tally.run("doctor", case, examine, Subject(case))
+        tally.run("doctor", case, examine, ExaminedConfig(case))
         tally.run("read", (engine.name, case), engine.interpret, case, length)
-        tally.run("export", (engine.name, case), exported, engine, case, spec, length)
+        tally.run("export", (engine.name, case), export_config, engine, case, spec, length)
     return tally
 
 
@@ -264,29 +273,29 @@ def fuzz_ggufs(count, seed):
     from tests.helpers.gguf_model import small_gguf
 
     from ropewalk.config import from_gguf
-    from ropewalk.serving.doctor import examine, load
+    from ropewalk.serving.doctor import ExaminedConfig, examine
     from ropewalk.serving.export import export_model
 
-    def examined(path):
-        return examine(load(path))
+    def examine_file(path):
+        return examine(ExaminedConfig.from_model(path))
 
     draw, tally = random.Random(seed), Tally()
     with tempfile.TemporaryDirectory() as folder:
-        whole = small_gguf(Path(folder) / "whole.gguf").read_bytes()
-        path = Path(folder) / "broken.gguf"
+        valid_file = small_gguf(Path(folder) / "valid.gguf").read_bytes()
+        path = Path(folder) / "corrupt.gguf"
         for index in range(count):
-            case = broken(whole, draw)
+            case = corrupt(valid_file, draw)
             path.write_bytes(case)
             spec = draw.choice(SPECS)
             tally.run("config", case, from_gguf, path)
-            tally.run("doctor", case, examined, str(path))
+            tally.run("doctor", case, examine_file, str(path))
             out = Path(folder) / f"out{index}"
             tally.run("export", case, export_model, str(path), spec, "llama.cpp", out, 12_000)
     return tally
 
 
 def peak_memory():
-    """Bytes; not by getrusage, which counts what the parent had when it started this process."""
+    """Return the peak memory of this process in bytes (getrusage would include the memory of the parent)."""
     status = Path("/proc/self/status")
     if not status.exists():
         return 0
@@ -294,18 +303,22 @@ def peak_memory():
     return int(line.split()[1]) * 1024
 
 
+def raise_timeout(*_):
+    raise TimeoutError(f"longer than {SECONDS} s")
+
+
 def main():
-    what, count, *seed = sys.argv[1:]
-    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError(f"longer than {SECONDS} s")))
+    kind, count, *seed = sys.argv[1:]
+    signal.signal(signal.SIGALRM, raise_timeout)
     started = time.perf_counter()
-    tally = {"configs": fuzz_configs, "ggufs": fuzz_ggufs}[what](int(count), int(seed[0]) if seed else 0)
+    tally = {"configs": fuzz_configs, "ggufs": fuzz_ggufs}[kind](int(count), int(seed[0]) if seed else 0)
     peak = peak_memory()
     for (name, outcome), number in sorted(tally.counts.items()):
         print(f"{name}: {outcome} {number}")
     print(f"{time.perf_counter() - started:.0f} s, at most {peak / 2**20:.0f} MiB")
-    for name, fault, case in tally.faults:
-        print(f"--- {name}\n{fault}\n{case}", file=sys.stderr)
-    sys.exit(bool(tally.faults) or peak > MEMORY)
+    for name, failure, case in tally.failures:
+        print(f"--- {name}\n{failure}\n{case}", file=sys.stderr)
+    sys.exit(bool(tally.failures) or peak > MEMORY)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A small GGUF file, as llama.cpp's converter writes them: metadata, a tokenizer, tensors of several types."""
+"""Small GGUF files with the content that llama.cpp's converter writes: metadata, a tokenizer, tensors."""
 
 from __future__ import annotations
 
 import gguf
 import numpy as np
 
-# Of SmolLM2: trained on 8,192 tokens, 32 pairs a head.
+# The fields of SmolLM2: trained on 8,192 tokens, 32 channel pairs per head.
 LLAMA = {
     "block_count": 30,
     "context_length": 8192,
@@ -18,10 +18,14 @@ LLAMA = {
 
 
 def small_gguf(path, changes=None, divisors=None, architecture="llama", alignment=None):
-    """Write one and return its path.
+    """Write a file with a few tensors of different types, which no engine can run, and return its path.
 
-    `changes`: fields beside or in place of `LLAMA`'s, without the architecture's name; None leaves one out.
-    `divisors`: further tensors, by name, lists of numbers.
+    Args:
+        path: the file to write.
+        changes: fields to add to those of `LLAMA`, without the prefix of the architecture; None removes a field.
+        divisors: further tensors by name, lists of numbers.
+        architecture: the architecture, which is also the prefix of its fields.
+        alignment: alignment of the tensor data, in bytes.
     """
     writer = gguf.GGUFWriter(path, architecture)
     if alignment:
@@ -40,7 +44,7 @@ def small_gguf(path, changes=None, divisors=None, architecture="llama", alignmen
     rng = np.random.default_rng(0)
     writer.add_tensor("token_embd.weight", rng.normal(size=(43, 64)).astype(np.float16))
     writer.add_tensor("output_norm.weight", rng.normal(size=64).astype(np.float32))
-    blocks = rng.integers(0, 256, size=(4, 34 * 2), dtype=np.uint8)  # two blocks of Q8_0 a row
+    blocks = rng.integers(0, 256, size=(4, 34 * 2), dtype=np.uint8)  # two blocks of Q8_0 per row
     writer.add_tensor("blk.0.attn_q.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
     for name, values in (divisors or {}).items():
         writer.add_tensor(name, np.array(values, dtype=np.float32))
@@ -52,39 +56,39 @@ def small_gguf(path, changes=None, divisors=None, architecture="llama", alignmen
 
 
 def tiny_llama(path):
-    """Write a whole Llama of random float32 weights, which llama.cpp can run: 2 layers, 16 pairs a head."""
-    width, heads, feed, vocabulary = 64, 2, 96, 300
+    """Write a complete Llama with random float32 weights, which llama.cpp can run: 2 layers, 16 pairs per head."""
+    hidden_size, heads, intermediate_size, vocabulary = 64, 2, 96, 300
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(2)
     writer.add_context_length(512)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(feed)
+    writer.add_embedding_length(hidden_size)
+    writer.add_feed_forward_length(intermediate_size)
     writer.add_head_count(heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(width // heads)
+    writer.add_rope_dimension_count(hidden_size // heads)
     writer.add_rope_freq_base(10_000.0)
     writer.add_vocab_size(vocabulary)
     words = [f"w{i}" for i in range(vocabulary - 3)]
-    kinds = gguf.TokenType
+    types = gguf.TokenType
     writer.add_tokenizer_model("llama")
     writer.add_token_list(["<unk>", "<s>", "</s>", *words])
     writer.add_token_scores([0.0] * vocabulary)
-    writer.add_token_types([kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL] + [kinds.NORMAL] * len(words))
+    writer.add_token_types([types.UNKNOWN, types.CONTROL, types.CONTROL] + [types.NORMAL] * len(words))
     rng = np.random.default_rng(0)
 
-    def add(name, *shape):
+    def add_random_tensor(name, *shape):
         writer.add_tensor(f"{name}.weight", (2 * rng.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32))
 
-    add("token_embd", vocabulary, width)
-    writer.add_tensor("output_norm.weight", np.ones(width, dtype=np.float32))
+    add_random_tensor("token_embd", vocabulary, hidden_size)
+    writer.add_tensor("output_norm.weight", np.ones(hidden_size, dtype=np.float32))
     for block in ("blk.0", "blk.1"):
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            add(f"{block}.{name}", width, width)
-        add(f"{block}.ffn_gate", feed, width)
-        add(f"{block}.ffn_up", feed, width)
-        add(f"{block}.ffn_down", width, feed)
+            add_random_tensor(f"{block}.{name}", hidden_size, hidden_size)
+        add_random_tensor(f"{block}.ffn_gate", intermediate_size, hidden_size)
+        add_random_tensor(f"{block}.ffn_up", intermediate_size, hidden_size)
+        add_random_tensor(f"{block}.ffn_down", hidden_size, intermediate_size)
         for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"{block}.{name}.weight", np.ones(width, dtype=np.float32))
+            writer.add_tensor(f"{block}.{name}.weight", np.ones(hidden_size, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

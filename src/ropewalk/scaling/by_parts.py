@@ -80,8 +80,8 @@ class ByParts(Scaling):
         low, high = max(low, 0), min(high, rope.dim - 1)
         if low == high:
             high += 0.001  # makes the ramp a step and not 0/0, as in the reference code
-        ramp: NDArray[np.float64] = 1 - (np.arange(rope.dim // 2) - low) / (high - low)
-        return ramp
+        index = np.arange(rope.dim // 2, dtype=np.float64)
+        return 1 - (index - low) / (high - low)
 
     def _correction_index(self, rope: Rope, rotations: float) -> float:
         """Return the (fractional) index of the pair that completes `rotations` over the original length."""
