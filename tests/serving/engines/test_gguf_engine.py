@@ -1,6 +1,7 @@
 """Exported GGUF files, read back and compared with the file that they were made from."""
 
 import hashlib
+import struct
 
 import gguf
 import numpy as np
@@ -56,17 +57,21 @@ def is_interpreted_as(path, scaling, length=LENGTH, original="smollm2"):
     )
 
 
-@pytest.fixture(scope="module")
-def original():
-    return file_content(configs.locate("smollm2"))
+def tensor_section(content):
+    """Split the tensors of a GGUF file into their descriptions (name, shape, type, offset) and their data."""
+    start, last_name = content.index(b"token_embd.weight"), content.rindex(b".weight", 0, 2**21)
+    (dimensions,) = struct.unpack_from("<I", content, last_name + len(b".weight"))
+    end = last_name + len(b".weight") + 4 + 8 * dimensions + 4 + 8
+    return content[start:end], content[-(-end // 32) * 32 :]
 
 
-def test_only_the_fields_of_the_scaling_change(tmp_path, original):
+def test_only_the_fields_of_the_scaling_change(tmp_path):
     path, candidate = export("smollm2", "yarn:factor=2", tmp_path / "out")
-    (old_fields, old_tensors), (new_fields, new_tensors) = original, file_content(path)
-    assert len(old_tensors) == 272
-    assert new_tensors == old_tensors
-    assert list(new_tensors) == list(old_tensors)
+    source = configs.locate("smollm2")
+    old, new = source.read_bytes(), path.read_bytes()
+    assert tensor_section(old)[0].count(b".weight") == 272
+    assert tensor_section(new) == tensor_section(old)
+    assert old[old.index(b"tokenizer.") : old.index(b"general.quantization_version")] in new
     fields = {
         "llama.context_length": 12_000,
         "llama.rope.scaling.type": "yarn",
@@ -74,7 +79,7 @@ def test_only_the_fields_of_the_scaling_change(tmp_path, original):
         "llama.rope.scaling.original_context_length": 8192,
     }
     assert candidate.changes == fields
-    assert different_keys(old_fields, new_fields) == set(fields)
+    assert different_keys(read_gguf_header(source)[0], read_gguf_header(path)[0]) == set(fields)
     assert fields.items() <= read_gguf_header(path)[0].items()
     assert is_interpreted_as(path, "yarn:factor=2")
     assert configs.read(path).max_length == 12_000

@@ -1,17 +1,21 @@
-"""What is written, in the hands of transformers 5: its configuration classes load it, its rotary modules turn by it.
+"""Encoded configurations in the real classes of transformers 5: they load, and rotate by the expected frequencies.
 
-The modules are built alone, from the `config.json` that export would write: full-sized heads, and no weights.
+Only the rotary module of a model is built, with heads of full size, from the config.json that an export would write.
 """
 
 import contextlib
+import copy
+import functools
 import importlib
 import json
 import logging
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 import ropewalk as rw
 from ropewalk import config as configs
@@ -28,11 +32,11 @@ SLIDING = {"layer_types": ["sliding_attention", "full_attention"] * 3, "sliding_
 LATENT = {"qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "kv_lora_rank": 512, "q_lora_rank": 1536, "v_head_dim": 128}
 LISTS = {"short_factor": [1 + i / 100 for i in range(64)], "long_factor": [1 + i / 7 for i in range(64)]}
 V4_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
-# As their makers publish them, in the form of version 4 or 5, by model type.
+# Configurations as they are published, in the form of transformers 4 or 5. A second word tells variants apart.
 FAMILIES = {
     "llama": {**HEADS, **ROPE},
     "mistral": {**HEADS, **ROPE},
-    "mixtral": {**HEADS, **ROPE},  # head_dim is left to the class, which leaves it empty
+    "mixtral": {**HEADS, **ROPE},  # without head_dim, which its class does not fill in
     "ministral": {**HEADS, **ROPE, **SLIDING},
     "minimax": {**HEADS, **ROPE},
     "hunyuan_v1_dense": {**HEADS, **ROPE},
@@ -76,8 +80,11 @@ FAMILIES = {
         },
     },
     "ernie4_5_vl_moe_text": {**HEADS, **ROPE},
-    "llama whole": {**HEADS, **ROPE, "partial_rotary_factor": 0.5},
+    "llama partial": {**HEADS, **ROPE, "partial_rotary_factor": 0.5},
 }  # fmt: skip
+LOADED_THROUGH_TRANSFORMERS_5 = [
+    name for name, engine in ENGINES.items() if getattr(engine, "transformers_version", None) == 5
+]
 METHODS = [
     "none", "linear:factor=4", "ntk:factor=4", "ntk-by-parts:factor=4", "yarn:factor=4", "yarn:factor=4,truncate=false",
     "yarn:factor=4,attention_factor=1.3", "yarn:factor=4,beta_fast=16,original_length=4096",
@@ -85,105 +92,120 @@ METHODS = [
     "dynamic-ntk:factor=2", "proportional:p=0.5",
 ]  # fmt: skip
 
-
-_LISTS_ALONE = ("dynamic-ntk:factor=2", "proportional:p=0.5")
-_UNSCALED_ALONE = tuple(method for method in METHODS if not method.startswith(("none", "ntk:", "abf", "critical")))
+# The methods that transformers cannot express for a family; it can express all others.
+_NOT_AS_LISTS = ("dynamic-ntk:factor=2", "proportional:p=0.5")
+_NOT_AS_BASE = tuple(method for method in METHODS if not method.startswith(("none", "ntk:", "abf", "critical")))
 REFUSED = {
     "phi": ("proportional:p=0.5",),
-    "phi3": _LISTS_ALONE,
-    "phi3 long": _LISTS_ALONE,
-    "phimoe": (*_LISTS_ALONE, "longrope"),
+    "phi3": _NOT_AS_LISTS,
+    "phi3 long": _NOT_AS_LISTS,
+    "phimoe": (*_NOT_AS_LISTS, "longrope"),
     "glm4": ("proportional:p=0.5",),
     "stablelm": ("proportional:p=0.5",),
     "gpt_neox": ("proportional:p=0.5",),
     "deepseek_v3": ("proportional:p=0.5",),
     "mimo_v2_flash": ("proportional:p=0.5",),
-    "ernie4_5_vl_moe_text": _UNSCALED_ALONE,
-    "llama whole": ("proportional:p=0.5",),
+    "ernie4_5_vl_moe_text": _NOT_AS_BASE,
+    "llama partial": ("proportional:p=0.5",),
 }
 
 
 @pytest.fixture(autouse=True)
-def _quiet():
+def _without_log_messages(monkeypatch):
+    """Silence transformers, which warns about the rope dicts that these tests write on purpose.
+
+    It also formats every configuration for a message that is not shown, which takes a third of the time to load one.
+    """
+    monkeypatch.setattr(PreTrainedConfig, "__repr__", object.__repr__)
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
 
 
-def family(name):
-    fields = FAMILIES[name]
-    return {"model_type": name.split()[0], **json.loads(json.dumps(fields))}
+def family_config(name):
+    return {"model_type": name.split()[0], **copy.deepcopy(FAMILIES[name])}
 
 
-def loaded(config, folder):
-    """The text part of what AutoConfig makes of the file."""
-    (folder / "config.json").write_text(json.dumps(config))
-    return AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
+@functools.cache
+def load_json(text):
+    """Load the text of a config.json through transformers; the engines often write the same one."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(text)
+        return AutoConfig.from_pretrained(folder)
 
 
-def rotary_module(config):
-    """The architecture's own, built from its configuration object."""
+def load_text_config(config):
+    """Load a config.json through transformers, and return the configuration of its text decoder."""
+    return load_json(json.dumps(config)).get_text_config(decoder=True)
+
+
+def build_rotary_module(config):
+    """Build the rotary module of the architecture from its configuration object."""
     source = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
     stem = type(config).__name__.removesuffix("Config")
     names = [f"{stem}RotaryEmbedding", f"{stem.removesuffix('Text')}RotaryEmbedding"]
     return next(getattr(source, name) for name in names if hasattr(source, name))(config)
 
 
-def turned(module, kind, length):
-    """inv_freq and attention scaling that the module turns by when the text has `length` tokens."""
-    prefix, naming = ("", {}) if kind == configs.ALL_LAYERS else (f"{kind}_", {"layer_type": kind})
+def run_rotary_module(module, layer_type, length):
+    """Return the inv_freq and the attention scaling that the module uses for a text of `length` tokens."""
+    if layer_type == configs.ALL_LAYERS:
+        prefix, arguments = "", {}
+    else:
+        prefix, arguments = f"{layer_type}_", {"layer_type": layer_type}
     positions = torch.tensor([[0, length - 1]])
-    if "VL" in type(module).__name__:  # of multimodal positions there are three rows
+    if "VL" in type(module).__name__:  # multimodal positions have three rows
         positions = positions.expand(3, 1, 2)
-    cos, _ = module(torch.zeros(1), positions, **naming)
-    shown = float(cos[..., 0, :].max())  # at position 0 it is the attention scaling
-    return getattr(module, f"{prefix}inv_freq").double().numpy(), shown
+    cos, _ = module(torch.zeros(1), positions, **arguments)
+    attention_scaling = float(cos[..., 0, :].max())  # the cosine of position 0 is 1
+    return getattr(module, f"{prefix}inv_freq").double().numpy(), attention_scaling
 
 
 def scaling_for(method, dim):
     if method != "longrope":
         return rw.parse(method)
-    short, long = ([1 + i / part for i in range(dim // 2)] for part in (100, 7))
-    return rw.LongRoPE(short, long, factor=4)
+    pairs = range(dim // 2)
+    return rw.LongRoPE([1 + i / 100 for i in pairs], [1 + i / 7 for i in pairs], factor=4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_written_is_what_its_own_module_turns_by(name, tmp_path):
-    config = family(name)
+def test_the_rotary_module_has_the_expected_frequencies(name):
+    config = family_config(name)
     model_config = interpret_as_trained(config)
-    main, told = model_config.main_layer, []
+    supported = []
     for method in METHODS:
-        scaling = scaling_for(method, main.rope.dim)
+        scaling = scaling_for(method, model_config.main_layer.rope.dim)
         try:
             candidate = encode(ENGINE, config, model_config, scaling, TARGET)
         except InputError:
             continue
-        module = rotary_module(loaded(candidate.config, tmp_path))
-        for kind, expected in expected_scalings(model_config, scaling).items():
-            want = configs.compute_layer_frequencies(expected, model_config.ropes[kind], TARGET)
-            inv_freq, attention_factor = turned(module, kind, TARGET)
-            order = slice(None) if name != "ernie4_5_vl_moe_text" else np.argsort(-inv_freq)  # it has them in another
+        module = build_rotary_module(load_text_config(candidate.config))
+        for layer_type, expected in expected_scalings(model_config, scaling).items():
+            frequencies = configs.compute_layer_frequencies(expected, model_config.ropes[layer_type], TARGET)
+            inv_freq, attention_factor = run_rotary_module(module, layer_type, TARGET)
+            if name == "ernie4_5_vl_moe_text":  # its pairs are in another order
+                inv_freq = np.sort(inv_freq)[::-1]
             np.testing.assert_allclose(
-                inv_freq[order], want.inv_freq, rtol=2e-6, err_msg=f"{method}, {candidate.encoded_as}"
+                inv_freq, frequencies.inv_freq, rtol=2e-6, err_msg=f"{method}, {candidate.encoded_as}"
             )
-            assert attention_factor == pytest.approx(want.attention_factor, rel=2e-6), method
-        told.append(method)
-    assert told == [method for method in METHODS if method not in REFUSED.get(name, ())]
+            assert attention_factor == pytest.approx(frequencies.attention_factor, rel=2e-6), method
+        supported.append(method)
+    assert supported == [method for method in METHODS if method not in REFUSED.get(name, ())]
 
 
-@pytest.mark.parametrize("engine", [name for name, each in ENGINES.items() if getattr(each, "loads", None) == 5])
+@pytest.mark.parametrize("engine", LOADED_THROUGH_TRANSFORMERS_5)
 @pytest.mark.parametrize("name", ["phi3", "phi3 long", "phimoe", "mixtral", "minimax", "hunyuan_v1_dense"])
-def test_what_is_written_loads_in_every_engine_on_transformers_5(name, engine, tmp_path):
-    config = family(name)
+def test_every_encoded_configuration_loads_in_transformers_5(name, engine):
+    config = family_config(name)
     model_config = interpret_as_trained(config)
-    told = []
+    supported = []
     for method in METHODS:
         scaling = scaling_for(method, model_config.main_layer.rope.dim)
         with contextlib.suppress(InputError):
             candidate = encode(find_engine(engine), config, model_config, scaling, TARGET)
-            loaded(candidate.config, tmp_path)
-            told.append(method)
-    assert {"none", "linear:factor=4", "ntk-by-parts:factor=4", "yarn:factor=4"} <= set(told)
+            load_text_config(candidate.config)
+            supported.append(method)
+    assert {"none", "linear:factor=4", "ntk-by-parts:factor=4", "yarn:factor=4"} <= set(supported)
 
 
 @pytest.mark.parametrize(
@@ -198,44 +220,44 @@ def test_what_is_written_loads_in_every_engine_on_transformers_5(name, engine, t
         ("hunyuan_v1_dense", {"rope_type": "longrope", "factor": 4.0, **LISTS}),
     ],
 )
-def test_what_a_class_refuses_is_refused_here(name, rope, tmp_path):
-    config = {**family(name), "rope_scaling": rope}
-    with pytest.raises(Exception):  # noqa: B017, PT011 each class has an error of its own
-        loaded(config, tmp_path)
-    for engine in ("transformers", "vllm", "sglang", "lmdeploy"):
+def test_a_configuration_that_its_class_refuses_is_refused_for_each_engine(name, rope):
+    config = {**family_config(name), "rope_scaling": rope}
+    with pytest.raises(Exception):  # noqa: B017, PT011  each class raises another type
+        load_text_config(config)
+    for engine in LOADED_THROUGH_TRANSFORMERS_5:
         with pytest.raises(InputError):
             find_engine(engine).interpret(config, 8192)
 
 
-def test_truncate_of_nested_rope_dicts_is_cut(tmp_path):
-    """A slip of transformers 5.23: it looks for it beside the layer types."""
-    whole = {"rope_type": "yarn", "rope_theta": 1e5, "factor": 4.0, "truncate": False}
-    local = {"rope_type": "default", "rope_theta": 1e4}
-    rope = {"full_attention": whole, "sliding_attention": local}
+def test_truncate_is_ignored_in_nested_rope_dicts():
+    """transformers 5.23 looks for it in the outer dict, next to the layer types."""
+    full = {"rope_type": "yarn", "rope_theta": 1e5, "factor": 4.0, "truncate": False}
+    sliding = {"rope_type": "default", "rope_theta": 1e4}
+    rope = {"full_attention": full, "sliding_attention": sliding}
     config = {**HEADS, **SLIDING, "model_type": "gemma3_text", "head_dim": 256, "rope_parameters": rope}
     config["max_position_embeddings"] = 8192
-    inv_freq, _ = turned(rotary_module(loaded(config, tmp_path)), "full_attention", 8192)
+    inv_freq, _ = run_rotary_module(build_rotary_module(load_text_config(config)), "full_attention", 8192)
     layer = ENGINE.interpret(config, 8192).ropes["full_attention"]
     np.testing.assert_allclose(inv_freq, layer.scaling.frequencies(layer.rope).inv_freq, rtol=2e-6)
     expected = interpret_as_trained(config).ropes["full_attention"]
     assert not np.allclose(inv_freq, expected.scaling.frequencies(expected.rope).inv_freq, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["llama whole", "glm4", "mistral4"])
-def test_the_part_that_turns_unscaled(name, tmp_path):
-    """Llama's module passes over partial_rotary_factor until something is scaled; GLM's does not."""
+@pytest.mark.parametrize("name", ["llama partial", "glm4", "mistral4"])
+def test_partial_rotary_factor_of_an_unscaled_module(name):
+    """The module of Llama ignores partial_rotary_factor while it is unscaled; that of GLM does not."""
     config = {
         **FAMILIES.get(name, {**HEADS, **ROPE, **LATENT}),
         "model_type": name.split()[0],
         "partial_rotary_factor": 0.5,
     }
-    inv_freq, _ = turned(rotary_module(loaded(config, tmp_path)), "all", 8192)
+    inv_freq, _ = run_rotary_module(build_rotary_module(load_text_config(config)), "all", 8192)
     assert len(inv_freq) == ENGINE.interpret(config, 8192).ropes["all"].rope.dim // 2
 
 
-def test_esm_turns_by_the_base_beside_the_dict_alone(tmp_path):
+def test_esm_reads_rope_theta_only_outside_the_dict():
     config = {**HEADS, "model_type": "esm", "max_position_embeddings": 1026, "position_embedding_type": "rotary"}
     for fields in ({"rope_theta": 50_000.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 50_000.0}}):
-        inv_freq = rotary_module(loaded({**config, **fields}, tmp_path)).inv_freq.double().numpy()
+        inv_freq = build_rotary_module(load_text_config({**config, **fields})).inv_freq.double().numpy()
         layer = ENGINE.interpret({**config, **fields}, 1026).ropes["all"]
         np.testing.assert_allclose(inv_freq, layer.scaling.frequencies(layer.rope).inv_freq, rtol=2e-6)
