@@ -132,17 +132,17 @@ LONGROPE_ONLY_MODEL_TYPES = frozenset({"phi3", "phi4_multimodal"})
 # Source: configuration_phimoe.py of transformers 4.57 and 5.
 SHORT_LONG_MSCALE_MODEL_TYPES = frozenset({"phimoe"})
 
-# Architectures whose configuration class leaves `head_dim` at None when the file omits it. The LongRoPE initialization
-# of transformers then fails because it computes with that None.
+# Architectures whose configuration class leaves `head_dim` at None when the file omits it. For dynamic, yarn and
+# longrope, transformers then fails, because it computes with that None.
 # Source: configuration_*.py and modeling_rope_utils.py of transformers 5.
 UNSET_HEAD_DIM_MODEL_TYPES = frozenset({
     "hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl", "hunyuan_vl_text", "minimax", "ministral", "mixtral",
 })  # fmt: skip
 
-# Architectures whose configuration class accepts no scaling at all.
-# Source: the configuration class of Cosmos 3 Edge in transformers 5.
-SCALING_REJECTED_MODEL_TYPES = frozenset({"cosmos3_edge_text"})
+# Architectures whose configuration class raises an error for every type but `default`.
+# Source: configuration_cosmos3_edge.py of transformers 5.
+CONFIG_REJECTS_SCALING_MODEL_TYPES = frozenset({"cosmos3_edge_text"})
 
-# Architectures whose rotary modules silently ignore a scaling.
+# Architectures whose configuration class accepts a scaling, but whose rotary module raises an error for it.
 # Source: modeling_ernie4_5_vl_moe.py and modeling_recurrent_gemma.py of transformers 5.
-SCALING_IGNORED_MODEL_TYPES = frozenset({"ernie4_5_vl_moe_text", "recurrent_gemma"})
+MODULE_REJECTS_SCALING_MODEL_TYPES = frozenset({"ernie4_5_vl_moe_text", "recurrent_gemma"})

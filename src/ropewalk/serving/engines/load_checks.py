@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config.architectures import (
+    CONFIG_REJECTS_SCALING_MODEL_TYPES,
     LONGROPE_ONLY_MODEL_TYPES,
-    SCALING_REJECTED_MODEL_TYPES,
     SHORT_LONG_MSCALE_MODEL_TYPES,
     UNSET_HEAD_DIM_MODEL_TYPES,
 )
@@ -49,7 +49,7 @@ def _check_rope_dict(engine: str, version: int, text: Config, rope_dict: Mapping
         for key in ("short_mscale", "long_mscale"):
             if not isinstance(rope_dict.get(key), int | float):
                 raise EngineConfigError(engine, f"{field}: {key}", rope_dict.get(key), f"a number{why}")
-    if model_type in SCALING_REJECTED_MODEL_TYPES and rope_type != "default":
+    if model_type in CONFIG_REJECTS_SCALING_MODEL_TYPES and rope_type != "default":
         raise EngineConfigError(engine, field, rope_type, f"default{why}")
     if version == 5 and rope_type == "longrope":
         if model_type in UNSET_HEAD_DIM_MODEL_TYPES and text.get("head_dim") is None:

@@ -4,7 +4,7 @@ import dataclasses
 
 from ropewalk.config import ALL_LAYERS, LayerRope, ModelConfig, get_text_config_dict
 from ropewalk.config.architectures import (
-    SCALING_IGNORED_MODEL_TYPES,
+    MODULE_REJECTS_SCALING_MODEL_TYPES,
     SHORT_LONG_MSCALE_MODEL_TYPES,
     UNSET_HEAD_DIM_MODEL_TYPES,
 )
@@ -60,8 +60,10 @@ class Transformers(FolderEngine):
 
     def _interpret_layer(self, layer_type: str, layer: LayerRope, model_type: str, text: Config) -> LayerRope:
         scaling = layer.scaling
-        if model_type in SCALING_IGNORED_MODEL_TYPES and not isinstance(scaling, NoScaling):
-            raise self.config_error("rope_type", scaling.name, f"default, because {model_type} ignores any scaling")
+        if model_type in MODULE_REJECTS_SCALING_MODEL_TYPES and not isinstance(scaling, NoScaling):
+            raise self.config_error(
+                "rope_type", scaling.name, f"default, because the rotary module of {model_type} supports no scaling"
+            )
         if isinstance(scaling, Proportional) and text.get("qk_rope_head_dim"):
             expected = "another type, because proportional ignores qk_rope_head_dim and rotates the complete head"
             raise self.config_error("rope_type", scaling.name, expected)
