@@ -63,7 +63,7 @@ def test_stored_results_are_read_back(tmp_path):
         assert first.sample_results == [sample_result(0), sample_result(1)]
         assert (second.summary, second.sample_results) == (None, [sample_result(0)])
         assert store.sample_results("first") == {0: sample_result(0), 1: sample_result(1)}
-        assert store.finished() == {"first"}
+        assert store.finished_keys() == {"first"}
         assert [(run["command"], run["versions"]) for run in store.runs()] == [("a command", {"python": "3"})]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import logging
 import random
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.generation import stopping_criteria
 
 from ropewalk.evaluate import text_generator
 from ropewalk.evaluate.sample import Sample
@@ -232,3 +235,24 @@ def test_answers_past_the_original_length_do_not_change_the_next_answer(model, t
 
 def test_without_samples_there_are_no_answers(model):
     assert list(TextGenerator(model, WordTokenizer()).generate([])) == []
+
+
+def test_the_reminder_of_the_original_length_is_not_logged_but_other_messages_are(model, monkeypatch):
+    """Transformers logs the reminder once per process, so the test checks the text of its source and logs it itself."""
+    reminder = "the current text generation call has exceeded the model's predefined maximum length"
+    assert "exceeded the model's predefined " in inspect.getsource(stopping_criteria)
+    generate, messages, handler = model.generate, [], logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+
+    def generate_and_log(*args, **kwargs):
+        stopping_criteria.logger.warning(reminder)
+        stopping_criteria.logger.warning("another message")
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(model, "generate", generate_and_log)
+    stopping_criteria.logger.addHandler(handler)
+    try:
+        generated_answers(model, [[1] * 70])
+    finally:
+        stopping_criteria.logger.removeHandler(handler)
+    assert messages == ["another message"]

@@ -1,19 +1,95 @@
-"""transformers, asked to keep its log to itself for a while."""
+"""Private parts of transformers that ropewalk depends on, checked with version 5.23.0.
+
+Shapes: B batch rows, T tokens.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+PREPARE_CACHE_METHOD = "_prepare_cache_for_generation"
+
+# Cache layers that store keys exactly as attention wrote them and return the stored tensors at every step, so that keys
+# can be rotated in the cache. Static, quantized and offloaded layers do not. Source: transformers/cache_utils.py.
+ROTATABLE_CACHE_LAYERS = {
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
+    "DynamicIndexedLayer",
+    "LinearAttentionAndFullAttentionLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+}
 
 
 @contextmanager
 def quiet_transformers(level: int) -> Iterator[None]:
-    """Inside, transformers logs from `level` (of logging) on."""
+    """Log messages of transformers only from `level` (of the logging module) upward inside the block."""
     logger = logging.getLogger("transformers")
-    before = logger.level
+    previous = logger.level
     logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(previous)
+
+
+def prepare_cache_and_report_lengths(
+    model: Any,
+    report_lengths: Callable[[Any, tuple[int, ...]], None],
+    generation_config: Any,
+    model_kwargs: dict[str, Any],
+    generation_mode: Any,
+    batch_size: int,
+    max_cache_length: int,
+) -> Any:
+    """Replace the method `_prepare_cache_for_generation` of one model, to learn how long its texts may become.
+
+    `generate` calls the method once, when it knows the prompt, `max_new_tokens` and the cache.
+
+    Args:
+        model: the model whose method is replaced; the method of its class still does the work.
+        report_lengths: called with the cache and, for each batch row, the tokens of the prompt and the longest answer
+            together, without padding.
+    """
+    result = type(model)._prepare_cache_for_generation(
+        model, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    )
+    cache, mask_BT = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+    if cache is not None:
+        max_length = max_cache_length + 1  # the last token of the answer never enters the cache
+        padding = [0] if mask_BT is None else (mask_BT.shape[1] - mask_BT.sum(-1)).tolist()
+        report_lengths(cache, tuple(max_length - count for count in padding))
+    return result
+
+
+def applied_softmax_factor(attention: Any, rope_parameters: Mapping[str, Any]) -> float | None:
+    """Return the factor that an attention module multiplied its softmax scale by when it was built.
+
+    Only latent attention (DeepSeek and its derivatives) has one. It lives in a modeling file that defines
+    `yarn_apply_mscale` and stores its softmax scale as `scaling`. Returns None for all other modules.
+    """
+    apply_mscale = getattr(sys.modules.get(type(attention).__module__), "yarn_apply_mscale", None)
+    if apply_mscale is None or not hasattr(attention, "qk_rope_head_dim") or not hasattr(attention, "scaling"):
+        return None
+    return float(apply_mscale(rope_parameters, 1.0))
+
+
+@contextmanager
+def without_length_reminder() -> Iterator[None]:
+    """Within the block, drop the log message that a generated text is longer than `max_position_embeddings`.
+
+    Reading longer texts is the purpose of a scaling. Source: MaxLengthCriteria in generation/stopping_criteria.py.
+    """
+    logger = logging.getLogger("transformers.generation.stopping_criteria")
+
+    def is_other_message(record: logging.LogRecord) -> bool:
+        return "exceeded the model's predefined maximum length" not in record.getMessage()
+
+    logger.addFilter(is_other_message)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other_message)

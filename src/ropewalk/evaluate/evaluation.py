@@ -105,7 +105,7 @@ class Evaluation:
 
     def remaining_cells(self) -> list[KeyedCell]:
         """Return the cells that are not finished, the longest first, so that a length that fails does so at once."""
-        finished = self.store.finished()
+        finished = self.store.finished_keys()
         remaining = [(key, cell) for key, cell in self.cells.items() if key not in finished]
         return sorted(remaining, key=lambda keyed: -keyed[1].length)
 
@@ -158,7 +158,7 @@ class Evaluation:
         self.store.export()
 
     def results(self) -> list[CellResult]:
-        """Return what is known of the cells of this grid, in the order to show them."""
+        """Return the cells of this grid with their results so far, in the order to show them."""
         return [cell for cell in self.store.cells() if cell.key in self.cells]
 
 

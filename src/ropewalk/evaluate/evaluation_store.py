@@ -42,7 +42,7 @@ _EXPORTED_FIELDS = ("task", "length", "scaling", "policy", "seed")  # of the des
 
 @dataclass(frozen=True)
 class CellResult:
-    """What is known of a cell.
+    """A cell with its results so far.
 
     Attributes:
         key: key of the cell.
@@ -188,7 +188,7 @@ class EvaluationStore:
         rows = self._read("select * from samples where cell = ? order by number", key)
         return {row[1]: _sample_result(*row) for row in rows}
 
-    def finished(self) -> set[str]:
+    def finished_keys(self) -> set[str]:
         """Return the keys of the cells whose samples are all finished."""
         return {row[0] for row in self._read("select key from cells where summary is not null")}
 

@@ -6,7 +6,6 @@ answered in batches of similar length. Either way an answer is the one that the 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import DynamicLayer
 
 from ropewalk import config as configs
-from ropewalk.compat.transformers import quiet_transformers
+from ropewalk.compat.transformers import without_length_reminder
 from ropewalk.evaluate.sample import Sample, truncate_at_stop
 from ropewalk.models.extend import extended, extension_of
 from ropewalk.scaling import Scaling
@@ -138,7 +137,7 @@ class TextGenerator:
         greedy = GenerationConfig(eos_token_id=eos, pad_token_id=pad, do_sample=False, use_cache=True)
         self.model.generation_config = greedy
         try:
-            with torch.inference_mode(), quiet_transformers(logging.ERROR):
+            with torch.inference_mode(), without_length_reminder():
                 out_BT = self.model.generate(
                     torch.tensor(rows, device=self.model.device),
                     attention_mask=torch.tensor(mask, device=self.model.device),
