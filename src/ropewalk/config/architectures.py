@@ -12,62 +12,27 @@ from __future__ import annotations
 # Default `rope_theta` for configurations that omit it.
 # Source: configuration_*.py of transformers 5.
 DEFAULT_ROPE_THETA = {
-    "apertus": 12_000_000.0,
-    "bitnet": 500_000.0,
-    "cohere": 500_000.0,
-    "cohere2": 10_000.0,
-    "cwm": 1_000_000.0,
-    "ernie4_5": 500_000.0,
-    "ernie4_5_moe": 500_000.0,
-    "ernie4_5_vl_moe_text": 500_000.0,
-    "falcon": 10_000.0,
-    "flex_olmo": 500_000.0,
-    "gemma": 10_000.0,
-    "gemma2": 10_000.0,
-    "gemma3_text": 1_000_000.0,
-    "gemma3n_text": 1_000_000.0,
-    "glm": 10_000.0,
-    "glm4": 10_000.0,
-    "gpt_neox": 10_000.0,
-    "gpt_oss": 150_000.0,
-    "granite": 10_000.0,
+    **dict.fromkeys((
+        "cohere2", "falcon", "gemma", "gemma2", "glm", "glm4", "gpt_neox", "granite", "llama", "mistral", "olmo",
+        "olmo2", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "stablelm", "starcoder2",
+    ), 10_000.0),
     "helium": 100_000.0,
-    "hy_v3": 11_158_840.0,
-    "lfm2": 1_000_000.0,
-    "lfm2_moe": 1_000_000.0,
-    "llama": 10_000.0,
-    "llama4_text": 500_000.0,
-    "longcat_flash": 10_000_000.0,
-    "minimax": 1_000_000.0,
+    "gpt_oss": 150_000.0,
+    **dict.fromkeys((
+        "bitnet", "cohere", "ernie4_5", "ernie4_5_moe", "ernie4_5_vl_moe_text", "flex_olmo", "llama4_text",
+        "mllama_text_model", "olmo3", "paddleocr_vl_text", "qwen3_vl_moe_text", "qwen3_vl_text",
+    ), 500_000.0),
+    **dict.fromkeys((
+        "cwm", "gemma3_text", "gemma3n_text", "lfm2", "lfm2_moe", "minimax", "ministral3", "mixtral", "phimoe",
+        "qwen2_5_omni_text", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_omni_moe_text", "solar_open",
+    ), 1_000_000.0),
+    "smollm3": 2_000_000.0,
     "minimax_m2": 5_000_000.0,
     "minimax_m3_vl_text": 5_000_000.0,
-    "ministral3": 1_000_000.0,
-    "mistral": 10_000.0,
-    "mixtral": 1_000_000.0,
-    "mllama_text_model": 500_000.0,
-    "olmo": 10_000.0,
-    "olmo2": 10_000.0,
-    "olmo3": 500_000.0,
-    "paddleocr_vl_text": 500_000.0,
-    "persimmon": 10_000.0,
-    "phi": 10_000.0,
-    "phi3": 10_000.0,
-    "phimoe": 1_000_000.0,
-    "qwen2": 10_000.0,
-    "qwen2_5_omni_text": 1_000_000.0,
-    "qwen2_5_vl_text": 1_000_000.0,
-    "qwen2_moe": 10_000.0,
-    "qwen2_vl_text": 1_000_000.0,
-    "qwen3": 10_000.0,
-    "qwen3_moe": 10_000.0,
-    "qwen3_omni_moe_text": 1_000_000.0,
-    "qwen3_vl_moe_text": 500_000.0,
-    "qwen3_vl_text": 500_000.0,
-    "smollm3": 2_000_000.0,
-    "solar_open": 1_000_000.0,
-    "stablelm": 10_000.0,
-    "starcoder2": 10_000.0,
-}
+    "longcat_flash": 10_000_000.0,
+    "hy_v3": 11_158_840.0,
+    "apertus": 12_000_000.0,
+}  # fmt: skip
 
 # Default `rope_theta` in transformers 4: the same as in version 5 except for the architectures listed here.
 # Source: configuration_*.py of transformers 4.57.
@@ -88,15 +53,8 @@ DEFAULT_LOCAL_ROPE_THETA = {"gemma3_text": 10_000.0, "gemma3n_text": 10_000.0}
 # Default `partial_rotary_factor` (or `rotary_pct`): the fraction of each head that is rotated. All others rotate 1.0.
 # Source: configuration_*.py of transformers 5.
 DEFAULT_PARTIAL_ROTARY_FACTOR = {
-    "gpt_neox": 0.25,
-    "stablelm": 0.25,
-    "phi": 0.5,
-    "persimmon": 0.5,
-    "nemotron": 0.5,
-    "recurrent_gemma": 0.5,
-    "glm": 0.5,
-    "glm4": 0.5,
-    "glm4_moe": 0.5,
+    **dict.fromkeys(("gpt_neox", "stablelm"), 0.25),
+    **dict.fromkeys(("glm", "glm4", "glm4_moe", "nemotron", "persimmon", "phi", "recurrent_gemma"), 0.5),
 }
 
 # Default `sliding_window_pattern` n: every n-th layer attends to the whole text, the others to a sliding window.

@@ -184,37 +184,30 @@ def _largest(value: Any) -> Any:
     return max(value) if isinstance(value, list) else value
 
 
-def _divide_frequencies(
-    rope: Rope,
-    scaling: Scaling,
-    attention_factor: float,
-    short: tuple[float, ...],
-    long: tuple[float, ...] | None = None,
-) -> Scaling:
-    """Return the scaling that results when the frequencies of `scaling` are also divided by lists.
+def _divide_frequencies(rope: Rope, scaling: Scaling, attention_factor: float, *lists: tuple[float, ...]) -> Scaling:
+    """Return the scaling that results when the frequencies of `scaling` are also divided by a list.
 
     Args:
         rope: the unscaled embedding.
         scaling: the scaling before the division.
-        attention_factor: of the result.
-        short: the divisors, dim/2 numbers.
-        long: other divisors for texts longer than the original length.
+        attention_factor: the attention factor of the result.
+        lists: the divisors, dim/2 numbers; optionally followed by those for texts longer than the original length.
     """
     pairs = rope.dim // 2
     scaled_inv_freq = scaling.frequencies(rope).inv_freq
-    lists = []
-    for divisors in (short,) if long is None else (short, long):
+    combined = []
+    for divisors in lists:
         if len(divisors) != pairs:
             raise InputError("divisors", f"{len(divisors)} numbers", f"{pairs} numbers, one for each pair")
-        lists.append(tuple((np.array(divisors) * (rope.inv_freq / scaled_inv_freq)).tolist()))
+        combined.append(tuple((np.array(divisors) * (rope.inv_freq / scaled_inv_freq)).tolist()))
 
-    rotated_pairs = sum(divisor < FIXED_PAIR_DIVISOR / 2 for divisor in lists[0])
+    rotated_pairs = sum(divisor < FIXED_PAIR_DIVISOR / 2 for divisor in combined[0])
     if not 0 < rotated_pairs < pairs:
-        return LongRoPE(lists[0], lists[-1], attention_factor=attention_factor)
+        return LongRoPE(combined[0], combined[-1], attention_factor=attention_factor)
     # Some pairs are not rotated. Only Proportional can express this, with one divisor for all others.
-    rotated_divisors, fixed_divisors = set(lists[0][:rotated_pairs]), lists[0][rotated_pairs:]
+    rotated_divisors, fixed_divisors = set(combined[0][:rotated_pairs]), combined[0][rotated_pairs:]
     are_last = all(divisor > FIXED_PAIR_DIVISOR / 2 for divisor in fixed_divisors)
-    if long is None and len(rotated_divisors) == 1 and attention_factor == 1 and are_last:
+    if len(combined) == 1 and len(rotated_divisors) == 1 and attention_factor == 1 and are_last:
         p = math.nextafter(2 * rotated_pairs / rope.dim, 1.0)  # rounding down would rotate one pair less
         return Proportional(p=p, factor=rotated_divisors.pop())
     raise InputError(ROPE_FREQS, "divisors that fix some pairs", "the same divisor for all pairs before those")
