@@ -33,7 +33,7 @@ def _as_it_came(model):
 
 def scaling_for(model, kind):
     model_config = configs.read(model)
-    rope = model_config.ropes[model_config.main].rope
+    rope = model_config.main_layer.rope
     length = {} if rope.original_length else {"original_length": tiny.LENGTH}  # RecurrentGemma does not say
     pairs = range(rope.dim // 2)
     short, long = [1 + 0.1 * pair for pair in pairs], [1 + 0.5 * pair for pair in pairs]
@@ -130,7 +130,7 @@ class TestTheCatalogue:
 
     @pytest.mark.parametrize("name", tiny.BUILT_TO_REFUSE)
     def test_models_without_such_rotary_embeddings_are_refused_in_one_line(self, name):
-        with pytest.raises(rw.InputError, match="a model with rotary modules") as error:
+        with pytest.raises(rw.InputError, match="it has no rotary modules") as error:
             rw.extend(tiny.build(name), rw.YaRN(factor=4))
         assert "\n" not in str(error.value)
 

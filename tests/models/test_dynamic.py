@@ -21,7 +21,8 @@ from transformers import DynamicCache, StaticCache
 import ropewalk as rw
 from ropewalk.models.cache_layout import RotatedChannels
 from ropewalk.models.key_state import KeyState, get_key_state, tokens_seen
-from ropewalk.models.rotary_table import ChannelLayout, RotaryTable
+from ropewalk.models.channel_layout import ChannelLayout
+from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.scaling.policies import parse_policy
 
 pytestmark = [
@@ -116,7 +117,7 @@ def padded(*rows):
 def following(policy, scaling=SCALING):
     """The frequencies of a text that has come to so many tokens."""
     policy = parse_policy(policy)
-    return lambda reached: scaling.frequencies(ROPE, policy.scaled_for(reached, LENGTH))
+    return lambda reached: scaling.frequencies(ROPE, policy.scaled_length(reached, LENGTH))
 
 
 def fixed(length, scaling=SCALING):
@@ -258,8 +259,8 @@ class TestKeys:
     def test_are_as_cached_under_the_last_frequencies(self, name, policy):
         heard = Heard()
         cache = heard.read(extended(policy, name), LONG, 20, 13, 1, 1, 1, 40, 20)
-        assert get_key_state(cache).turns > 0
-        made_for = parse_policy(policy).scaled_for(LONG.shape[1], LENGTH)
+        assert get_key_state(cache).rotations > 0
+        made_for = parse_policy(policy).scaled_length(LONG.shape[1], LENGTH)
         assert keys_off(cache, heard, LONG, name, length=made_for) < KEYS_EXACT
         assert keys_off(cache, heard, LONG, name, length=made_for + LENGTH) > 100 * EXACT  # ... and no others
 
@@ -289,7 +290,7 @@ class TestKeys:
     def test_bfloat16_to_its_rounding(self, name, policy):
         heard = Heard()
         cache = heard.read(extended(policy, name).to(torch.bfloat16), LONG, 20, *[1] * 76)
-        made_for = parse_policy(policy).scaled_for(LONG.shape[1], LENGTH)
+        made_for = parse_policy(policy).scaled_length(LONG.shape[1], LENGTH)
         # the model's own turn rounds four times, and each turn of a cached key, one for each step, once
         bound = 4 * HALF_PRECISION
         assert keys_off(cache, heard, LONG, name, length=made_for, dtype=torch.bfloat16) < bound
@@ -306,8 +307,8 @@ class TestKeys:
         heard.read(model, LONG[:, 45:80], 3, 32, cache=cache, at=45)
         if name == "mistral":
             cache.crop(0)
-        made_for = parse_policy(policy).scaled_for(80, LENGTH)
-        assert get_key_state(cache).count == 80
+        made_for = parse_policy(policy).scaled_length(80, LENGTH)
+        assert get_key_state(cache).num_tokens == 80
         assert keys_off(cache, heard, LONG[:, :80], name, length=made_for) < KEYS_EXACT
 
     @pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
@@ -317,7 +318,7 @@ class TestKeys:
         prefix = heard.read(model, LONG[:, :40], 40)
         rw.extend(model, after)
         heard.read(model, LONG[:, 40:], 56, cache=prefix, at=40)
-        assert get_key_state(prefix).turns == 1
+        assert get_key_state(prefix).rotations == 1
         assert keys_off(prefix, heard, LONG, name, after, length=128) < KEYS_EXACT
 
 
@@ -331,10 +332,12 @@ def test_on_every_architecture(name):
 
 @pytest.mark.parametrize("name", NOT_FOLLOWED)
 def test_what_is_not_understood_is_not_followed(name):
-    with pytest.warns(UserWarning, match="what they change in the cache of a .* is not known"):
+    with pytest.warns(UserWarning, match="the cached keys of a .* cannot be rotated"):
         model = extended(name=name, scaling=rw.DynamicYaRN(original_length=LENGTH))
     assert generated(model, TEXT[:, :20], 12).sequences.shape == (1, 32)
-    with pytest.raises(RuntimeError, match=r'outgrew .* is not known.*; fix .*policy="request"') as error:
+    with pytest.raises(
+        RuntimeError, match=r'frequencies have changed, but .* cannot be rotated.*; fix .*policy="request"'
+    ) as error:
         generated(model, TEXT[:, :20], 20)
     assert "\n" not in str(error.value)
 
@@ -373,11 +376,11 @@ class TestLogits:
         rw.extend(llama, rw.NoScaling())  # whose tables are exact too
         got, cache = read(extended(policy, scaling=scaling), SHORT, *sizes)
         assert torch.equal(got, read(llama, SHORT, *sizes)[0])
-        assert get_key_state(cache).turns == 0
+        assert get_key_state(cache).rotations == 0
 
     def test_a_step_turns_once(self):
         _, cache = read(extended(), TEXT, *[1] * TEXT.shape[1])
-        assert get_key_state(cache).turns == 3  # 64, 128 and 256 tokens
+        assert get_key_state(cache).rotations == 3  # 64, 128 and 256 tokens
 
     @BOTH_KINDS
     def test_two_texts_at_once(self, policy):
@@ -466,7 +469,7 @@ class TestGenerating:
         out = generated(model, TEXT[:, :20], 49, assistant_model=assistant, past_key_values=cache)
         count = tokens_seen(cache)
         read(model, out.sequences[:, count : count + 1], cache=cache)  # whatever the last candidates came to
-        made_for = parse_policy(policy).scaled_for(count + 1, LENGTH)
+        made_for = parse_policy(policy).scaled_length(count + 1, LENGTH)
         _, want = read(extended(length=made_for), out.sequences[:, : count + 1])
         assert off(first_layer(cache), first_layer(want)) < EXACT
 
@@ -486,12 +489,12 @@ class TestGenerating:
         out = generated(model, TEXT[:, :20], 40, past_key_values=cache)
         replay = Replay(llama, fixed(75))
         self.as_read_alone(out, 0, replay, TEXT[0, :20])
-        assert get_key_state(cache).turns == 0
+        assert get_key_state(cache).rotations == 0
         ids = torch.cat([out.sequences, TEXT[:, 60:80]], dim=1)
         out = generated(model, ids, 20, past_key_values=cache)  # a new request turns once
         replay.frequencies_at = fixed(125)
         self.as_read_alone(out, 0, replay, ids[0, 59:])
-        assert get_key_state(cache).turns == 1
+        assert get_key_state(cache).rotations == 1
 
     def test_a_request_of_embeddings(self, llama):
         embedded = llama.model.embed_tokens(TEXT[:, :20]).detach()
@@ -522,7 +525,7 @@ class TestGenerating:
         self.as_read_alone(out, 1, replay, TEXTS[1, :30])
         last = out.sequences[1:, -1:]
         assert tiny.off(go_on(model, last, cache), replay(last[0])) < EXACT
-        with pytest.raises(RuntimeError, match="come to 51 tokens, more than the 50"):
+        with pytest.raises(RuntimeError, match="reached 51 tokens, more than the 50"):
             go_on(model, last, cache)
 
     def test_a_request_takes_a_static_cache(self, llama):
@@ -566,7 +569,7 @@ class TestCaches:
             replay = Replay(llama, following(policy))
             replay.chunks(TEXT[:, :40], 20, 20)
             assert tiny.off(got, replay.chunks(TEXTS[row : row + 1, 40:100], 10, 50)) < EXACT
-        assert get_key_state(prefix).count == 40
+        assert get_key_state(prefix).num_tokens == 40
 
     def test_saved_and_loaded(self, llama, policy):
         model, saved = extended(policy), io.BytesIO()
@@ -589,7 +592,7 @@ class TestCaches:
             replay.crop(count)
             more = TEXTS[1:2, count : count + new]
             assert tiny.off(go_on(model, more, cache), replay(more[0])) < EXACT
-            assert get_key_state(cache).count == count + new
+            assert get_key_state(cache).num_tokens == count + new
 
     def test_repeated_for_several_continuations(self, llama, policy):
         model = extended(policy)
@@ -663,19 +666,19 @@ class TestRefusing:
     def test_a_cache_from_before(self, llama):
         _, cache = read(llama, SHORT, 32)
         rw.extend(llama, SCALING)
-        self.refuses(llama, cache, r"32 tokens that were not read by an extended model.*begin a new cache")
+        self.refuses(llama, cache, r"32 tokens that no extended model has read.*start a new cache")
 
     @pytest.mark.parametrize("scaling", [SCALING, rw.YaRN(factor=4)], ids=str)
     def test_a_cache_of_other_weights(self, llama, scaling):
         _, cache = read(extended(scaling=scaling), SHORT, 32)
         llama.model.layers[1].self_attn.k_proj.weight.data *= 1.1
-        self.refuses(rw.extend(llama, scaling), cache, "32 tokens of another model.*begin a new cache")
+        self.refuses(rw.extend(llama, scaling), cache, "32 tokens of another model.*start a new cache")
 
     def test_a_cache_of_another_base(self):
         _, cache = read(extended(), SHORT, 32)
         rope = {"rope_type": "default", "rope_theta": 20_000.0}
         other = rw.extend(tiny.build("llama", rope_parameters=rope), SCALING)
-        self.refuses(other, cache, "of this one with another base.*begin a new cache")
+        self.refuses(other, cache, "of this model with another base.*start a new cache")
 
     def test_a_static_cache_that_must_turn(self):
         model = extended()
@@ -706,22 +709,22 @@ class TestRefusing:
         self.refuses(model, cache, 'in a Quanto.*policy="request"')
 
     def test_a_cache_of_continuous_batching(self):
-        with pytest.raises(RuntimeError, match=r'cannot follow in a SimpleNamespace.*policy="request"'):
+        with pytest.raises(RuntimeError, match=r'cannot rotate the keys in a SimpleNamespace.*policy="request"'):
             extended()(SHORT, cache=SimpleNamespace())
 
     def test_a_request_that_is_outgrown(self):
         model = extended(REQUEST)
         _, cache = read(model, SHORT, 20, 12)  # the trained length is free
-        self.refuses(model, cache, r"come to 33 tokens, more than the 20 .*length=tokens.*stepped")
+        self.refuses(model, cache, r"reached 33 tokens, more than the 20 .*length=tokens.*stepped")
         _, cache = read(model, LONG[:, :40])
-        self.refuses(model, cache, "come to 41 tokens, more than the 40")
+        self.refuses(model, cache, "reached 41 tokens, more than the 40")
 
     def test_a_forward_that_failed_halfway(self, llama):
         model = extended()
         _, cache = read(model, SHORT[:, :20])
         self.fail_halfway(model, cache)
         self.refuses(
-            model, cache, "holds 25 tokens, and the positions of 20 are known.*failed halfway.*begin", ids=LONG
+            model, cache, "holds 25 tokens, but the positions of 20 are known.*failed halfway.*start", ids=LONG
         )
         want = Replay(llama, following(STEPPED)).chunks(LONG, 20, 76)
         assert tiny.off(read(model, LONG, 20, 76)[0], want) < EXACT  # a new text is not disturbed
@@ -756,10 +759,10 @@ class TestInPlace:
         channel_layout = ChannelLayout(1, tuple((pair, 0) for pair in range(8)), (*range(8),) * 2, False, True)
         table = RotaryTable(self.FREQUENCIES[0], channel_layout, torch.device("cpu"))
         layer = SimpleNamespace(keys=keys)
-        carried = KeyState("any", {"all": table.rows}, torch.arange(keys.shape[-2])[None])
+        carried = KeyState("any", {"all": table.row_frequencies}, torch.arange(keys.shape[-2])[None])
         channels = [RotatedChannels(0, "keys", "all", 0, "half", tuple(range(8)), 1)]
         rows = {"all": (self.FREQUENCIES[1],)}
-        carried.turn(SimpleNamespace(layers=[layer]), rows, {"all": table}, channels, keep_reference=False)
+        carried.rotate_keys(SimpleNamespace(layers=[layer]), rows, {"all": table}, channels, keep_snapshot=False)
         return layer.keys
 
     @torch.no_grad()
@@ -805,25 +808,25 @@ class TestPrecision:
     STEPS, TOKENS = 10_000, 64
 
     def test_turned_from_a_copy_two_roundings_are_all(self):
-        assert self.roundings(keep_reference=True) <= 2.001  # and what float32 adds
+        assert self.roundings(keep_snapshot=True) <= 2.001  # and what float32 adds
 
     def test_turned_from_themselves_they_add_up(self):
-        assert self.roundings(keep_reference=False) > 20
+        assert self.roundings(keep_snapshot=False) > 20
 
-    def roundings(self, keep_reference):
+    def roundings(self, keep_snapshot):
         """The largest error after all steps, in roundings of a pair of channels."""
         channel_layout = ChannelLayout(1, tuple((pair, 0) for pair in range(8)), (*range(8),) * 2, False, True)
         table = RotaryTable(SCALING.frequencies(ROPE, LENGTH), channel_layout, torch.device("cpu"))
         unturned = torch.randn(self.TOKENS, 16, generator=torch.Generator().manual_seed(0)).double()
         positions = torch.arange(self.TOKENS) * 151
-        layer = SimpleNamespace(keys=self.right(unturned, positions, table.rows[0])[None, None].bfloat16())
-        carried = KeyState("any", {"all": table.rows}, positions[None])
+        layer = SimpleNamespace(keys=self.right(unturned, positions, table.row_frequencies[0])[None, None].bfloat16())
+        carried = KeyState("any", {"all": table.row_frequencies}, positions[None])
         channels = [RotatedChannels(0, "keys", "all", 0, "half", tuple(range(8)), 1)]
         for reached in range(LENGTH + 1, LENGTH + 1 + self.STEPS):
             rows = {"all": (SCALING.frequencies(ROPE, reached),)}
-            carried.turn(SimpleNamespace(layers=[layer]), rows, {"all": table}, channels, keep_reference)
-        assert carried.turns == self.STEPS
-        want = self.right(unturned, positions, carried.rows["all"][0])
+            carried.rotate_keys(SimpleNamespace(layers=[layer]), rows, {"all": table}, channels, keep_snapshot)
+        assert carried.rotations == self.STEPS
+        want = self.right(unturned, positions, carried.row_frequencies["all"][0])
         error = self.pairs(layer.keys[0, 0].double() - want)
         return float((error / (HALF_PRECISION / 2 * self.pairs(want))).max())
 

@@ -14,6 +14,7 @@ from tests.helpers import architectures as tiny
 import ropewalk as rw
 from ropewalk.models import extend as extending
 from ropewalk.models.extend import extended, extension_of
+from ropewalk.models.patching import AttributePatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 YARN = rw.YaRN(factor=4)
@@ -97,7 +98,7 @@ class TestFailing:
         self.fails(llama, before, rw.InputError, scaling)
 
     @pytest.mark.parametrize("before", [None, YARN], ids=["as it came", "extended"])
-    @pytest.mark.parametrize("at", ["_tables", "_softmax_changes", "config_changes"])
+    @pytest.mark.parametrize("at", ["build_extension", "find_config_update"])
     def test_a_fault_while_planning(self, llama, before, at, monkeypatch):
         def patch():
             monkeypatch.setattr(extending, at, lambda *_: 1 / 0)
@@ -106,15 +107,19 @@ class TestFailing:
 
     @pytest.mark.parametrize("before", [None, YARN], ids=["as it came", "extended"])
     def test_a_fault_halfway_through_the_changes(self, llama, before, monkeypatch):
-        whole = extending._planned
+        build = extending.build_extension
 
-        def planned(*arguments):
-            extension, said = whole(*arguments)
-            extension.changes.append(extending.Swap(object(), "takes_no_attribute", 1))
-            return extension, said
+        def build_with_a_failing_patch(*arguments):
+            extension = build(*arguments)
+            extension.patches.patches.append(AttributePatch(object(), "accepts_no_attribute", 1))
+            return extension
 
         self.fails(
-            llama, before, AttributeError, rw.NTK(factor=2), lambda: monkeypatch.setattr(extending, "_planned", planned)
+            llama,
+            before,
+            AttributeError,
+            rw.NTK(factor=2),
+            lambda: monkeypatch.setattr(extending, "build_extension", build_with_a_failing_patch),
         )
 
     def test_neither_or_both_of_scaling_and_target(self, llama):
@@ -123,7 +128,7 @@ class TestFailing:
                 rw.extend(llama, **arguments)
 
     def test_what_is_no_model_of_transformers(self):
-        with pytest.raises(rw.InputError, match="a model of transformers"):
+        with pytest.raises(rw.InputError, match="it has no config, as the models of transformers have"):
             rw.extend(torch.nn.Linear(2, 2), YARN)
 
     @staticmethod
@@ -262,7 +267,7 @@ class TestLayerTypes:
         with pytest.warns(UserWarning, match="transformers cannot express"):
             rw.extend(model, YARN)
         table = model.model.rotary_emb.ropewalk["full_attention"]
-        assert (table.rows[0].inv_freq > 0).tolist() == [True] * 4 + [False] * 12
+        assert (table.row_frequencies[0].inv_freq > 0).tolist() == [True] * 4 + [False] * 12
         same_method = rw.extend(tiny.build("gemma4_text"), rw.Proportional(p=0.25, factor=4.0))
         assert same(same_method, tiny.rebuilt(same_method))
 
@@ -291,7 +296,9 @@ class TestLatentAttention:
         assert torch.equal(tiny.logits(rw.restore(model)), came)
 
     def test_other_attention_has_no_place_for_a_softmax_factor(self, llama):
-        with pytest.warns(UserWarning, match="for latent attention, which LlamaForCausalLM does not have") as said:
+        with pytest.warns(
+            UserWarning, match="applies to latent attention, which LlamaForCausalLM does not have"
+        ) as said:
             rw.extend(llama, rw.YaRN(factor=4, mscale=1.0, mscale_all_dim=1.0))
         assert said[0].filename == __file__
         assert same(llama, tiny.rebuilt(llama))
@@ -451,12 +458,12 @@ class TestTheConfig:
 class TestRefusing:
     def test_a_table_that_the_config_does_not_describe(self, llama):
         llama.model.rotary_emb.inv_freq *= 0.5
-        with pytest.raises(rw.InputError, match="what its config describes: none"):
+        with pytest.raises(rw.InputError, match="does not compute what its config describes: none"):
             rw.extend(llama, YARN)
 
     def test_an_attention_factor_that_the_config_does_not_describe(self, llama):
         llama.model.rotary_emb.attention_scaling = 1.2
-        with pytest.raises(rw.InputError, match="what its config describes: none"):
+        with pytest.raises(rw.InputError, match="does not compute what its config describes: none"):
             rw.extend(llama, YARN)
 
     def test_frequencies_that_were_learned(self):
@@ -471,7 +478,7 @@ class TestRefusing:
         part = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
                 "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 97}  # fmt: skip
         model = T5GemmaForConditionalGeneration(T5GemmaConfig(encoder=part, decoder=part, vocab_size=97))
-        with pytest.raises(rw.InputError, match="without an encoder"):
+        with pytest.raises(rw.InputError, match="its encoder reads the text too"):
             rw.extend(model, YARN)
 
 

@@ -44,7 +44,7 @@ def llama():
 
 def yarn_for(model, scaling=rw.YaRN, **parameters):
     model_config = configs.read(model)
-    known = model_config.ropes[model_config.main].rope.original_length
+    known = model_config.main_layer.rope.original_length
     return scaling(**parameters, **({} if known else {"original_length": tiny.LENGTH}))  # RecurrentGemma does not say
 
 
@@ -262,7 +262,7 @@ class TestTheModel:
     def test_a_replaced_forward_is_refused(self, llama):
         attention = llama.model.layers[1].self_attn
         attention.forward = functools.partial(type(attention).forward, attention)
-        with pytest.raises(rw.InputError, match=r"fuse: .*nothing else has replaced"):
+        with pytest.raises(rw.InputError, match=r"fuse: .*no other library has replaced"):
             rw.extend(llama, YARN, fuse=True)
         assert not rotations(llama)
 
@@ -393,13 +393,15 @@ def _row(name, rotation):
     layout = "in the half layout" if rotation.layout == "half" else "interleaved pairs"
     besides = {
         "backwards": rotation.inverse,
-        "the last channels of a head": rotation.last,
-        "and answers in the half layout": rotation.reordered,
+        "the last channels of a head": rotation.rotates_last,
+        "and answers in the half layout": rotation.returns_half_layout,
     }
-    columns = {(1, 1): "one channel a pair", (2, 1): "the pairs twice", (1, 2): "each pair twice"}[rotation.pick]
+    columns = {"compact": "one channel a pair", "half": "the pairs twice", "interleaved": "each pair twice"}[
+        rotation.table_layout
+    ]
     if len(rotation.tables) == 1:
         columns = "complex"
-    signature = f"`{name}({', '.join(rotation.turned)}, ...)`"
+    signature = f"`{name}({', '.join(rotation.inputs)}, ...)`"
     return signature, ", ".join([layout, *(word for word, said in besides.items() if said)]), columns
 
 

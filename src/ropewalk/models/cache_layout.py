@@ -1,15 +1,18 @@
-"""Which channels of a cache turn with the frequencies, learned by asking the model.
+"""Which channels of a decoder's KV cache depend on the rotary frequencies, found by probing the decoder.
 
-The model reads one token three times, into a cache each: with all angles at zero, with an angle of its own for every
-column of its tables, and with an attention factor. A token that sees itself alone has the same hidden states under any
-angles, so what differs between the first two caches is what its rotary embedding turned. How the pairs lie there counts
-only when it reproduces the second cache from the first. The third tells which of them carry the attention factor.
+The decoder reads one token three times, each time into a new cache: with all angles zero, with a different angle for
+every column of its tables, and with all angles zero and an attention factor. A single token attends only to itself, so
+its hidden states do not depend on the angles, and the first two caches differ only in the channels that were rotated.
+A layout counts only if rotating the first cache reproduces the second. The third cache tells which of those channels
+are multiplied by the attention factor.
+
+Shapes: as in rotary_table.py; H heads, D channels of a head.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,24 +22,27 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ropewalk import config as configs
+from ropewalk.compat.transformers import ROTATABLE_CACHE_LAYERS
 from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.ops.rotation import LAYOUTS, rotate
 
-_FACTOR = 1.0625
+_PROBE_FACTOR = 1.0625  # exact in bfloat16
 
 
 @dataclass(frozen=True)
 class RotatedChannels:
-    """Channels of a cached tensor that turn.
+    """The channels of one cached tensor that attention rotated before it cached them.
 
     Attributes:
-        layer: its place in the cache.
-        tensor: the attribute of the cache layer.
-        table: the name of the table that turns it.
-        start, layout: where its pairs lie, as `rotate` takes it.
-        columns_P: the column of the table for each pair.
-        sign: -1 where it turns backwards (nanochat).
-        scaled: whether it carries the attention factor, which a norm after the turn takes away (Llama 4).
+        layer: index of the cache layer.
+        tensor: the attribute of the cache layer that holds the tensor.
+        table: name of the rotary table whose angles were used.
+        start: the first rotated channel of a head.
+        layout: "half" or "interleaved", as in `rotate`.
+        columns_P: for each pair, the column of the table.
+        sign: 1, or -1 if attention rotates by the opposite angles (nanochat).
+        scaled: whether the channels are multiplied by the attention factor; a norm after the rotation removes it
+            (Llama 4).
     """
 
     layer: int
@@ -48,105 +54,137 @@ class RotatedChannels:
     sign: int = 1
     scaled: bool = True
 
-    def turn(self, cached: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, in_place: bool = False) -> Tensor:
-        """The cached tensor, [B, H, T, D] or [B, T, D], turned further by these tables of its pairs."""
-        heads = cached if cached.ndim == 4 else cached[:, None]
-        tables, inverse = (cos_BTP, sin_BTP), self.sign < 0
-        turned, _ = rotate(
-            heads, None, None, None, self.layout, tables=tables, start=self.start, inverse=inverse, in_place=in_place
+    def rotate(self, cached: Tensor, cos_BTP: Tensor, sin_BTP: Tensor, in_place: bool = False) -> Tensor:
+        """Rotate a cached tensor, [B, H, T, D] or [B, T, D], by further angles; return it, or a new one."""
+        rotated, _ = rotate(
+            cached if cached.ndim == 4 else cached[:, None],
+            layout=self.layout,
+            tables=(cos_BTP, sin_BTP),
+            start=self.start,
+            inverse=self.sign < 0,
+            in_place=in_place,
         )
-        return turned.view_as(cached)
+        return rotated.view_as(cached)
 
 
-def find_rotated_channels(body: Any, tables: Mapping[str, RotaryTable]) -> list[RotatedChannels]:
-    """What turns in the caches of a decoder; `tables`: its rotary tables, by name.
+def find_rotated_channels(decoder: Any, tables: Mapping[str, RotaryTable]) -> list[RotatedChannels]:
+    """Return the channels of the decoder's KV cache that depend on the frequencies.
 
-    Raises RuntimeError when something differs between the two caches that turning does not explain.
+    Args:
+        decoder: a module that takes `input_ids` and `past_key_values`.
+        tables: all tables of its rotary modules, by name.
+
+    Raises RuntimeError if a rotation does not explain how the cache depends on the frequencies, or if the decoder
+    needs a cache whose keys cannot be rotated.
     """
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     angles = {
-        name: torch.rand(len(table.channel_layout.columns_U), generator=dice, dtype=torch.float64) * 2 + 0.5
+        name: torch.rand(len(table.channel_layout.columns_U), generator=generator, dtype=torch.float64) * 2 + 0.5
         for name, table in tables.items()
     }
     zeros = {name: torch.zeros_like(angle_U) for name, angle_U in angles.items()}
-    still, moved = _ask(body, tables, zeros), _ask(body, tables, angles)
-    longer = _ask(body, tables, zeros, _FACTOR)
+    unrotated_cache = _cache_one_token(decoder, tables, zeros)
+    rotated_cache = _cache_one_token(decoder, tables, angles)
+    scaled_cache = _cache_one_token(decoder, tables, zeros, _PROBE_FACTOR)
     found = []
-    for layer, (before, after) in enumerate(zip(still.layers, moved.layers, strict=True)):
-        for tensor, unturned in vars(before).items():
-            if isinstance(unturned, Tensor) and unturned.is_floating_point():
-                told = getattr(after, tensor)
-                if not _close(unturned, told):
-                    how = next(_explained(unturned, told, layer, tensor, tables, angles), None)
-                    if how is None:
-                        raise RuntimeError(f"{tensor} of layer {layer} depend on the frequencies in another way")
-                    scaled = _carries_factor(unturned, getattr(longer.layers[layer], tensor), how)
-                    found.append(replace(how, scaled=scaled))
+    for layer, cache_layer in enumerate(unrotated_cache.layers):
+        for name, unrotated in vars(cache_layer).items():
+            if not isinstance(unrotated, Tensor) or not unrotated.is_floating_point():
+                continue
+            rotated = getattr(rotated_cache.layers[layer], name)
+            if _close(unrotated, rotated):
+                continue
+            channels = _explain_rotation(unrotated, rotated, layer, name, tables, angles)
+            if channels is None:
+                raise RuntimeError(f"{name} of layer {layer} depend on the frequencies, but not by a rotation")
+            scaled = _is_scaled(unrotated, getattr(scaled_cache.layers[layer], name), channels)
+            found.append(replace(channels, scaled=scaled))
+    reason = why_not_rotatable(unrotated_cache, found)
+    if reason is not None:
+        raise RuntimeError(reason)
     return found
 
 
-def _ask(body: Any, tables: Mapping[str, RotaryTable], angles: Mapping[str, Tensor], factor: float = 1.0) -> Any:
-    """The cache of one token under these angles and this attention factor."""
-    config = configs.text_config(body.config)
+def why_not_rotatable(cache: Any, channels: Sequence[RotatedChannels]) -> str | None:
+    """Return why the keys in such a cache cannot be rotated, as a clause; None if they can."""
+    if getattr(cache, "offloading", False):
+        return "the cached keys are in an offloaded cache"
+    for each in channels:
+        layer_class = type(cache.layers[each.layer]).__name__
+        if layer_class not in ROTATABLE_CACHE_LAYERS:
+            return (
+                f"the cached keys are in a {layer_class}, which does not store all of them as attention computed them"
+            )
+    return None
+
+
+def _cache_one_token(
+    decoder: Any, tables: Mapping[str, RotaryTable], angles: Mapping[str, Tensor], attention_factor: float = 1.0
+) -> Any:
+    """Return the cache after the decoder has read one token with these angles in its tables."""
+    config = configs.get_text_config(decoder.config)
     cache = DynamicCache(config=config)
-    modes = {module: module.training for module in body.modules()}
-    body.eval()
+    training_modes = {module: module.training for module in decoder.modules()}
+    decoder.eval()
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             for name, table in tables.items():
-                stack.enter_context(table.answering(angles[name], factor))
-            token_BT = torch.tensor([[config.vocab_size // 2]], device=body.get_input_embeddings().weight.device)
-            body(input_ids=token_BT, past_key_values=cache, use_cache=True)
+                stack.enter_context(table.override_angles(angles[name], attention_factor))
+            token_BT = torch.tensor([[config.vocab_size // 2]], device=decoder.get_input_embeddings().weight.device)
+            decoder(input_ids=token_BT, past_key_values=cache, use_cache=True)
     finally:
-        for module, training in modes.items():
+        for module, training in training_modes.items():
             module.training = training
     return cache
 
 
-def _explained(
-    unturned: Tensor,
-    told: Tensor,
+def _explain_rotation(
+    unrotated: Tensor,
+    rotated: Tensor,
     layer: int,
     tensor: str,
     tables: Mapping[str, RotaryTable],
     angles: Mapping[str, Tensor],
-) -> Iterator[RotatedChannels]:
-    """Every way in which turning `unturned` gives `told`."""
-    if unturned.ndim < 3 or unturned.shape[-2] != 1:
-        return
-    off_D = (unturned.float() - told.float()).abs().flatten(0, -2).amax(0)
-    noise = _rounding(unturned) * float(unturned.float().abs().max())  # of a device whose sums come in any order
-    starts = dict.fromkeys(int((off_D > least).to(torch.int8).argmax()) for least in (0.0, noise))
+) -> RotatedChannels | None:
+    """Return the channels whose rotation turns `unrotated` into `rotated`; None if there are none."""
+    if unrotated.ndim < 3 or unrotated.shape[-2] != 1:
+        return None
+    difference_D = (unrotated.float() - rotated.float()).abs().flatten(0, -2).amax(0)
+    # The first channel that differs at all, and the first that differs by more than the order of summation explains.
+    noise = _rounding_error(unrotated)
+    starts = dict.fromkeys(int((difference_D > threshold).to(torch.int8).argmax()) for threshold in (0.0, noise))
     for start, (name, table) in itertools.product(starts, tables.items()):
-        pairs = len({pair for pair, _ in table.channel_layout.columns_U})
-        if start + 2 * pairs > unturned.shape[-1]:
+        pairs, column_C = table.channel_layout.pairs, table.channel_layout.column_C
+        if start + 2 * pairs > unrotated.shape[-1]:
             continue
-        column_C = table.channel_layout.column_C
+        # The table repeats its pairs as a whole, or it repeats each pair.
         for columns_P in dict.fromkeys((column_C[:pairs], column_C[::2][:pairs])):
-            angle_BTP = angles[name][list(columns_P)].to(unturned.device)[None, None]
-            cos, sin = angle_BTP.cos().float(), angle_BTP.sin().float()
+            if len(columns_P) != pairs:
+                continue
+            angle_BTP = angles[name][list(columns_P)].to(unrotated.device)[None, None]
+            cos_BTP, sin_BTP = angle_BTP.cos().float(), angle_BTP.sin().float()
             for layout, sign in itertools.product(LAYOUTS, (1, -1)):
-                how = RotatedChannels(layer, tensor, name, start, layout, columns_P, sign)
-                if len(columns_P) == pairs and _close(how.turn(unturned, cos, sin), told):
-                    yield how
+                channels = RotatedChannels(layer, tensor, name, start, layout, columns_P, sign)
+                if _close(channels.rotate(unrotated, cos_BTP, sin_BTP), rotated):
+                    return channels
+    return None
 
 
-def _carries_factor(one: Tensor, longer: Tensor, how: RotatedChannels) -> bool:
-    """Whether the turned channels grew by the attention factor; where attention has sinks, only nearly so."""
-    turned = slice(how.start, how.start + 2 * len(how.columns_P))
-    before, after = one[..., turned].double().flatten(), longer[..., turned].double().flatten()
-    grown = float(before @ after / (before @ before))
-    return abs(grown - _FACTOR) < abs(grown - 1)
+def _is_scaled(unscaled: Tensor, scaled: Tensor, channels: RotatedChannels) -> bool:
+    """Return whether the rotated channels grew by the attention factor, approximately: attention sinks disturb it."""
+    rotated = slice(channels.start, channels.start + 2 * len(channels.columns_P))
+    before, after = unscaled[..., rotated].double().flatten(), scaled[..., rotated].double().flatten()
+    growth = float(before @ after / (before @ before))
+    return abs(growth - _PROBE_FACTOR) < abs(growth - 1)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal up to the rounding of two turns."""
+    """Return whether two tensors are equal up to the rounding of two rotations."""
     if one.shape != other.shape or one.numel() == 0:
         return one.shape == other.shape
-    off, largest = float((one.float() - other.float()).abs().max()), float(one.float().abs().max())
-    return off <= _rounding(one) * largest
+    return float((one.float() - other.float()).abs().max()) <= _rounding_error(one)
 
 
-def _rounding(cached: Tensor) -> float:
-    return 4 * torch.finfo(cached.dtype).eps
+def _rounding_error(cached: Tensor) -> float:
+    return 4 * torch.finfo(cached.dtype).eps * float(cached.float().abs().max())

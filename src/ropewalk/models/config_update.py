@@ -1,4 +1,10 @@
-"""What the config of an extended model says, so that transformers loads it with the very same tables."""
+"""The config fields with which transformers builds an extended model itself.
+
+An extended model can be saved as such only if transformers knows the scaling, or another one with the same frequencies,
+and if the config class of the architecture accepts it. Rather than list what each architecture accepts (Phi-3 validates
+`longrope` alone, PhiMoE reads additional fields), the fields are proven: the rotary modules are built from them, as
+loading the saved model would, and must compute the tables of the scaling.
+"""
 
 from __future__ import annotations
 
@@ -16,102 +22,114 @@ from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.longrope import LongRoPE
 
-_STILL = 1e12  # the divisor of a pair that stands still: the largest that LongRoPE takes
+_MAX_DIVISOR = 1e12  # the largest divisor that LongRoPE accepts stands for a frequency of 0
 
 
-def config_changes(
+def find_config_update(
     text_config: Any,
-    model_config: configs.ModelConfig,
     scalings: Mapping[str, Scaling],
     length: int | None,
-    served: list[tuple[RotaryModule, dict[str, RotaryTable]]],
+    module_tables: list[tuple[RotaryModule, dict[str, RotaryTable]]],
 ) -> dict[str, Any] | None:
-    """The fields with which transformers builds these very tables; None when there are none.
+    """Return the config fields with which transformers builds the tables of an extended model.
 
-    Proven by building the rotary modules from them, as loading would: some architectures validate more strictly
-    than others (Phi-3 knows longrope alone), or read fields of their own (PhiMoE).
+    Args:
+        text_config: the config of the text decoder.
+        scalings: the scaling of each layer type.
+        length: the length in tokens that fixes dynamic scalings; None if they follow the text.
+        module_tables: the rotary modules, each with the tables that it returns, by layer type.
+
+    Returns {} if the config is right already, and None if no fields lead to the tables.
     """
-    changed = {kind: each for kind, each in scalings.items() if not _same(each, model_config.ropes[kind], length)}
+    model_config = configs.read(text_config)
+    changed = {}
+    for layer_type, scaling in scalings.items():
+        if not _is_unchanged(scaling, model_config.ropes[layer_type], length):
+            changed[layer_type] = scaling
     if not changed:
         return {}
-    for said in (changed, _as_longrope(changed, model_config, length)):
-        fields = said and _fields(text_config, model_config, said, length)
-        if fields and _builds(text_config, fields, model_config, served):
+    for candidate in (changed, _as_longrope(changed, model_config, length)):
+        fields = candidate and _config_fields(text_config, model_config, candidate, length)
+        if fields and _builds_tables(text_config, fields, model_config, module_tables):
             return fields
     return None
 
 
-def _same(scaling: Scaling, own: configs.LayerRope, length: int | None) -> bool:
-    """Whether it gives such layers what they have."""
-    if scaling.is_dynamic or own.scaling.is_dynamic:
-        return scaling == own.scaling and length is None
-    return configs.layer_frequencies(scaling, own, length) == configs.layer_frequencies(own.scaling, own, None)
+def _is_unchanged(scaling: Scaling, layer: configs.LayerRope, length: int | None) -> bool:
+    """Return whether a scaling gives a layer type the frequencies that it has already."""
+    if scaling.is_dynamic or layer.scaling.is_dynamic:
+        return scaling == layer.scaling and length is None
+    present = configs.compute_layer_frequencies(layer.scaling, layer, None)
+    return configs.compute_layer_frequencies(scaling, layer, length) == present
 
 
 def _as_longrope(
-    changed: Mapping[str, Scaling], model_config: configs.ModelConfig, length: int | None
+    scalings: Mapping[str, Scaling], model_config: configs.ModelConfig, length: int | None
 ) -> dict[str, Scaling] | None:
-    """The same frequencies as divisors, which say any static ones."""
-    said: dict[str, Scaling] = {}
-    for kind, scaling in changed.items():
-        own = model_config.ropes[kind]
-        frequencies = configs.layer_frequencies(scaling, own, length)
+    """Return the same frequencies as LongRoPE divisors; None if they are dynamic or have a softmax factor."""
+    converted: dict[str, Scaling] = {}
+    for layer_type, scaling in scalings.items():
+        layer = model_config.ropes[layer_type]
+        frequencies = configs.compute_layer_frequencies(scaling, layer, length)
         if (scaling.is_dynamic and length is None) or frequencies.softmax_factor != 1:
             return None
         with np.errstate(divide="ignore"):
-            divisors = tuple(np.minimum(own.rope.inv_freq / frequencies.inv_freq, _STILL).tolist())
-        said[kind] = LongRoPE(
+            divisors = tuple(np.minimum(layer.rope.inv_freq / frequencies.inv_freq, _MAX_DIVISOR).tolist())
+        converted[layer_type] = LongRoPE(
             divisors,
             divisors,
-            factor=scaling.extension_factor(own.rope, length),
+            factor=scaling.extension_factor(layer.rope, length),
             attention_factor=frequencies.attention_factor,
             original_length=scaling.original_length,
         )
-    return said
+    return converted
 
 
-def _fields(
-    text_config: Any, model_config: configs.ModelConfig, said: Mapping[str, Scaling], length: int | None
+def _config_fields(
+    text_config: Any, model_config: configs.ModelConfig, scalings: Mapping[str, Scaling], length: int | None
 ) -> dict[str, Any] | None:
-    written = copy.deepcopy(getattr(text_config, "rope_parameters", None)) or {}
-    for kind, scaling in said.items():
-        nested = kind != configs.ALL_LAYERS
-        before = written.get(kind) if nested else written
-        one = configs.rope_parameters(scaling, model_config.ropes[kind].rope, before, length)
-        if one is None:
+    """Return the fields of a config with these scalings; None if transformers has no name for one of them."""
+    rope_parameters = copy.deepcopy(getattr(text_config, "rope_parameters", None)) or {}
+    main = model_config.main_layer_type
+    fields: dict[str, Any] = {}
+    for layer_type, scaling in scalings.items():
+        is_nested = layer_type != configs.ALL_LAYERS
+        rope = model_config.ropes[layer_type].rope
+        previous = rope_parameters.get(layer_type) if is_nested else rope_parameters
+        layer_parameters = configs.build_rope_parameters(scaling, rope, previous, length)
+        if layer_parameters is None:
             return None
-        written = {**written, kind: one} if nested else one
-    fields = {"rope_parameters": written}
-    if model_config.main in said:
-        main, rope = said[model_config.main], model_config.ropes[model_config.main].rope
-        if rope.original_length is not None or main.original_length is not None:
-            fields["original_max_position_embeddings"] = main.resolve_original_length(rope)
-            one = written if model_config.main == configs.ALL_LAYERS else written[model_config.main]
-            fields["max_position_embeddings"] = configs.declared_length(main, rope, one, length)
+        rope_parameters = {**rope_parameters, layer_type: layer_parameters} if is_nested else layer_parameters
+        if layer_type == main and (rope.original_length is not None or scaling.original_length is not None):
+            fields["original_max_position_embeddings"] = scaling.resolve_original_length(rope)
+            fields["max_position_embeddings"] = configs.compute_max_position_embeddings(
+                scaling, rope, layer_parameters, length
+            )
+    fields["rope_parameters"] = rope_parameters
     return {name: value for name, value in fields.items() if hasattr(text_config, name)}
 
 
-def _builds(
+def _builds_tables(
     text_config: Any,
     fields: Mapping[str, Any],
     model_config: configs.ModelConfig,
-    served: list[tuple[RotaryModule, dict[str, RotaryTable]]],
+    module_tables: list[tuple[RotaryModule, dict[str, RotaryTable]]],
 ) -> bool:
-    """Whether the rotary modules of a model that is loaded with these fields give the same tables."""
-    past = 2 * (model_config.ropes[model_config.main].rope.original_length or 0)
+    """Return whether transformers builds rotary modules with the same tables from a config with these fields."""
+    long_text = 2 * (model_config.main_layer.rope.original_length or 0)
     try:
-        for rotary, tables in served:
+        for rotary, tables in module_tables:
             config = copy.deepcopy(rotary.config)
             for name, value in fields.items():
                 setattr(config, name, copy.deepcopy(value))
-            if rotary.config is not text_config:  # a copy with a base of its own, which it keeps
+            if rotary.config is not text_config:  # a copy with another base, which it keeps (Granite SWA)
                 config.rope_parameters["rope_theta"] = rotary.config.rope_parameters["rope_theta"]
-            with quiet_transformers(logging.CRITICAL):  # it will say what it has to say when the model is loaded
+            with quiet_transformers(logging.CRITICAL):  # its warnings will appear when the model is loaded
                 built = rotary.built_from(type(config).from_dict(config.to_dict()))
-            for kind, table in tables.items():
-                for length in (1, past):
-                    if not built.gives(kind, table.frequencies_at(length), table.channel_layout, length):
+            for layer_type, table in tables.items():
+                for length in (1, long_text):
+                    if not built.computes(layer_type, table.frequencies_at(length), table.channel_layout, length):
                         return False
-    except Exception:  # it is the architecture's own code that decides, in whatever way
+    except Exception:  # the code of the architecture refuses fields in any way
         return False
     return True

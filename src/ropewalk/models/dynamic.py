@@ -1,8 +1,14 @@
-"""What makes the frequencies follow the text, and the cached keys follow the frequencies.
+"""Forward hooks that keep the frequencies of a decoder, and its cached keys, in step with the length of the text.
 
-A follower listens at the decoder of an extended model. Before a forward call it learns the cache; from the rotary
-modules the positions, which is when it sets the tables and turns what is cached; after the call it notes on the cache
-what its keys carry. The attention code takes no part in it.
+Before a forward call of the decoder, its hook reads the positions and the KV cache from the arguments, sets the
+frequencies of the rotary tables and rotates the cached keys to them. After the call it records the new positions on the
+cache. The attention code is not involved.
+
+All decoders that ropewalk supports take `position_ids` (transformers 5.23). If the caller leaves them out, the hook
+passes those that the decoder would compute itself, counted from the number of cached tokens, so that they are known
+before the call. Bamba and MiniMax would count from 0 in every call, which is wrong.
+
+Shapes: as in rotary_table.py.
 """
 
 from __future__ import annotations
@@ -17,282 +23,318 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from ropewalk.errors import InputError
-from ropewalk.models.cache_layout import RotatedChannels, find_rotated_channels
-from ropewalk.models.key_state import KeyState, attach_key_state, cannot_follow, get_key_state, tokens_seen
-from ropewalk.models.rotary_modules import RotaryModule, Swap
-from ropewalk.models.rotary_table import RotaryTable, Rows
+from ropewalk.compat.transformers import PREPARE_CACHE_METHOD, prepare_cache_and_report_lengths
+from ropewalk.errors import UnsupportedModelError
+from ropewalk.models.cache_layout import RotatedChannels, find_rotated_channels, why_not_rotatable
+from ropewalk.models.digest import tensor_bytes
+from ropewalk.models.key_state import KeyState, attach_key_state, get_key_state, tokens_seen
+from ropewalk.models.patching import AttributePatch, Patch
+from ropewalk.models.probe_cache import cached_probe, config_text
+from ropewalk.models.rotary_modules import RotaryModule
+from ropewalk.models.rotary_table import RotaryTable, RowFrequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.policies import Policy, RequestPolicy
 
-_SAMPLED = 16  # parameters in a model's fingerprint, and numbers of each
-_INSTEAD = 'fix the frequencies for the whole request: policy="request", or extend(model, scaling, length=tokens)'
+_FINGERPRINT_SAMPLES = 16  # parameters of a model, and numbers of each
+_REMEDY = 'fix the frequencies for the whole request: policy="request", or extend(model, scaling, length=tokens)'
 
 
 @dataclass
 class _Call:
-    """A forward call of the decoder; `positions_BT` from the moment that its rotary modules are asked."""
+    """A forward call of the decoder that is in progress."""
 
     cache: Cache | None
-    positions_BT: Tensor | None = None
-    request: tuple[int, ...] | None = None
+    positions_BT: Tensor
+    request_lengths: tuple[int, ...] | None = None
 
 
 @dataclass(eq=False)
-class Follower:
-    """Listens at one decoder.
+class DecoderHooks:
+    """The forward hooks of one decoder; a patch that registers and removes them.
 
     Attributes:
-        body: the decoder.
-        tables: all that its rotary modules serve, by name.
-        ropes: what the model was trained with, by layer type.
-        policy: for which length dynamic scalings are made.
-        original: the original length, tokens; None when no table is dynamic.
-        channels: what turns in the decoder's caches, once it was asked.
-        obscure: why that could not be told, where it could not.
+        decoder: the module that takes tokens and a cache.
+        tables: all tables of its rotary modules, by name.
+        ropes: the unscaled rotary embeddings of the model, by layer type.
+        policy: the length that dynamic scalings are computed for.
+        original_length: tokens the model was trained on; None if no table is dynamic.
+        rotated_channels: the channels of the decoder's caches that depend on the frequencies; None until probed.
+        why_not_rotatable: why the cached keys cannot be rotated, as a clause; None if they can or before the probe.
     """
 
-    body: Any
+    decoder: Any
     tables: dict[str, RotaryTable]
     ropes: dict[str, Rope]
     policy: Policy
-    original: int | None
-    channels: list[RotatedChannels] | None = None
-    obscure: str | None = None
+    original_length: int | None
+    rotated_channels: list[RotatedChannels] | None = None
+    why_not_rotatable: str | None = None
     _handles: list[Any] = field(default_factory=list)
     _call: _Call | None = None
-    _asking: bool = False
-    _checked: int | None = None  # the identity of what the last cache carried, known to be of this model
+    _is_probing: bool = False
+    _checked_state_id: int | None = None  # id of the key state of the last cache, known to be of this model
 
     def __post_init__(self) -> None:
-        self._cache_at = list(inspect.signature(self.body.forward).parameters).index("past_key_values")
-        for table in self.tables.values():
-            table.before = self._meet
+        self._parameter_names = list(inspect.signature(self.decoder.forward).parameters)
+        self._axes = max(table.channel_layout.axes for table in self.tables.values())
 
-    def __call__(self) -> None:
-        """Begin to listen or, when listening, end it."""
-        if self._handles:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = []
-        else:
-            self._handles = [
-                self.body.register_forward_pre_hook(self._enter, with_kwargs=True),
-                self.body.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
-            ]
-            if self.is_dynamic:
-                self._ask()
+    def apply(self) -> None:
+        """Register the hooks. A dynamic scaling probes the decoder first, so that a failure is known at once."""
+        if self.is_dynamic:
+            self._find_rotated_channels()
+        self._handles = [
+            self.decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            self.decoder.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
+        ]
+
+    def revert(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether any frequencies depend on the length of the text."""
-        return any(table.follow is not None for table in self.tables.values())
+        """Whether the frequencies of any table depend on the length of the text."""
+        return any(table.is_dynamic for table in self.tables.values())
 
-    def begin(self, cache: Any, request: tuple[int, ...]) -> None:
-        """A request that may come to so many tokens, for each row, on this cache."""
-        held = get_key_state(cache)
-        if held is None and not tokens_seen(cache):
-            held = self._new(cache)
-        if held is not None:
-            held.request = request if len(set(request)) > 1 else request[:1]
+    def set_request_lengths(self, cache: Any, lengths: tuple[int, ...]) -> None:
+        """Record how many tokens each batch row of a new request on this cache may reach."""
+        state = get_key_state(cache)
+        if state is None and not tokens_seen(cache):
+            state = self._attach_new_state(cache)
+        if state is not None:
+            state.request_lengths = lengths if len(set(lengths)) > 1 else lengths[:1]
 
-    def _ask(self) -> None:
-        """Learn what turns in the decoder's caches, if that is not known yet."""
-        if self.channels is None and self.obscure is None:
-            call, self._call, self._asking = self._call, None, True
-            try:
-                self.channels = find_rotated_channels(self.body, self.tables)
-            except Exception as error:  # it is the model's own code that is asked
-                self.obscure = f"what they change in the cache of a {type(self.body).__name__} is not known: {error}"
-            finally:
-                self._call, self._asking = call, False
+    def _before_forward(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._is_probing or (torch.compiler.is_compiling() and not self.is_dynamic):
+            return None
+        return self._begin_call(args, kwargs)
 
-    def _enter(self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._asking and (self.is_dynamic or not torch.compiler.is_compiling()):
-            self._open(args, kwargs)
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # lengths and caches cannot be part of a graph
+    def _begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Set the frequencies for this call, and rotate the cached keys to them; return the arguments of the call."""
+        self._call = None
+        arguments = dict(zip(self._parameter_names, args, strict=False)) | kwargs
+        if self.is_dynamic and arguments.get("cache") is not None:  # the paged cache of continuous batching
+            cache_class = type(arguments["cache"]).__name__
+            raise RuntimeError(f"a dynamic scaling cannot rotate the keys in a {cache_class}; {_REMEDY}")
+        cache = arguments.get("past_key_values")
+        cache = cache if isinstance(cache, Cache) else None
+        position_ids = arguments.get("position_ids")
+        if position_ids is None:
+            position_ids = _next_positions(arguments, cache)
+            if position_ids is None:
+                return None  # there is no input, which the decoder itself will refuse
+            args, kwargs = (), arguments | {"position_ids": position_ids}
+        self._call = _Call(cache, self._rotary_positions(position_ids))
+        self._update_frequencies(self._call)
+        return args, kwargs
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # lengths and caches are no part of a graph
-    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.is_dynamic and kwargs.get("cache") is not None:  # transformers' continuous batching
-            raise RuntimeError(f"a dynamic scaling cannot follow in a {type(kwargs['cache']).__name__}; {_INSTEAD}")
-        given = kwargs.get("past_key_values", args[self._cache_at] if len(args) > self._cache_at else None)
-        self._call = _Call(given if isinstance(given, Cache) else None)
-
-    def _meet(self, position_ids: Tensor) -> None:
-        """The rotary modules are asked for these positions."""
-        call = self._call
-        if not self._asking and (self.is_dynamic if call is None else call.positions_BT is None):
-            self._choose(position_ids, call)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _choose(self, position_ids: Tensor, call: _Call | None) -> None:
-        """Set the frequencies, and turn what is cached to them."""
-        held = None
-        if call is not None and call.cache is not None and tokens_seen(call.cache):
-            held = self._known(call.cache)
-        rows = self._rows(position_ids, call)
-        if held is not None and rows != held.rows:
-            assert call is not None
-            self._turn(call.cache, held, rows)
+    def _update_frequencies(self, call: _Call) -> None:
+        state = None
+        if call.cache is not None and tokens_seen(call.cache):
+            state = self._checked_key_state(call.cache)
+        row_frequencies = self._choose_frequencies(call)
+        if state is not None and row_frequencies != state.row_frequencies:
+            self._rotate_cached_keys(call.cache, state, row_frequencies)
         for name, table in self.tables.items():
-            table.set(rows[name])
-        if call is not None:
-            call.positions_BT = position_ids
+            table.set_frequencies(row_frequencies[name])
 
-    def _leave(self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        if self._asking:
+    def _after_forward(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        if self._is_probing:
             return
         call, self._call = self._call, None
-        if call is not None and call.positions_BT is not None and outputs is not None:
-            self._note(call, call.positions_BT, outputs)
+        if call is not None and outputs is not None:  # there are no outputs if the call failed
+            self._record_positions(call, outputs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _note(self, call: _Call, positions_BT: Tensor, outputs: Any) -> None:
-        """The call is over: note on the cache what its keys carry."""
-        cache = call.cache if call.cache is not None else _cache_in(outputs)
+    def _record_positions(self, call: _Call, outputs: Any) -> None:
+        """Record the positions of the new keys on the cache."""
+        cache = call.cache if call.cache is not None else _find_cache(outputs)
         if cache is None:
             return
-        held = get_key_state(cache)
-        if held is None or not held.count:
-            held = self._new(cache)
-        held.request = call.request
-        new = tokens_seen(cache) - held.count
-        if new > 0:
-            held.append(positions_BT[..., -new:])  # some architectures ask for all positions so far
+        state = get_key_state(cache)
+        if state is None or not state.num_tokens:
+            state = self._attach_new_state(cache)
+        state.request_lengths = call.request_lengths
+        new_tokens = tokens_seen(cache) - state.num_tokens
+        if new_tokens > 0:
+            state.append(call.positions_BT[..., -new_tokens:])
 
-    def _known(self, cache: Any) -> KeyState:
-        """What the cache carries. Raises RuntimeError when that is unknown, or of another model."""
-        held, seen = get_key_state(cache), tokens_seen(cache)
-        if held is None:
-            raise RuntimeError(
-                f"the cache holds {seen:,} tokens that were not read by an extended model, so that nothing tells which "
-                "frequencies its keys carry; begin a new cache"
-            )
-        if id(held) != self._checked:
-            if held.model != self._fingerprint():
+    def _rotary_positions(self, position_ids: Tensor) -> Tensor:
+        """Return the positions that the decoder passes to its rotary modules, [B, T] or [A, B, T]."""
+        if self._axes == 1:
+            return position_ids
+        if position_ids.ndim == 2:
+            return position_ids.expand(self._axes, -1, -1)
+        return position_ids[-self._axes :]  # Qwen2-VL and others prepend the positions of the text
+
+    def _choose_frequencies(self, call: _Call) -> dict[str, RowFrequencies]:
+        """Return the frequencies of each table for this call."""
+        if not self.is_dynamic:
+            return {name: table.row_frequencies for name, table in self.tables.items()}
+        # The axes of an image start again at its corner; the largest position tells how long the text is.
+        positions_BT = call.positions_BT if call.positions_BT.ndim == 2 else call.positions_BT.amax(0)
+        lengths = tuple(position + 1 for position in positions_BT.amax(-1).tolist())
+        if isinstance(self.policy, RequestPolicy):
+            lengths = self._choose_request_lengths(lengths, call)
+        row_frequencies = {}
+        for name, table in self.tables.items():
+            rows = tuple(table.frequencies_at(length) for length in lengths)
+            row_frequencies[name] = rows[:1] if len(set(rows)) == 1 else rows
+        return row_frequencies
+
+    def _choose_request_lengths(self, lengths: tuple[int, ...], call: _Call) -> tuple[int, ...]:
+        """Return the tokens that each row may reach: as its request said, or those of the call that begins it."""
+        state = None if call.cache is None else get_key_state(call.cache)
+        call.request_lengths = lengths if state is None or state.request_lengths is None else state.request_lengths
+        limits = call.request_lengths
+        if len(limits) != len(lengths):  # the rows of the batch share their positions
+            limits = (max(limits),) * len(lengths)
+        for row, (length, limit) in enumerate(zip(lengths, limits, strict=True)):
+            if length > max(limit, self.original_length or 0):
                 raise RuntimeError(
-                    f"the cache holds {seen:,} tokens of another model, or of this one with another base or other "
-                    "weights; begin a new cache"
+                    f"row {row} has reached {length:,} tokens, more than the {limit:,} of its request; set the length "
+                    'beforehand with extend(model, scaling, length=tokens), or use policy="stepped"'
                 )
-            self._checked = id(held)
-        return held
+        return limits
 
-    def _new(self, cache: Any) -> KeyState:
-        held = KeyState(self._fingerprint(), {name: table.rows for name, table in self.tables.items()})
-        attach_key_state(cache, held)
-        self._checked = id(held)
-        return held
+    def _rotate_cached_keys(self, cache: Any, state: KeyState, row_frequencies: dict[str, RowFrequencies]) -> None:
+        self._find_rotated_channels()
+        channels = self.rotated_channels or []
+        reason = self.why_not_rotatable or why_not_rotatable(cache, channels)
+        if reason is not None:
+            raise RuntimeError(f"the frequencies have changed, but {reason}; {_REMEDY}")
+        seen = tokens_seen(cache)
+        if state.num_tokens != seen:
+            raise RuntimeError(
+                f"the cache holds {seen:,} tokens, but the positions of {state.num_tokens:,} are known: an earlier "
+                "call failed halfway, or other code wrote into the cache; start a new cache"
+            )
+        keep_snapshot = self.is_dynamic and self.policy.keeps_key_snapshot
+        state.rotate_keys(cache, row_frequencies, self.tables, channels, keep_snapshot)
 
-    def _fingerprint(self) -> str:
-        """What tells this model from another: its class, its ropes, and numbers out of its weights."""
-        digest = hashlib.sha256(f"{type(self.body).__name__} {self.ropes}".encode())
-        weights = [weight for weight in self.body.parameters() if weight.device.type != "meta"]
-        for weight in weights[:: max(1, len(weights) // _SAMPLED)]:
+    def _find_rotated_channels(self) -> None:
+        if self.rotated_channels is None and self.why_not_rotatable is None:
+            call, self._call, self._is_probing = self._call, None, True
             try:
-                numbers = getattr(weight, "_local_tensor", weight).detach().flatten()[:_SAMPLED].cpu().contiguous()
-                digest.update(numbers.view(torch.uint8).numpy().tobytes())
-            except Exception:  # a tensor of a kind of its own (quantized); the others tell enough
+                self.rotated_channels, self.why_not_rotatable = cached_probe(
+                    self.decoder, self._decoder_fingerprint(), self._probe_decoder
+                )
+            finally:
+                self._call, self._is_probing = call, False
+
+    def _probe_decoder(self) -> tuple[list[RotatedChannels] | None, str | None]:
+        try:
+            return find_rotated_channels(self.decoder, self.tables), None
+        except Exception as error:  # the code of the model may fail in any way
+            decoder_class = type(self.decoder).__name__
+            return None, f"the cached keys of a {decoder_class} cannot be rotated: {error}"
+
+    def _decoder_fingerprint(self) -> str:
+        """Return everything that the rotated channels depend on, as text."""
+        classes = [type(module) for module in self.decoder.modules()]
+        layouts = {name: table.channel_layout for name, table in self.tables.items()}
+        return f"{config_text(self.decoder.config)} {classes} {layouts}"
+
+    def _checked_key_state(self, cache: Any) -> KeyState:
+        """Return the key state of a cache that holds tokens. Raise RuntimeError if this model did not fill it."""
+        state, seen = get_key_state(cache), tokens_seen(cache)
+        if state is None:
+            raise RuntimeError(
+                f"the cache holds {seen:,} tokens that no extended model has read, so the frequencies of its keys are "
+                "unknown; start a new cache"
+            )
+        if id(state) != self._checked_state_id:
+            if state.model_fingerprint != self._model_fingerprint():
+                raise RuntimeError(
+                    f"the cache holds {seen:,} tokens of another model, or of this model with another base or other "
+                    "weights; start a new cache"
+                )
+            self._checked_state_id = id(state)
+        return state
+
+    def _attach_new_state(self, cache: Any) -> KeyState:
+        row_frequencies = {name: table.row_frequencies for name, table in self.tables.items()}
+        state = KeyState(self._model_fingerprint(), row_frequencies)
+        attach_key_state(cache, state)
+        self._checked_state_id = id(state)
+        return state
+
+    def _model_fingerprint(self) -> str:
+        """Return a digest of the model's class, its unscaled rotary embeddings, and a sample of its weights."""
+        digest = hashlib.sha256(f"{type(self.decoder).__name__} {self.ropes}".encode())
+        weights = [weight for weight in self.decoder.parameters() if weight.device.type != "meta"]
+        for weight in weights[:: max(1, len(weights) // _FINGERPRINT_SAMPLES)]:
+            try:
+                local = getattr(weight, "_local_tensor", weight)  # the shard of a DTensor on this rank
+                digest.update(tensor_bytes(local.detach().flatten()[:_FINGERPRINT_SAMPLES]))
+            except Exception:  # a tensor subclass, as of quantized weights; the other weights suffice
                 continue
         return digest.hexdigest()
 
-    def _rows(self, position_ids: Tensor, call: _Call | None) -> dict[str, Rows]:
-        """For each table, the frequencies of each row of the batch; one where they are equal."""
-        if not self.is_dynamic:
-            return {name: table.rows for name, table in self.tables.items()}
-        # On some axes an image starts anew: the farthest tells where in the text a token stands.
-        farthest_BT = position_ids if position_ids.ndim == 2 else position_ids.amax(0)
-        lengths = tuple(position + 1 for position in farthest_BT.amax(-1).tolist())
-        if isinstance(self.policy, RequestPolicy):
-            lengths = self._requested(lengths, call)
-        chosen = {}
-        for name, table in self.tables.items():
-            rows = tuple(table.frequencies_at(length) for length in lengths)
-            chosen[name] = rows[:1] if len(set(rows)) == 1 else rows
-        return chosen
 
-    def _requested(self, reached: tuple[int, ...], call: _Call | None) -> tuple[int, ...]:
-        """The tokens that each row may come to: what its request said, or those of the call that begins it."""
-        known = get_key_state(call.cache) if call is not None and call.cache is not None else None
-        request = reached if known is None or known.request is None else known.request
-        if call is not None:
-            call.request = request
-        # One number where the rows share their positions.
-        ends = request if len(request) == len(reached) else (max(request),) * len(reached)
-        for row, (length, end) in enumerate(zip(reached, ends, strict=True)):
-            if length > max(end, self.original or 0):
-                raise RuntimeError(
-                    f"row {row} has come to {length:,} tokens, more than the {end:,} that its request was made for; "
-                    'say the length beforehand with extend(model, scaling, length=tokens), or use policy="stepped"'
-                )
-        return ends
-
-    def _turn(self, cache: Any, held: KeyState, rows: dict[str, Rows]) -> None:
-        self._ask()
-        seen = tokens_seen(cache)
-        why = self.obscure or cannot_follow(cache, self.channels or [])
-        if why is not None:
-            raise RuntimeError(f"the text outgrew the frequencies that its cached keys carry, and {why}; {_INSTEAD}")
-        if held.count != seen:
-            raise RuntimeError(
-                f"the cache holds {seen:,} tokens, and the positions of {held.count:,} are known: an earlier call "
-                "failed halfway, or something else wrote into it; begin a new cache"
-            )
-        held.turn(cache, rows, self.tables, self.channels or [], self.policy.keeps_key_snapshot and self.is_dynamic)
-
-
-def followers(
+def create_decoder_hooks(
     model: nn.Module,
-    served: list[tuple[RotaryModule, dict[str, RotaryTable]]],
+    module_tables: list[tuple[RotaryModule, dict[str, RotaryTable]]],
     ropes: dict[str, Rope],
     policy: Policy,
-    original: int | None,
-) -> list[Any]:
-    """The changes after which the model's frequencies follow its texts.
+    original_length: int | None,
+) -> list[DecoderHooks]:
+    """Return the hooks, not yet registered, of every decoder of a model that contains a rotary module.
 
-    Raises InputError when a rotary module belongs to no decoder that can be listened to.
+    Args:
+        model: the model.
+        module_tables: its rotary modules, each with the tables that it returns, by layer type.
+        ropes, policy, original_length: as in `DecoderHooks`.
+
+    Raises UnsupportedModelError if a rotary module is in no decoder that takes a cache.
     """
-    by_body: dict[int, tuple[Any, dict[str, RotaryTable]]] = {}
-    for rotary, tables in served:
-        body = _decoder(model, rotary)
-        named = by_body.setdefault(id(body), (body, {}))[1]
-        named.update({f"{rotary.path}:{kind}": table for kind, table in tables.items()})
-    changes: list[Any] = []
-    for body, named in by_body.values():
-        follower = Follower(body, named, ropes, policy, original)
-        changes.append(follower)
-        if (
-            follower.is_dynamic
-            and isinstance(policy, RequestPolicy)
-            and hasattr(model, "_prepare_cache_for_generation")
-        ):
-            changes.append(Swap(model, "_prepare_cache_for_generation", functools.partial(_begin, model, follower)))
-    return changes
+    tables_of_decoder: dict[Any, dict[str, RotaryTable]] = {}
+    for rotary, tables in module_tables:
+        decoder_tables = tables_of_decoder.setdefault(_find_decoder(model, rotary), {})
+        decoder_tables.update({f"{rotary.path}:{layer_type}": table for layer_type, table in tables.items()})
+    return [
+        DecoderHooks(decoder, tables, ropes, policy, original_length) for decoder, tables in tables_of_decoder.items()
+    ]
 
 
-def _decoder(model: nn.Module, rotary: RotaryModule) -> Any:
-    """The nearest module around it that takes tokens and a cache."""
+def request_length_patches(model: nn.Module, hooks: DecoderHooks) -> list[Patch]:
+    """Return the patches through which `generate` reports the length of each request, if the policy needs it."""
+    if not hooks.is_dynamic or not isinstance(hooks.policy, RequestPolicy) or not hasattr(model, PREPARE_CACHE_METHOD):
+        return []
+    prepare_cache = functools.partial(prepare_cache_and_report_lengths, model, hooks.set_request_lengths)
+    return [AttributePatch(model, PREPARE_CACHE_METHOD, prepare_cache)]
+
+
+def _find_decoder(model: nn.Module, rotary: RotaryModule) -> Any:
+    """Return the innermost module around a rotary module that takes tokens and a cache.
+
+    Raises UnsupportedModelError if there is none.
+    """
     path = rotary.path
     while path:
         path = path.rpartition(".")[0]
         module: Any = model.get_submodule(path)
         if {"inputs_embeds", "past_key_values"} <= set(inspect.signature(module.forward).parameters):
             return module
-    raise InputError("model", type(model).__name__, f"a model with a decoder around its {rotary.path}")
+    raise UnsupportedModelError(type(model).__name__, f"no decoder that takes a cache contains its {rotary.path}")
 
 
-def _begin(model: Any, follower: Follower, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
-    """In place of the method with which `generate` prepares its cache: there it knows how long a text may become."""
-    done = type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args)
-    cache, mask_BT = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
-    if cache is not None:
-        end = args[-1] + 1  # the last argument leaves out the last token, which is never read
-        padding = (mask_BT.shape[1] - mask_BT.sum(-1)).tolist() if mask_BT is not None else [0]
-        follower.begin(cache, tuple(end - unread for unread in padding))
-    return done
+def _next_positions(arguments: dict[str, Any], cache: Cache | None) -> Tensor | None:
+    """Return the positions of the tokens that follow those in the cache, [1, T]; None if no tokens are given."""
+    tokens = arguments.get("input_ids")
+    if tokens is None:
+        tokens = arguments.get("inputs_embeds")
+    if tokens is None:
+        return None
+    start = 0 if cache is None else tokens_seen(cache)
+    return torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
 
 
-def _cache_in(outputs: Any) -> Cache | None:
-    found = getattr(outputs, "past_key_values", None)
-    if found is None and isinstance(outputs, tuple):
-        found = next((part for part in outputs if isinstance(part, Cache)), None)
-    return found if isinstance(found, Cache) else None
+def _find_cache(outputs: Any) -> Cache | None:
+    """Return the cache that the decoder created itself, from its outputs; None if it created none."""
+    cache = getattr(outputs, "past_key_values", None)
+    if cache is None and isinstance(outputs, tuple):
+        cache = next((part for part in outputs if isinstance(part, Cache)), None)
+    return cache if isinstance(cache, Cache) else None

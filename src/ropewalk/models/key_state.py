@@ -1,9 +1,9 @@
-"""What the keys of a KV cache carry: where they stand, and the frequencies they are turned by.
+"""The state of the keys in a KV cache: their positions, and the frequencies that they were rotated with.
 
-It is kept on the cache, whose class becomes one that keeps it in step when tokens or rows are taken away, and it goes
-with the cache when that is copied or saved.
+The state is an attribute of the cache. The class of the cache is replaced by a subclass that updates the state when
+tokens or batch rows are removed or reordered. The state is copied and saved together with the cache.
 
-Shapes: as in tables.py, and H heads, D channels of a head.
+Shapes: as in rotary_table.py; H heads, D channels of a head, N cached tokens.
 """
 
 from __future__ import annotations
@@ -16,250 +16,261 @@ import torch
 from torch import Tensor
 
 from ropewalk.models.cache_layout import RotatedChannels
-from ropewalk.models.patching import Mixin, mixed
-from ropewalk.models.rotary_table import RotaryTable, Rows, factors
-from ropewalk.ops.angles import cos_sin
+from ropewalk.models.patching import Mixin, with_mixin
+from ropewalk.models.rotary_table import RotaryTable, RowFrequencies, attention_factors
+from ropewalk.ops.angles import cos_sin_of_fixed_point
 
-_SLOT = "_ropewalk"
-# The cache layers whose tensors are as the attention wrote them, and are read anew at every step.
-_CAN_FOLLOW = {
-    "DynamicLayer",
-    "DynamicSlidingWindowLayer",
-    "DynamicIndexedLayer",
-    "LinearAttentionAndFullAttentionLayer",
-    "LinearAttentionAndSlidingWindowAttentionLayer",
-}
+_ATTRIBUTE = "_ropewalk_key_state"
 
 
 @dataclass
 class KeySnapshot:
-    """The keys that one table turns, as they were cached: turned from these, rounding does not add up.
+    """Keys as attention cached them, for one rotary table.
+
+    Keys that are rotated often are always rotated from their snapshot, so that rounding errors do not add up.
 
     Attributes:
-        keys: by cache layer and tensor, [B, H, n, D]: the last n of the tokens that are covered.
-        reduced_BTU, factor_BT1: the angles and attention factors that they carry.
+        keys: [B, H, N, D] by index of the cache layer and name of the tensor; the last N tokens of the snapshot.
+        angles_BTU: the angles that they were rotated by, in units of 2^-64 rotation.
+        factors_BT1: the attention factors that they were multiplied by.
     """
 
     keys: dict[tuple[int, str], Tensor]
-    reduced_BTU: Tensor
-    factor_BT1: Tensor
+    angles_BTU: Tensor
+    factors_BT1: Tensor
 
     @property
-    def end(self) -> int:
-        """Tokens that are covered, from the beginning of the text."""
-        return self.reduced_BTU.shape[1]
+    def num_tokens(self) -> int:
+        """Tokens from the beginning of the text to the end of the snapshot."""
+        return self.angles_BTU.shape[1]
 
-    def crop(self, count: int) -> None:
-        gone = max(0, self.end - count)
-        self.keys = {at: keys[..., : max(0, keys.shape[-2] - gone), :] for at, keys in self.keys.items()}
-        self.reduced_BTU, self.factor_BT1 = self.reduced_BTU[:, :count], self.factor_BT1[:, :count]
+    def crop(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens of the text."""
+        removed = max(0, self.num_tokens - num_tokens)
+        self.keys = {at: keys[..., : max(0, keys.shape[-2] - removed), :] for at, keys in self.keys.items()}
+        self.angles_BTU = self.angles_BTU[:, :num_tokens]
+        self.factors_BT1 = self.factors_BT1[:, :num_tokens]
 
-    def pick(self, indices_B: Tensor) -> None:
+    def select_rows(self, indices_B: Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
         self.keys = {at: keys.index_select(0, indices_B.to(keys.device)) for at, keys in self.keys.items()}
-        self.reduced_BTU, self.factor_BT1 = (
-            _picked(each, indices_B, 0) for each in (self.reduced_BTU, self.factor_BT1)
-        )
+        self.angles_BTU = _select_rows(self.angles_BTU, indices_B, 0)
+        self.factors_BT1 = _select_rows(self.factors_BT1, indices_B, 0)
 
 
 @dataclass
 class KeyState:
-    """What a cache's keys carry.
+    """The state of all keys in one cache.
 
     Attributes:
-        model: the fingerprint of the model that they come from.
-        rows: for each table, the frequencies that all keys of a row are turned by.
-        positions_BT: of every token so far, [B, T] (or [A, B, T]); B is 1 while the rows agree.
-        request: for each row, the tokens that the request may come to, where a policy fixes them.
-        references: of the tables that turn often.
-        turns: how often keys were turned.
+        model_fingerprint: identifies the model that computed the keys.
+        row_frequencies: for each rotary table, the frequencies that all keys were rotated with.
+        positions_BT: the position of every token so far, [B, T] or [A, B, T]; B is 1 while all rows agree.
+        request_lengths: for each batch row, the tokens that its request may reach; None if no policy asked for it.
+        snapshots: for each rotary table whose keys are rotated often, the keys as attention cached them.
+        rotations: how many times cached keys were rotated.
     """
 
-    model: str
-    rows: dict[str, Rows]
+    model_fingerprint: str
+    row_frequencies: dict[str, RowFrequencies]
     positions_BT: Tensor = field(default_factory=lambda: torch.zeros(1, 0, dtype=torch.int64))
-    request: tuple[int, ...] | None = None
-    references: dict[str, KeySnapshot] = field(default_factory=dict)
-    turns: int = 0
+    request_lengths: tuple[int, ...] | None = None
+    snapshots: dict[str, KeySnapshot] = field(default_factory=dict)
+    rotations: int = 0
 
     @property
-    def count(self) -> int:
-        """Tokens so far."""
+    def num_tokens(self) -> int:
+        """Tokens whose positions are known."""
         return self.positions_BT.shape[-1]
 
     def append(self, positions_BT: Tensor) -> None:
-        """More tokens, turned by the same frequencies."""
-        self.positions_BT = _joined(self.positions_BT, positions_BT, -2) if self.count else positions_BT
+        """Add the positions of tokens whose keys were rotated with the current frequencies."""
+        self.positions_BT = _concat(self.positions_BT, positions_BT, -2, -1) if self.num_tokens else positions_BT
 
-    def crop(self, count: int) -> None:
-        """Keep the first `count` tokens."""
-        self.positions_BT = self.positions_BT[..., :count]
-        for reference in self.references.values():
-            reference.crop(count)
+    def crop(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens."""
+        self.positions_BT = self.positions_BT[..., :num_tokens]
+        for snapshot in self.snapshots.values():
+            snapshot.crop(num_tokens)
 
-    def pick(self, indices_B: Tensor) -> None:
+    def select_rows(self, indices_B: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
-        chosen = indices_B.tolist()
-        self.positions_BT = _picked(self.positions_BT, indices_B, -2)
-        self.rows = {name: _of_each(rows, chosen) for name, rows in self.rows.items()}
-        self.request = self.request and _of_each(self.request, chosen)
-        for reference in self.references.values():
-            reference.pick(indices_B)
+        rows = indices_B.tolist()
+        self.positions_BT = _select_rows(self.positions_BT, indices_B, -2)
+        self.row_frequencies = {name: _select_entries(entries, rows) for name, entries in self.row_frequencies.items()}
+        if self.request_lengths is not None:
+            self.request_lengths = _select_entries(self.request_lengths, rows)
+        for snapshot in self.snapshots.values():
+            snapshot.select_rows(indices_B)
 
-    def turn(
+    def rotate_keys(
         self,
         cache: Any,
-        rows: Mapping[str, Rows],
+        row_frequencies: Mapping[str, RowFrequencies],
         tables: Mapping[str, RotaryTable],
         channels: Sequence[RotatedChannels],
-        keep_reference: bool,
+        keep_snapshot: bool,
     ) -> None:
-        """Turn every cached key from the frequencies that it carries to `rows`."""
+        """Rotate every cached key from the frequencies that it has to new ones.
+
+        Args:
+            cache: the cache that this state belongs to.
+            row_frequencies: the new frequencies, by rotary table.
+            tables: the rotary tables of the decoder, by name.
+            channels: the channels of the cache that depend on the frequencies.
+            keep_snapshot: whether to keep a copy of the keys as attention cached them and rotate from that.
+        """
         for name, table in tables.items():
-            if rows[name] != self.rows[name]:
-                turned = [each for each in channels if each.table == name]
-                if keep_reference or name in self.references:
-                    self._refer(cache, name, table, turned)
-                self._turn(cache, name, table, rows[name], turned)
-        self.rows = dict(rows)
-        self.turns += 1
+            if row_frequencies[name] != self.row_frequencies[name]:
+                of_table = [each for each in channels if each.table == name]
+                if keep_snapshot or name in self.snapshots:
+                    self._extend_snapshot(cache, name, table, of_table)
+                self._rotate_table(cache, name, table, row_frequencies[name], of_table)
+        self.row_frequencies = dict(row_frequencies)
+        self.rotations += 1
 
-    def _turn(self, cache: Any, name: str, table: RotaryTable, rows: Rows, turned: Sequence[RotatedChannels]) -> None:
-        reference = self.references.get(name)
-        if reference is None:
-            carried_BTU, factor = table.reduced(self.positions_BT, self.rows[name]), _factor(self.rows[name], table)
+    def _rotate_table(
+        self,
+        cache: Any,
+        name: str,
+        table: RotaryTable,
+        row_frequencies: RowFrequencies,
+        channels: Sequence[RotatedChannels],
+    ) -> None:
+        snapshot = self.snapshots.get(name)
+        if snapshot is None:
+            current_BTU = table.fixed_point_angles(self.positions_BT, self.row_frequencies[name])
+            current_factors = _attention_factors(self.row_frequencies[name], table)
         else:
-            carried_BTU, factor = reference.reduced_BTU, reference.factor_BT1
-        to_turn_BTU = table.reduced(self.positions_BT, rows) - carried_BTU
-        tables_BTP: dict[Any, tuple[Tensor, Tensor]] = {}  # nearly always one, for all layers
-        for each in turned:
+            current_BTU, current_factors = snapshot.angles_BTU, snapshot.factors_BT1
+        difference_BTU = table.fixed_point_angles(self.positions_BT, row_frequencies) - current_BTU
+        cos_sin_BTP: dict[Any, tuple[Tensor, Tensor]] = {}  # shared by the layers, which nearly always need the same
+        for each in channels:
             layer = cache.layers[each.layer]
-            live = getattr(layer, each.tensor)
-            if (where := (each.columns_P, each.scaled, live.device)) not in tables_BTP:
-                ratio = _factor(rows, table) / factor if each.scaled else 1.0
-                cos_BTU, sin_BTU = cos_sin(to_turn_BTU, ratio)
-                columns_P = torch.tensor(each.columns_P, device=cos_BTU.device)
-                tables_BTP[where] = tuple(  # type: ignore[assignment]
-                    part[..., columns_P].to(live.device, torch.float32) for part in (cos_BTU, sin_BTU)
+            cached = getattr(layer, each.tensor)
+            key = each.columns_P, each.scaled, cached.device
+            if key not in cos_sin_BTP:
+                ratio = _attention_factors(row_frequencies, table) / current_factors if each.scaled else 1.0
+                columns_P = torch.tensor(each.columns_P, device=difference_BTU.device)
+                cos_BTU, sin_BTU = cos_sin_of_fixed_point(difference_BTU, ratio)
+                cos_sin_BTP[key] = (
+                    cos_BTU[..., columns_P].to(cached.device, torch.float32),
+                    sin_BTU[..., columns_P].to(cached.device, torch.float32),
                 )
-            cos_BTP, sin_BTP = (part[:, self.count - live.shape[-2] :] for part in tables_BTP[where])
-            if reference is None:
-                keys = each.turn(live, cos_BTP, sin_BTP, in_place=_writable(live))
+            first = self.num_tokens - cached.shape[-2]  # a sliding window has dropped the tokens before
+            cos_BTP, sin_BTP = (part[:, first:] for part in cos_sin_BTP[key])
+            if snapshot is None:
+                rotated = each.rotate(cached, cos_BTP, sin_BTP, in_place=_can_overwrite(cached))
             else:
-                keys = each.turn(reference.keys[each.layer, each.tensor], cos_BTP, sin_BTP)
-            setattr(layer, each.tensor, keys)
+                rotated = each.rotate(snapshot.keys[each.layer, each.tensor], cos_BTP, sin_BTP)
+            setattr(layer, each.tensor, rotated)
 
-    def _refer(self, cache: Any, name: str, table: RotaryTable, turned: Sequence[RotatedChannels]) -> None:
-        """Take the tokens since the last turn, which are as they were cached, into the reference."""
-        held = self.references.get(name)
-        end = 0 if held is None else held.end
-        reduced_BTU = table.reduced(self.positions_BT[..., end:], self.rows[name])
-        factor_BT1 = _factor(self.rows[name], table).expand(-1, reduced_BTU.shape[1], 1)
+    def _extend_snapshot(self, cache: Any, name: str, table: RotaryTable, channels: Sequence[RotatedChannels]) -> None:
+        """Add the tokens since the last rotation, whose keys are still as attention cached them, to the snapshot."""
+        snapshot = self.snapshots.get(name)
+        start = 0 if snapshot is None else snapshot.num_tokens
+        angles_BTU = table.fixed_point_angles(self.positions_BT[..., start:], self.row_frequencies[name])
+        factors_BT1 = _attention_factors(self.row_frequencies[name], table).expand(-1, angles_BTU.shape[1], 1)
         keys = {}
-        for each in turned:
-            live, at = getattr(cache.layers[each.layer], each.tensor), (each.layer, each.tensor)
-            first = self.count - live.shape[-2]  # a sliding window has let go of those before
-            keys[at] = live[..., max(end - first, 0) :, :]
-            if held is not None:
-                began = end - held.keys[at].shape[-2]
-                keys[at] = torch.cat([held.keys[at][..., max(first - began, 0) :, :], keys[at]], dim=-2)
-        if held is not None:
-            reduced_BTU, factor_BT1 = (
-                _joined(held.reduced_BTU, reduced_BTU, 0, 1),
-                _joined(held.factor_BT1, factor_BT1, 0, 1),
-            )
-        self.references[name] = KeySnapshot(keys, reduced_BTU, factor_BT1)
+        for each in channels:
+            at = each.layer, each.tensor
+            cached = getattr(cache.layers[each.layer], each.tensor)
+            first = self.num_tokens - cached.shape[-2]  # a sliding window has dropped the tokens before
+            keys[at] = cached[..., max(start - first, 0) :, :]
+            if snapshot is not None:
+                snapshot_first = start - snapshot.keys[at].shape[-2]
+                old_keys = snapshot.keys[at][..., max(first - snapshot_first, 0) :, :]
+                keys[at] = torch.cat([old_keys, keys[at]], dim=-2)
+        if snapshot is not None:
+            angles_BTU = _concat(snapshot.angles_BTU, angles_BTU, 0, 1)
+            factors_BT1 = _concat(snapshot.factors_BT1, factors_BT1, 0, 1)
+        self.snapshots[name] = KeySnapshot(keys, angles_BTU, factors_BT1)
 
 
-class _InStep(Mixin):
-    """Mixed into the class of a cache: what is carried follows what is done to it."""
+class _UpdatesKeyState(Mixin):
+    """Mixed into the class of a cache; repeats on the key state what is done to the cache."""
 
     def crop(self: Any, *args: Any, **kwargs: Any) -> None:
         before = tokens_seen(self)
         super().crop(*args, **kwargs)  # type: ignore[misc]
-        held = get_key_state(self)
-        if held is not None:
-            held.crop(held.count - (before - tokens_seen(self)))
+        state = get_key_state(self)
+        if state is not None:
+            state.crop(state.num_tokens - (before - tokens_seen(self)))
 
     def reorder_cache(self: Any, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
-        _pick(self, beam_idx)
+        _select_state_rows(self, beam_idx)
 
     def batch_select_indices(self: Any, indices: Tensor) -> None:
         super().batch_select_indices(indices)  # type: ignore[misc]
-        _pick(self, torch.as_tensor(indices))
+        indices = torch.as_tensor(indices)
+        _select_state_rows(self, indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices)
 
     def batch_repeat_interleave(self: Any, repeats: int) -> None:
-        batch = _batch(self)
+        first = _first_attention_layer(self)
+        batch_size = 1 if first is None else len(first.keys)
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        _pick(self, torch.arange(batch).repeat_interleave(repeats))
+        _select_state_rows(self, torch.arange(batch_size).repeat_interleave(repeats))
 
     def reset(self: Any) -> None:
         super().reset()  # type: ignore[misc]
-        vars(self).pop(_SLOT, None)
+        vars(self).pop(_ATTRIBUTE, None)
 
 
 def get_key_state(cache: Any) -> KeyState | None:
-    """What the cache's keys carry, as far as an extended model has seen them."""
-    return getattr(cache, _SLOT, None)
+    """Return the state of the cache's keys; None if no extended model has filled the cache."""
+    return getattr(cache, _ATTRIBUTE, None)
 
 
-def attach_key_state(cache: Any, carried: KeyState) -> None:
-    """Keep it on the cache."""
-    setattr(cache, _SLOT, carried)
-    kind: Any = type(cache)
-    if not issubclass(kind, _InStep):
-        cache.__class__ = mixed(_InStep, kind)
+def attach_key_state(cache: Any, state: KeyState) -> None:
+    """Store the state on the cache, and keep it up to date from now on."""
+    setattr(cache, _ATTRIBUTE, state)
+    cache_class: Any = type(cache)
+    if not issubclass(cache_class, _UpdatesKeyState):
+        cache.__class__ = with_mixin(_UpdatesKeyState, cache_class)
 
 
 def tokens_seen(cache: Any) -> int:
-    """Tokens that the cache holds, or has held in a sliding window."""
-    attending = (layer for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor))
-    first = next(attending, None)
+    """Return how many tokens the cache has received, including those that a sliding window has dropped."""
+    first = _first_attention_layer(cache)
     return 0 if first is None else int(first.get_seq_length())
 
 
-def cannot_follow(cache: Any, channels: Sequence[RotatedChannels]) -> str | None:
-    """Why the keys of such a cache cannot be turned; None when they can."""
-    if getattr(cache, "offloading", False):
-        return "they are in an offloaded cache"
-    for each in channels:
-        kind = type(cache.layers[each.layer]).__name__
-        if kind not in _CAN_FOLLOW:
-            return f"they are in a {kind}, which does not hold them as the attention wrote them"
-    return None
+def _first_attention_layer(cache: Any) -> Any:
+    return next((layer for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor)), None)
 
 
-def _pick(cache: Any, indices: Tensor) -> None:
-    held = get_key_state(cache)
-    if held is not None:
-        held.pick(indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices)
+def _select_state_rows(cache: Any, indices_B: Tensor) -> None:
+    state = get_key_state(cache)
+    if state is not None:
+        state.select_rows(indices_B)
 
 
-def _batch(cache: Any) -> int:
-    return next((len(layer.keys) for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor)), 1)
+def _attention_factors(row_frequencies: RowFrequencies, table: RotaryTable) -> Tensor:
+    factors = torch.as_tensor(attention_factors(row_frequencies), dtype=torch.float32)
+    return factors.reshape(-1, 1, 1).to(table.high_RU.device)
 
 
-def _factor(rows: Rows, table: RotaryTable) -> Tensor:
-    """The attention factor of each row, [R, 1, 1], where the table is."""
-    return torch.as_tensor(factors(rows), dtype=torch.float32).reshape(-1, 1, 1).to(table.high_RU.device)
+def _can_overwrite(cached: Tensor) -> bool:
+    """Return whether torch allows the tensor to be rotated in place and no other tensor would notice."""
+    needed_for_gradients = torch.is_grad_enabled()
+    wrong_mode = cached.is_inference() and not torch.is_inference_mode_enabled()
+    rows_share_memory = 0 in cached.stride()
+    return not (needed_for_gradients or wrong_mode or rows_share_memory)
 
 
-def _writable(cached: Tensor) -> bool:
-    """Whether it can be overwritten: no gradient may need it, it is of this mode, and no rows share their memory."""
-    of_this_mode = not cached.is_inference() or torch.is_inference_mode_enabled()
-    return not torch.is_grad_enabled() and of_this_mode and 0 not in cached.stride()
+def _select_rows(tensor: Tensor, indices_B: Tensor, dim: int) -> Tensor:
+    return tensor if tensor.shape[dim] == 1 else tensor.index_select(dim, indices_B.to(tensor.device))
 
 
-def _picked(held: Tensor, indices_B: Tensor, dim: int) -> Tensor:
-    return held if held.shape[dim] == 1 else held.index_select(dim, indices_B.to(held.device))
+def _select_entries(entries: tuple[Any, ...], rows: list[int]) -> tuple[Any, ...]:
+    return entries if len(entries) == 1 else tuple(entries[row] for row in rows)
 
 
-def _of_each(rows: tuple[Any, ...], chosen: list[int]) -> tuple[Any, ...]:
-    return rows if len(rows) == 1 else tuple(rows[row] for row in chosen)
-
-
-def _joined(one: Tensor, other: Tensor, batch: int, tokens: int = -1) -> Tensor:
-    """Along the tokens; where only one is of several rows, the other is of each of them."""
-    rows = max(one.shape[batch], other.shape[batch])
-    parts = [each if each.shape[batch] == rows else each.repeat_interleave(rows, dim=batch) for each in (one, other)]
-    return torch.cat(parts, dim=tokens)
+def _concat(one: Tensor, other: Tensor, batch_dim: int, token_dim: int) -> Tensor:
+    """Concatenate along the tokens; a tensor with a single row is repeated for every row of the other."""
+    rows = max(one.shape[batch_dim], other.shape[batch_dim])
+    parts = [
+        part if part.shape[batch_dim] == rows else part.repeat_interleave(rows, dim=batch_dim) for part in (one, other)
+    ]
+    return torch.cat(parts, dim=token_dim)

@@ -1,0 +1,167 @@
+"""Apply a scaling to a model: compute its tables and collect the patches that put them in place.
+
+`build_extension` computes everything and changes nothing; `Extension.patches` makes the changes and undoes them. The
+functions for users are in extend.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ropewalk import config as configs
+from ropewalk.compat.transformers import applied_softmax_factor
+from ropewalk.errors import UnknownNameError, UnsupportedModelError
+from ropewalk.frequencies import Frequencies
+from ropewalk.models.dynamic import create_decoder_hooks, request_length_patches
+from ropewalk.models.fused import fuse_patches
+from ropewalk.models.patching import AttributePatch, Patch, PatchSet
+from ropewalk.models.rotary_modules import RotaryModule, find_rotary_modules
+from ropewalk.models.rotary_table import RotaryTable
+from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling.policies import Policy
+
+ScalingLike = Scaling | str | Mapping[str, Any]
+
+
+@dataclass
+class Extension:
+    """A scaling that is, or can be, applied to a model.
+
+    Attributes:
+        scalings: the scaling of each layer type.
+        policy: how dynamic scalings follow the text.
+        length: the length in tokens that fixes dynamic scalings; None if they follow the text.
+        module_tables: the rotary modules of the model, each with the tables that it returns, by layer type.
+        patches: the changes to the model.
+        warnings: what the user should know about the extended model, one sentence each.
+    """
+
+    scalings: dict[str, Scaling]
+    policy: Policy
+    length: int | None
+    module_tables: list[tuple[RotaryModule, dict[str, RotaryTable]]]
+    patches: PatchSet
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the frequencies depend on the length of the text."""
+        return self.length is None and any(scaling.is_dynamic for scaling in self.scalings.values())
+
+
+@dataclass(frozen=True)
+class DynamicFrequencies:
+    """The frequencies of a dynamic scaling as a function of the length of the text; can be pickled."""
+
+    scaling: Scaling
+    layer: configs.LayerRope
+    policy: Policy
+
+    def __call__(self, length: int) -> Frequencies:
+        """Return the frequencies for a text of `length` tokens."""
+        original_length = self.scaling.resolve_original_length(self.layer.rope)
+        target_length = self.policy.scaled_length(length, original_length)
+        return configs.compute_layer_frequencies(self.scaling, self.layer, target_length)
+
+
+def get_text_config(model: nn.Module) -> Any:
+    """Return the config of the model's text decoder. Raise UnsupportedModelError if it has none or has an encoder."""
+    config = getattr(model, "config", None)
+    if config is None:
+        raise UnsupportedModelError(type(model).__name__, "it has no config, as the models of transformers have")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(type(model).__name__, "its encoder reads the text too")
+    return configs.get_text_config(config)
+
+
+def build_extension(
+    model: nn.Module,
+    scaling: ScalingLike | Mapping[str, ScalingLike],
+    length: int | None,
+    policy: Policy,
+    fuse: bool,
+) -> Extension:
+    """Compute the tables of a scaling and the patches that apply it, without changing the model.
+
+    The arguments are those of `extend`. Raises InputError as `extend` does.
+    """
+    text_config = get_text_config(model)
+    rotary_modules = find_rotary_modules(model, text_config)
+    model_config = configs.read(text_config)
+    scalings = _scaling_of_each_layer_type(scaling, model_config)
+    module_tables = [(rotary, _build_tables(rotary, scalings, length, policy)) for rotary in rotary_modules]
+    extension = Extension(scalings, policy, length, module_tables, PatchSet([]))
+    patches: list[Patch] = []
+    for rotary, tables in module_tables:
+        patches += rotary.table_patches(tables)
+    patches += _softmax_patches(model, text_config, model_config, extension)
+    ropes = {layer_type: layer.rope for layer_type, layer in model_config.ropes.items()}
+    dynamic_lengths = [
+        scaling.resolve_original_length(ropes[layer_type])
+        for layer_type, scaling in scalings.items()
+        if scaling.is_dynamic and length is None
+    ]
+    decoder_hooks = create_decoder_hooks(model, module_tables, ropes, policy, max(dynamic_lengths, default=None))
+    if fuse:
+        for hooks in decoder_hooks:
+            patches += fuse_patches(hooks.decoder, hooks.tables)
+    for hooks in decoder_hooks:
+        patches += [hooks, *request_length_patches(model, hooks)]
+    extension.patches = PatchSet(patches)
+    return extension
+
+
+def _scaling_of_each_layer_type(
+    scaling: ScalingLike | Mapping[str, ScalingLike], model_config: configs.ModelConfig
+) -> dict[str, Scaling]:
+    """Return a scaling for every layer type; those that are not given keep the scaling that the model comes with."""
+    scalings = {layer_type: layer.scaling for layer_type, layer in model_config.ropes.items()}
+    if isinstance(scaling, Mapping) and not {"name", "rope_type", "type"} & set(scaling):
+        for layer_type, layer_scaling in scaling.items():
+            if layer_type not in scalings:
+                raise UnknownNameError("layer type", layer_type, scalings)
+            scalings[layer_type] = parse(layer_scaling)
+        return scalings
+    global_layer_types = [layer_type for layer_type in scalings if not configs.is_local(layer_type)]
+    return scalings | dict.fromkeys(global_layer_types or scalings, parse(scaling))
+
+
+def _build_tables(
+    rotary: RotaryModule, scalings: Mapping[str, Scaling], length: int | None, policy: Policy
+) -> dict[str, RotaryTable]:
+    """Return the tables that a rotary module must return, by layer type."""
+    tables = {}
+    for layer_type, layer in rotary.layers().items():
+        scaling = scalings[layer.config_layer_type]
+        frequencies = configs.compute_layer_frequencies(scaling, layer.layer_rope, length)
+        follows_text = scaling.is_dynamic and length is None
+        frequencies_for_length = DynamicFrequencies(scaling, layer.layer_rope, policy) if follows_text else None
+        tables[layer_type] = RotaryTable(frequencies, layer.channel_layout, rotary.device, frequencies_for_length)
+    return tables
+
+
+def _softmax_patches(
+    model: nn.Module, text_config: Any, model_config: configs.ModelConfig, extension: Extension
+) -> list[Patch]:
+    """Return the patches of the softmax scale of latent attention.
+
+    Adds a warning to the extension if the scaling has a softmax factor and the model no such attention.
+    """
+    layer, scaling = model_config.main_layer, extension.scalings[model_config.main_layer_type]
+    factor = configs.compute_layer_frequencies(scaling, layer, extension.length).softmax_factor
+    patches: list[Patch] = []
+    module: Any
+    for module in model.modules():
+        applied = applied_softmax_factor(module, text_config.rope_parameters)
+        if applied is not None:
+            patches.append(AttributePatch(module, "scaling", module.scaling * factor / applied))
+    if factor != 1 and not patches and scaling != layer.scaling:
+        extension.warnings.append(
+            f"the softmax factor {factor:.4g} of {scaling} applies to latent attention, which {type(model).__name__} "
+            "does not have; it is left out, as in transformers"
+        )
+    return patches
