@@ -49,12 +49,12 @@ WAYS = {
 @contextmanager
 def stale() -> Iterator[None]:
     """Inside, cached keys stay as they are when the frequencies change."""
-    turn = KeyState.turn
-    KeyState.turn = lambda self, cache, rows, *_: setattr(self, "rows", dict(rows))  # type: ignore[method-assign]
+    rotate_keys = KeyState.rotate_keys
+    KeyState.rotate_keys = lambda self, cache, rows, *_: setattr(self, "row_frequencies", dict(rows))  # type: ignore[method-assign]
     try:
         yield
     finally:
-        KeyState.turn = turn  # type: ignore[method-assign]
+        KeyState.rotate_keys = rotate_keys  # type: ignore[method-assign]
 
 
 def anew_nll(model: Any, ids_T: torch.Tensor, chunk: int) -> list[float]:

@@ -49,7 +49,7 @@ class Decoder:
     @property
     def turns(self) -> int:
         carried = get_key_state(self.cache)
-        return 0 if carried is None else carried.turns
+        return 0 if carried is None else carried.rotations
 
     def decode(self, tokens: int) -> float:
         """Seconds for so many tokens."""
@@ -63,7 +63,7 @@ class Decoder:
 
 def reference_bytes(cache: Any) -> int:
     carried = get_key_state(cache)
-    held = [] if carried is None else list(carried.references.values())
+    held = [] if carried is None else list(carried.snapshots.values())
     return sum(keys.numel() * keys.itemsize for each in held for keys in each.keys.values())
 
 

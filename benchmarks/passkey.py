@@ -76,7 +76,7 @@ def generated(model: Any, tokenizer: Any, ids: list[int], key: int) -> tuple[boo
         return_dict_in_generate=True,
     )
     carried = get_key_state(out.past_key_values)
-    turns = 0 if carried is None else carried.turns
+    turns = 0 if carried is None else carried.rotations
     return str(key) in tokenizer.decode(out.sequences[0, len(ids) :]), turns
 
 
