@@ -62,8 +62,8 @@ _METHODS = {cls.__name__: cls for cls in _scaling.REGISTRY.values() if cls.__nam
 globals().update(_METHODS)
 
 __all__ = [  # noqa: PLE0604
-    "ContinuousPolicy", "Frequencies", "InputError", "RequestPolicy", "Rope", "Scaling", "SteppedPolicy", "parse", "plan",
-    *_LAZY_IMPORTS, *_METHODS,
+    "ContinuousPolicy", "Frequencies", "InputError", "RequestPolicy", "Rope", "Scaling", "SteppedPolicy", "parse",
+    "plan", *_LAZY_IMPORTS, *_METHODS,
 ]  # fmt: skip
 
 

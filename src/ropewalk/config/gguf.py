@@ -176,7 +176,7 @@ class _GgufParser:
         if attention_factor == 1 or self.architecture in UNSCALED_SLIDING_GGUF_ARCHITECTURES:
             return LayerRope(sliding_rope, NoScaling())
         ones = (1.0,) * (dim // 2)
-        return LayerRope(sliding_rope, _divide_frequencies(sliding_rope, NoScaling(), attention_factor, ones))
+        return LayerRope(sliding_rope, LongRoPE(ones, ones, attention_factor=attention_factor))
 
 
 def _largest(value: Any) -> Any:
@@ -184,19 +184,21 @@ def _largest(value: Any) -> Any:
     return max(value) if isinstance(value, list) else value
 
 
-def _divide_frequencies(rope: Rope, scaling: Scaling, attention_factor: float, *lists: tuple[float, ...]) -> Scaling:
+def _divide_frequencies(
+    rope: Rope, scaling: Scaling, attention_factor: float, *divisor_lists: tuple[float, ...]
+) -> Scaling:
     """Return the scaling that results when the frequencies of `scaling` are also divided by a list.
 
     Args:
         rope: the unscaled embedding.
         scaling: the scaling before the division.
         attention_factor: the attention factor of the result.
-        lists: the divisors, dim/2 numbers; optionally followed by those for texts longer than the original length.
+        divisor_lists: the divisors, dim/2 numbers; optionally followed by those past the original length.
     """
     pairs = rope.dim // 2
     scaled_inv_freq = scaling.frequencies(rope).inv_freq
     combined = []
-    for divisors in lists:
+    for divisors in divisor_lists:
         if len(divisors) != pairs:
             raise InputError("divisors", f"{len(divisors)} numbers", f"{pairs} numbers, one for each pair")
         combined.append(tuple((np.array(divisors) * (rope.inv_freq / scaled_inv_freq)).tolist()))
@@ -206,8 +208,8 @@ def _divide_frequencies(rope: Rope, scaling: Scaling, attention_factor: float, *
         return LongRoPE(combined[0], combined[-1], attention_factor=attention_factor)
     # Some pairs are not rotated. Only Proportional can express this, with one divisor for all others.
     rotated_divisors, fixed_divisors = set(combined[0][:rotated_pairs]), combined[0][rotated_pairs:]
-    are_last = all(divisor > FIXED_PAIR_DIVISOR / 2 for divisor in fixed_divisors)
-    if len(combined) == 1 and len(rotated_divisors) == 1 and attention_factor == 1 and are_last:
+    fixed_pairs_are_last = all(divisor > FIXED_PAIR_DIVISOR / 2 for divisor in fixed_divisors)
+    if len(combined) == 1 and len(rotated_divisors) == 1 and attention_factor == 1 and fixed_pairs_are_last:
         p = math.nextafter(2 * rotated_pairs / rope.dim, 1.0)  # rounding down would rotate one pair less
         return Proportional(p=p, factor=rotated_divisors.pop())
     raise InputError(ROPE_FREQS, "divisors that fix some pairs", "the same divisor for all pairs before those")
