@@ -1,10 +1,10 @@
-"""How far do ten planted faults stand out from the noise of the engine?
+"""How clearly does `ropewalk verify` detect ten planted faults?
 
-    python benchmarks/planted_faults.py [--length 1024]
+    python -m benchmarks.planted_faults [--length 1024]
 
-YaRN 4 is meant, smollm2 is read by transformers in float32 with one fault after the other, those of
-tests/verify/planted.py. Printed: the ratio of what `ropewalk verify` measures to its control. Keys go stale only past
-the trained length: for those 8,704 tokens are read.
+Runs smollm2 in transformers, in float32 and with YaRN 4 expected, once per fault of tests/helpers/planted_faults.py.
+Prints for each fault the difference over the control, and writes results/verify_faults.json. An interrupted run
+continues. Stale cached keys only exist past the original length, so that fault runs on 8,704 tokens.
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import keep, kept
-from tests.helpers.planted_faults import MEANT, OF_THE_CODE, of_the_configuration, transformers_here, written_into
+from benchmarks.common import keep, kept
+from tests.helpers.planted_faults import (
+    CODE_FAULTS,
+    EXPECTED,
+    config_faults,
+    transformers_in_process,
+    write_config_fault,
+)
 
+import ropewalk as rw
 from ropewalk.serving.export import export_model
 from ropewalk.serving.verify import Verification, verify
 
-NAME = "verify_faults"
-PAST = 8704  # of 8,192 trained tokens
+RESULT_NAME = "verify_faults"
+PAST_ORIGINAL_LENGTH = 8704  # tokens; the original length is 8,192
 
 
 def main() -> None:
@@ -29,51 +36,56 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ropewalk-verify")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = kept(NAME).get("rows", [])
+    args.work.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = kept(RESULT_NAME).get("rows", [])
 
-    def found(
-        name: str, scaling: str = MEANT, rope: dict[str, Any] | None = None, fault: Any = (), length: int = args.length
-    ) -> None:
-        if any(row["fault"] == name and row["length"] >= length for row in rows):
-            return
-        # Nothing that the fault is in may be kept: in the code, it is in the control too.
-        with tempfile.TemporaryDirectory(dir=args.work if not fault else None) as folder, transformers_here(*fault):
-            served = None if rope is None else written_into(_exported(args.work, folder, length), rope)
-            work = folder if fault else args.work
-            row = verify("smollm2", scaling, "transformers", length=length, served=served, work=work)
-        rows.append({"fault": name, "length": length, **_numbers(row)})
-        keep(NAME, {"meant": MEANT, "rows": rows})
+    def is_done(name: str, length: int) -> bool:
+        return any(row["fault"] == name and row["length"] >= length for row in rows)
+
+    def add_row(name: str, length: int, verification: Verification) -> None:
+        rows.append({"fault": name, "length": length, **_summarize(verification)})
+        keep(RESULT_NAME, {"meant": EXPECTED, "rows": rows})
         print(rows[-1], flush=True)
 
-    args.work.mkdir(parents=True, exist_ok=True)
-    found("nothing planted")
-    for name, rope in of_the_configuration(8192, 100_000.0).items():
-        found(name, rope=rope)
-    for name, fault in OF_THE_CODE.items():
-        found(name, fault=fault)
-    found("stale keys", scaling="dynamic-ntk:factor=4", length=max(PAST, args.length))
+    for name, fields in [("nothing planted", None), *config_faults(8192, 100_000.0).items()]:
+        if not is_done(name, args.length):
+            with tempfile.TemporaryDirectory(dir=args.work) as folder, transformers_in_process():
+                served = None if fields is None else write_config_fault(_export(args.work, folder, args.length), fields)
+                result = verify("smollm2", EXPECTED, "transformers", length=args.length, served=served, work=args.work)
+            add_row(name, args.length, result)
+    for name, fault in CODE_FAULTS.items():
+        if not is_done(name, args.length):
+            # The control has the fault, too, so it must not be kept for other rows.
+            with tempfile.TemporaryDirectory() as folder, transformers_in_process(*fault):
+                result = verify("smollm2", EXPECTED, "transformers", length=args.length, work=folder)
+            add_row(name, args.length, result)
+    length = max(PAST_ORIGINAL_LENGTH, args.length)
+    if not is_done("stale keys", length):
+        with transformers_in_process():
+            result = verify("smollm2", "dynamic-ntk:factor=4", "transformers", length=length, work=args.work)
+        add_row("stale keys", length, result)
+
     print("| fault | tables, times the control | log-probabilities, times the control | verdict |")
     print("| --- " * 4 + "|")
     for row in rows:
-        ratios = (f"{row[part]['ratio']:,.1f}" for part in ("tables", "behaviour"))
+        ratios = [f"{row[part]['ratio']:,.1f}" for part in ("tables", "behaviour")]
         print(f"| {' | '.join([row['fault'], *ratios, row['verdict']])} |")
 
 
-def _exported(work: Path, folder: str, length: int) -> str:
-    import ropewalk as rw
-
-    plain = work / "smollm2"
-    if not (plain / "config.json").exists():
+def _export(work: Path, folder: str, length: int) -> str:
+    """Export the expected scaling of smollm2, unpacked to float32 weights, and return the folder."""
+    unpacked = work / "smollm2"
+    if not (unpacked / "config.json").exists():
         model, tokenizer = rw.load("smollm2", dtype="float32")
-        tokenizer.save_pretrained(plain)
-        model.save_pretrained(plain)
-    return str(export_model(str(plain), MEANT, "transformers", f"{folder}/served", length).path)
+        tokenizer.save_pretrained(unpacked)
+        model.save_pretrained(unpacked)
+    return str(export_model(str(unpacked), EXPECTED, "transformers", f"{folder}/served", length).path)
 
 
-def _numbers(found: Verification) -> dict[str, Any]:
-    tables = found.tables or {}
-    behaviour = {key: value for key, value in found.behaviour.items() if not isinstance(value, list)}
-    return {"verdict": found.verdict, "tables": tables, "behaviour": behaviour}
+def _summarize(verification: Verification) -> dict[str, Any]:
+    tables = verification.tables or {}
+    behaviour = {key: value for key, value in verification.behaviour.items() if not isinstance(value, list)}
+    return {"verdict": verification.verdict, "tables": tables, "behaviour": behaviour}
 
 
 if __name__ == "__main__":

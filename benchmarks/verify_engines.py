@@ -1,9 +1,10 @@
-"""Does every engine do what was meant, under every scaling?
+"""Does every engine apply every scaling correctly?
 
-    python benchmarks/verify_engines.py [--length 12000] [--engines NAME ...] [--scalings NAME ...] [--again]
+    python -m benchmarks.verify_engines [--length 12000] [--engines NAME ...] [--scalings NAME ...] [--again]
 
-`ropewalk verify` of smollm2 on each engine that `make engines` installs. A row is kept as soon as it is known, in
-results/verify/ENGINE_SCALING.json; run again, it goes on with those that are missing. docs/matrix.md is made of them.
+Runs `ropewalk verify` on smollm2 for each engine that `make engines` installs and each scaling. Each result is written
+to results/verify/ENGINE_SCALING.json when it is known; another run continues with those that are missing. Prints the
+table of docs/verify.md; benchmarks/engine_matrix.py makes docs/matrix.md from the same results.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from common import RESULTS, keep
+from benchmarks.common import RESULTS, keep
 
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.serving.verify import verify
 
-PAIRS = 32
-SHORT = tuple(round(1 + 0.1 * i / PAIRS, 4) for i in range(PAIRS))
-LONG = tuple(round(min(2.0, 1 + max(0, i - 8) / 12), 4) for i in range(PAIRS))
+NUM_PAIRS = 32  # of smollm2
+SHORT_FACTOR = tuple(round(1 + 0.1 * i / NUM_PAIRS, 4) for i in range(NUM_PAIRS))
+LONG_FACTOR = tuple(round(min(2.0, 1 + max(0, i - 8) / 12), 4) for i in range(NUM_PAIRS))
 SCALINGS = {
     "none": "none",
     "linear-2": "linear:factor=2",
@@ -29,11 +31,16 @@ SCALINGS = {
     "yarn-2": "yarn:factor=2",
     "yarn-4": "yarn:factor=4",
     "llama3-4": "llama3:factor=4",
-    "longrope": LongRoPE(SHORT, LONG, factor=2.0),
+    "longrope": LongRoPE(SHORT_FACTOR, LONG_FACTOR, factor=2.0),
     "by-parts-2": "ntk-by-parts:factor=2",
-    "by-parts-2-rotations": "ntk-by-parts:factor=2,ramp=rotations",  # which nobody has a name for: lists or a tensor
+    # Engines have no name for it, so it is exported as longrope lists or a tensor.
+    "by-parts-2-rotations": "ntk-by-parts:factor=2,ramp=rotations",
 }
 ENGINES = ("transformers", "vllm", "transformers4", "llama.cpp")
+COLUMNS = (
+    "scaling", "engine", "exported as", "tokens", "tables, roundings", "control", "log-probabilities, nats", "control",
+    "ratio", "if ignored, nats",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -42,66 +49,66 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=ENGINES)
     parser.add_argument("--scalings", nargs="+", default=SCALINGS)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ropewalk-verify")
-    parser.add_argument("--again", action="store_true", help="also those that are kept")
+    parser.add_argument("--again", action="store_true", help="repeat results that exist")
     args = parser.parse_args()
     (RESULTS / "verify").mkdir(parents=True, exist_ok=True)
     for engine in args.engines:
         for name in args.scalings:
-            kept = f"verify/{engine}_{name}"
-            path = RESULTS / f"{kept}.json"
-            if path.exists() and not args.again and json.loads(path.read_text())["length"] >= args.length:
-                continue
-            started = time.perf_counter()
-            try:
-                found = verify("smollm2", SCALINGS[name], engine, length=args.length, work=args.work)
-            except RuntimeError as error:
-                print(f"{engine:13} {name:22} {error}", flush=True)
-                continue
-            seconds = round(time.perf_counter() - started, 1)
-            keep(kept, {**found.to_dict(), "seconds": seconds})
-            print(
-                f"{engine:13} {name:22} {found.difference:.2e} for {found.control:.2e} {found.unit}, "
-                f"ratio {found.ratio:8.2f} {found.verdict:8} {seconds:,.0f} s",
-                flush=True,
-            )
+            previous = _read_result(engine, name)
+            if previous is None or previous["length"] < args.length or args.again:
+                _run(engine, name, args.length, args.work)
     print(table())
 
 
 def table() -> str:
-    """What is kept, for docs/verify.md."""
-    titles = (
-        "scaling",
-        "engine",
-        "through",
-        "tokens",
-        "tables, roundings",
-        "control",
-        "log-probabilities, nats",
-        "control",
-    )
-    titles += ("ratio", "if ignored, nats")
-    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+    """Return the results as a table in Markdown."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|"]
     for name in SCALINGS:
         for engine in ENGINES:
-            path = RESULTS / "verify" / f"{engine}_{name}.json"
-            if not path.exists():
-                continue
-            row = json.loads(path.read_text())
-            tables, read = row["tables"], row["behaviour"]
-            turned = [f"{tables[key]:.1f}" for key in ("difference", "control")] if tables else ["-", "-"]
-            said = [f"{read['difference']:.1e}", f"{read['control']:.1e}", f"{read['ratio']:.2f}"]
-            ignored = f"{read['ignored']:.2f}" if read["ignored"] else "-"
-            cells = [
-                name,
-                f"{engine} {row['version']}",
-                row["through"] or "-",
-                f"{row['length']:,}",
-                *turned,
-                *said,
-                ignored,
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+            result = _read_result(engine, name)
+            if result is not None:
+                lines.append(f"| {' | '.join(_cells(engine, name, result))} |")
     return "\n".join(lines)
+
+
+def _run(engine: str, name: str, length: int, work: Path) -> None:
+    started = time.perf_counter()
+    try:
+        result = verify("smollm2", SCALINGS[name], engine, length=length, work=work)
+    except RuntimeError as error:
+        print(f"{engine:13} {name:22} {error}", flush=True)
+        return
+    seconds = round(time.perf_counter() - started, 1)
+    keep(f"verify/{engine}_{name}", {**result.to_dict(), "seconds": seconds})
+    print(
+        f"{engine:13} {name:22} {result.difference:.2e}, control {result.control:.2e} {result.unit}, "
+        f"ratio {result.ratio:8.2f} {result.verdict:8} {seconds:,.0f} s",
+        flush=True,
+    )
+
+
+def _read_result(engine: str, name: str) -> dict[str, Any] | None:
+    path = RESULTS / "verify" / f"{engine}_{name}.json"
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def _cells(engine: str, name: str, result: dict[str, Any]) -> list[str]:
+    tables, logprobs = result["tables"], result["behaviour"]
+    return [
+        name,
+        f"{engine} {result['version']}",
+        result["through"] or "-",
+        f"{result['length']:,}",
+        f"{tables['difference']:.1f}" if tables else "-",
+        f"{tables['control']:.1f}" if tables else "-",
+        f"{logprobs['difference']:.1e}",
+        f"{logprobs['control']:.1e}",
+        f"{logprobs['ratio']:.2f}",
+        f"{logprobs['ignored']:.2f}" if logprobs["ignored"] else "-",
+    ]
 
 
 if __name__ == "__main__":

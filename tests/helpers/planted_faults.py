@@ -1,7 +1,7 @@
-"""The ten faults, each as it has been seen in the field.
+"""Ten faults of serving engines, each seen in practice, to plant in transformers.
 
-A fault of the configuration is planted in what the engine is given. One that no configuration can make is planted in
-transformers' own code, while it runs as the engine.
+Faults of the configuration are written into the config.json that the engine loads. Faults that no configuration can
+cause are patched into the code of transformers while it runs as the engine.
 """
 
 from __future__ import annotations
@@ -17,71 +17,76 @@ from unittest.mock import patch
 import torch
 from transformers.models.llama import modeling_llama
 
-from ropewalk.serving.verify import verification
-from ropewalk.serving.verify.runners import in_transformers
+from ropewalk.serving.verify import engine_under_test
+from ropewalk.serving.verify.run_engine import EngineOutput
+from ropewalk.serving.verify.runners import run_transformers
 
 FACTOR = 4
-MEANT = f"yarn:factor={FACTOR}"
-_ATTENTION = 0.1 * log(FACTOR) + 1
+EXPECTED = f"yarn:factor={FACTOR}"
+_ATTENTION_FACTOR = 0.1 * log(FACTOR) + 1
 
 
-def of_the_configuration(original_length: int, base: float) -> dict[str, dict[str, Any]]:
-    """By name, what is written into `rope_parameters` in place of what should stand there."""
+def config_faults(original_length: int, base: float) -> dict[str, dict[str, Any]]:
+    """Return for each fault, by name, the wrong fields of `rope_parameters`."""
     return {
         "factor off by a quarter": {"factor": FACTOR + 0.25},
         "scaling ignored": {"rope_type": "default"},
         "attention factor dropped": {"attention_factor": 1.0},
-        "attention factor twice": {"attention_factor": _ATTENTION**2},
+        "attention factor twice": {"attention_factor": _ATTENTION_FACTOR**2},
         "wrong original length": {"original_max_position_embeddings": 2 * original_length},
         "betas swapped": {"beta_fast": 1.0, "beta_slow": 32.0},
         "base wrong": {"rope_theta": 1.25 * base},
     }
 
 
-def written_into(folder: str, rope: dict[str, Any]) -> str:
-    """The fault in the config.json of what was exported."""
+def write_config_fault(folder: str, fields: dict[str, Any]) -> str:
+    """Write the wrong fields into the config.json of an exported folder, and return the folder."""
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text())
-    config["rope_parameters"].update(rope)
+    config["rope_parameters"].update(fields)
     path.write_text(json.dumps(config))
     return folder
 
 
-def _interleaved(x):
+def _rotate_interleaved(x):
     return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
 
 
-def _rounded(self, x, position_ids):
-    return tuple(part.half().float() for part in _forward(self, x, position_ids))
+def _float16_tables(self, x, position_ids):
+    return tuple(part.half().float() for part in _original_forward(self, x, position_ids))
 
 
-def _all_shifted(self, x, position_ids):
-    return _forward(self, x, position_ids + 1)
+def _shift_all_positions(self, x, position_ids):
+    return _original_forward(self, x, position_ids + 1)
 
 
-def _new_shifted(self, x, position_ids):
-    return _forward(self, x, position_ids + (position_ids[..., :1] > 0))
+def _shift_positions_after_cache(self, x, position_ids):
+    return _original_forward(self, x, position_ids + (position_ids[..., :1] > 0))
 
 
-_rotary = modeling_llama.LlamaRotaryEmbedding
-_forward = _rotary.forward
-OF_THE_CODE: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "half and interleaved layout confused": (modeling_llama, "rotate_half", _interleaved),
-    "tables in float16": (_rotary, "forward", _rounded),
-    "all positions off by one": (_rotary, "forward", _all_shifted),
-    "new positions off by one against the cache": (_rotary, "forward", _new_shifted),
+_rotary_class = modeling_llama.LlamaRotaryEmbedding
+_original_forward = _rotary_class.forward
+# By name: arguments of unittest.mock.patch.object.
+CODE_FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "half and interleaved layout confused": (modeling_llama, "rotate_half", _rotate_interleaved),
+    "tables in float16": (_rotary_class, "forward", _float16_tables),
+    "all positions off by one": (_rotary_class, "forward", _shift_all_positions),
+    "new positions off by one against the cache": (_rotary_class, "forward", _shift_positions_after_cache),
 }
 
 
 @contextmanager
-def transformers_here(*fault: Any) -> Iterator[None]:
-    """Inside, `verify` runs transformers in this process, with the fault; the reference is computed without."""
+def transformers_in_process(*fault: Any) -> Iterator[None]:
+    """Make `verify` run transformers in this process, with a fault of CODE_FAULTS if one is given.
 
-    def run(engine, python, job, say):
+    Only the engine has the fault; the reference is computed without it.
+    """
+
+    def run_engine(engine, python, job, on_progress):
         if not fault:
-            return in_transformers.run(job)
+            return EngineOutput(**run_transformers.run(job, lambda done, tokens: None))
         with patch.object(*fault):
-            return in_transformers.run(job)
+            return EngineOutput(**run_transformers.run(job, lambda done, tokens: None))
 
-    with patch.object(verification, "run", run):
+    with patch.object(engine_under_test, "run_engine", run_engine):
         yield

@@ -1,1 +1,1 @@
-"""Serving engines: how each reads a configuration, exports for it, faults it suffers from, and proof on the engine."""
+"""Serving a model: engines, export of configurations for them, doctor (finds faults), verify (tests a real engine)."""

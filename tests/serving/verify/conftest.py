@@ -4,7 +4,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(config, items):
-    """What needs the engines' own environments runs when it is asked for."""
+    """Skip tests that need the environments of the engines, unless they are selected with `-m engines`."""
     if "engines" in config.option.markexpr:
         return
     for item in items:
@@ -13,8 +13,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory):
-    """A random Llama of 64 tokens that hangs on its positions, with a tokenizer of bytes, as a folder."""
+def small_model(tmp_path_factory):
+    """Folder of a random Llama with original length 64, whose output depends on positions, and a byte tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -42,5 +42,5 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory):
-    """Where references and controls are kept for all tests."""
+    """Folder that keeps reference outputs and controls for all tests."""
     return tmp_path_factory.mktemp("work")

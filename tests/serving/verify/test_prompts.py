@@ -5,13 +5,13 @@ import itertools
 import pytest
 
 from ropewalk import InputError
-from ropewalk.serving.verify.prompts import prompts_of
+from ropewalk.serving.verify.prompts import build_prompts
 
 TEXT = [7 * i % 1000 for i in range(20_000)]
 
 
-def test_depths_grow_from_well_within_the_original_length_to_the_end():
-    prompts = prompts_of(TEXT, 12_000, 8192)
+def test_a_quarter_of_the_depths_is_within_the_original_length():
+    prompts = build_prompts(TEXT, 12_000, 8192)
     assert list(prompts.depths) == sorted(set(prompts.depths))
     assert len(prompts.depths) == 24
     assert prompts.depths[-1] == 12_000
@@ -19,38 +19,38 @@ def test_depths_grow_from_well_within_the_original_length_to_the_end():
     assert prompts.depths[0] < 1000
 
 
-def test_each_prompt_continues_the_one_before():
-    prompts = prompts_of(TEXT, 12_000, 8192)
-    grown = prompts.all[len(prompts.alone) :]
-    assert [len(prompt) for prompt in grown] == list(prompts.depths)
-    for shorter, longer in itertools.pairwise(grown):
+def test_each_prefix_continues_the_previous_one():
+    prompts = build_prompts(TEXT, 12_000, 8192)
+    prefixes = prompts.in_order[len(prompts.single_tokens) :]
+    assert [len(prefix) for prefix in prefixes] == list(prompts.depths)
+    for shorter, longer in itertools.pairwise(prefixes):
         assert longer[: len(shorter)] == shorter
 
 
-def test_begun_anew_past_the_original_length():
-    prompts = prompts_of(TEXT, 12_000, 8192, anew=True)
-    lengths = [len(prompt) for prompt in prompts.all]
-    first_alone = lengths.index(1)
-    assert lengths[first_alone - 1] <= 8192 < lengths[first_alone + len(prompts.alone)]
+def test_restart_puts_the_single_tokens_at_the_original_length():
+    prompts = build_prompts(TEXT, 12_000, 8192, restart_past_original=True)
+    lengths = [len(prompt) for prompt in prompts.in_order]
+    first_single = lengths.index(1)
+    assert lengths[first_single - 1] <= 8192 < lengths[first_single + len(prompts.single_tokens)]
 
 
-@pytest.mark.parametrize("anew", [False, True])
-def test_answers_find_their_prompts(anew):
-    prompts = prompts_of(TEXT, 12_000, 8192, anew=anew)
-    at_depth, alone = prompts.split(prompts.all)
-    assert [len(prompt) for prompt in at_depth] == list(prompts.depths)
-    assert [tuple(prompt) for prompt in alone] == [(token,) for token in prompts.alone]
-    assert len(set(prompts.alone)) == 24
+@pytest.mark.parametrize("restart", [False, True])
+def test_split_assigns_outputs_to_depths_and_single_tokens(restart):
+    prompts = build_prompts(TEXT, 12_000, 8192, restart_past_original=restart)
+    at_depths, single = prompts.split(prompts.in_order)
+    assert [len(prompt) for prompt in at_depths] == list(prompts.depths)
+    assert [tuple(prompt) for prompt in single] == [(token,) for token in prompts.single_tokens]
+    assert len(set(prompts.single_tokens)) == 24
 
 
 @pytest.mark.parametrize(("length", "original"), [(64, None), (100, 8192), (48, 48), (1000, 990)])
-def test_short_texts(length, original):
-    prompts = prompts_of(TEXT, length, original)
+def test_depths_of_short_texts_end_at_the_length(length, original):
+    prompts = build_prompts(TEXT, length, original)
     assert prompts.depths[0] >= 2
     assert prompts.depths[-1] == length
 
 
-@pytest.mark.parametrize(("length", "ids"), [(47, TEXT), (30_000, TEXT)])
-def test_refused(length, ids):
+@pytest.mark.parametrize(("length", "token_ids"), [(47, TEXT), (30_000, TEXT)])
+def test_length_that_is_too_small_or_past_the_text_is_refused(length, token_ids):
     with pytest.raises(InputError, match="length"):
-        prompts_of(ids, length, 8192)
+        build_prompts(token_ids, length, 8192)

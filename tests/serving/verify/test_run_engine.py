@@ -1,3 +1,5 @@
+"""Engines in a subprocess: where their Python is, how failures are reported, and wrong calls of the command."""
+
 from __future__ import annotations
 
 import sys
@@ -6,40 +8,57 @@ import pytest
 
 from ropewalk import InputError
 from ropewalk.cli import main
+from ropewalk.errors import MissingPackageError
 from ropewalk.serving.engines import find_engine
-from ropewalk.serving.verify.environments import python_of
-from ropewalk.serving.verify.run_engine import run, runner_of
+from ropewalk.serving.verify import run_engine as run_engine_module
+from ropewalk.serving.verify.environments import find_python
+from ropewalk.serving.verify.run_engine import find_runner, run_engine
 
 JOB = {"path": "/nowhere", "length": 64, "prompts": [[1]], "top": 4, "positions": [0]}
 
 
-def test_where_an_engine_is(monkeypatch, tmp_path):
+def run_job(engine):
+    return run_engine(find_engine(engine), sys.executable, JOB, lambda _: None)
+
+
+def test_python_is_found_in_the_environment_of_the_engine(monkeypatch, tmp_path):
     monkeypatch.setenv("ROPEWALK_ENGINES", str(tmp_path))
-    assert python_of(find_engine("transformers")) == sys.executable
-    with pytest.raises(InputError, match="make engines"):
-        python_of(find_engine("vllm"))
-    own = tmp_path / "vllm" / "bin" / "python"
-    own.parent.mkdir(parents=True)
-    own.symlink_to(sys.executable)
-    assert python_of(find_engine("vllm")) == str(own)
-    assert python_of(find_engine("vllm"), sys.executable) == sys.executable
+    assert find_python(find_engine("transformers")) == sys.executable
+    with pytest.raises(MissingPackageError, match=r"ropewalk verify --engine vllm needs .*make engines"):
+        find_python(find_engine("vllm"))
+    installed = tmp_path / "vllm" / "bin" / "python"
+    installed.parent.mkdir(parents=True)
+    installed.symlink_to(sys.executable)
+    assert find_python(find_engine("vllm")) == str(installed)
+    assert find_python(find_engine("vllm"), sys.executable) == sys.executable
     with pytest.raises(InputError, match="python"):
-        python_of(find_engine("vllm"), str(tmp_path))
+        find_python(find_engine("vllm"), str(tmp_path))
 
 
-def test_an_engine_that_fails_says_why():
-    with pytest.raises(RuntimeError, match=r"transformers did not get through: .*nowhere"):
-        run(find_engine("transformers"), sys.executable, JOB, lambda _: None)
+def test_error_of_the_engine_is_reported():
+    with pytest.raises(RuntimeError, match=r"transformers failed: .*nowhere"):
+        run_job("transformers")
 
 
-def test_a_python_without_the_engine_says_so():
-    with pytest.raises(RuntimeError, match="xllamacpp"):
-        run(find_engine("llama.cpp"), sys.executable, JOB, lambda _: None)
+def test_python_without_the_engine_is_reported():
+    with pytest.raises(RuntimeError, match="ModuleNotFoundError: No module named 'xllamacpp'"):
+        run_job("llama.cpp")
 
 
-def test_engines_that_only_a_server_can_prove():
+def test_crash_is_reported_with_the_last_error_of_the_log(monkeypatch, tmp_path):
+    (tmp_path / "runners").mkdir()
+    (tmp_path / "runners" / "main.py").write_text(
+        "import os, sys\nprint('fatal error: out of blocks', file=sys.stderr, flush=True)\n"
+        "print('core dumped', file=sys.stderr, flush=True)\nos._exit(134)\n"
+    )
+    monkeypatch.setattr(run_engine_module, "__file__", str(tmp_path / "run_engine.py"))
+    with pytest.raises(RuntimeError, match=r"transformers failed: fatal error: out of blocks$"):
+        run_job("transformers")
+
+
+def test_engine_without_a_runner_is_refused():
     with pytest.raises(InputError, match="--url"):
-        runner_of(find_engine("ollama"))
+        find_runner(find_engine("ollama"))
 
 
 @pytest.mark.parametrize(
@@ -54,11 +73,11 @@ def test_engines_that_only_a_server_can_prove():
         (["--engine", "transformers", "--python", "/nowhere"], "python"),
     ],
 )
-def test_wrong_calls(small, capsys, arguments, named):
-    with pytest.raises(SystemExit) as exit_:
-        main(["verify", small, "--scaling", "yarn:factor=4", *arguments])
-    assert exit_.value.code == 2
-    said = capsys.readouterr()
-    assert named in said.err
-    assert said.err.count("\n") == 1
-    assert not said.out
+def test_wrong_calls_print_one_line_that_names_the_option(small_model, capsys, arguments, named):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["verify", small_model, "--scaling", "yarn:factor=4", *arguments])
+    assert exit_info.value.code == 2
+    captured = capsys.readouterr()
+    assert named in captured.err
+    assert captured.err.count("\n") == 1
+    assert not captured.out

@@ -1,4 +1,4 @@
-"""The command, on transformers in a process of its own."""
+"""`ropewalk verify` with transformers in a subprocess."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ import pytest
 from ropewalk.cli import main
 from ropewalk.serving.export import export_model
 
-CALL = ["--scaling", "yarn:factor=4", "--engine", "transformers", "--length", "256"]
+OPTIONS = ["--scaling", "yarn:factor=4", "--engine", "transformers", "--length", "256"]
 
 
-def called(capsys, *arguments):
-    with pytest.raises(SystemExit) as exit_:
+def run_command(capsys, *arguments):
+    with pytest.raises(SystemExit) as exit_info:
         main(["verify", *arguments])
-    return exit_.value.code, capsys.readouterr()
+    return exit_info.value.code, capsys.readouterr()
 
 
-def test_json(small, capsys):
-    status, said = called(capsys, small, *CALL, "--json")
-    found = json.loads(said.out)
+def test_json_result_has_the_documented_fields(small_model, capsys):
+    status, captured = run_command(capsys, small_model, *OPTIONS, "--json")
+    result = json.loads(captured.out)
     assert status == 0
-    assert found["verdict"] == "pass"
-    assert found["compared"] == "tables and log-probabilities"
-    assert found["through"] == ""
-    assert found["length"] == 256
-    assert len(found["behaviour"]["depths"]) == len(found["behaviour"]["differences"]) == 24
-    assert found["tables"]["ratio"] < 3
-    assert "prompts" in said.err
+    assert result["verdict"] == "pass"
+    assert result["compared"] == "tables and log-probabilities"
+    assert result["through"] == ""
+    assert result["length"] == 256
+    assert len(result["behaviour"]["depths"]) == len(result["behaviour"]["differences"]) == 24
+    assert result["tables"]["ratio"] < 3
+    assert "prompts" in captured.err
 
 
-def test_a_configuration_of_your_own(small, tmp_path, capsys):
-    made = export_model(small, "yarn:factor=2", "transformers", tmp_path / "out", 256)
-    status, said = called(capsys, small, *CALL, "--served", f"{made.path}/config.json")
+def test_served_config_with_another_factor_fails(small_model, tmp_path, capsys):
+    export = export_model(small_model, "yarn:factor=2", "transformers", tmp_path / "out", 256)
+    status, captured = run_command(capsys, small_model, *OPTIONS, "--served", f"{export.path}/config.json")
     assert status == 1
-    assert "fail" in said.out
-    assert "ignored the scaling" in said.out
+    assert "fail" in captured.out
+    assert "ignored the scaling" in captured.out

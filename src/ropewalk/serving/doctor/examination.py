@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ropewalk.errors import IncompleteConfigError, InputError, UnsupportedModelError
 from ropewalk.serving.doctor import checks  # registers every check  # noqa: F401
 from ropewalk.serving.doctor.engine_interpretation import summarize_engines
 from ropewalk.serving.doctor.examined_config import ExaminedConfig
-from ropewalk.serving.doctor.fault_kinds import FAULT_KINDS, FaultKind
-from ropewalk.serving.doctor.findings import Fault, Finding, make_finding
+from ropewalk.serving.doctor.fault_kinds import FAULT_KINDS, Fault, FaultKind, Faults
+from ropewalk.serving.doctor.findings import Finding, make_finding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _findings(config: ExaminedConfig, kinds: Iterable[FaultKind]) -> list[Findin
     ]
 
 
-def _unreadable(config: ExaminedConfig) -> Iterator[Fault]:
+def _unreadable(config: ExaminedConfig) -> Faults:
     """Transformers or llama.cpp refuses the configuration for a reason that no other check finds."""
     error = config.interpretation
     if isinstance(error, IncompleteConfigError):

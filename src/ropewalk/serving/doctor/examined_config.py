@@ -184,6 +184,11 @@ class ExaminedConfig:
         """Whether the model rotates by positions in an image."""
         return self.model_type in _IMAGE_MODEL_TYPES or any(rope.method == "axial" for rope in self.rope_dicts)
 
+    def find_values(self, *keys: str) -> list[tuple[Path, Any]]:
+        """Return path and value of each key, beside the rope dicts and in them. The value is None if it is missing."""
+        beside = [(self.path_of(key), self.text.get(key)) for key in keys]
+        return beside + [(rope.path_of(key), rope.values.get(key)) for rope in self.rope_dicts for key in keys]
+
     def original_length(self, rope_dict: RopeDict) -> int | None:
         """Return the original length, tokens, if it is written. The field beside the rope dict has precedence."""
         return token_count(self.text.get(ORIGINAL_LENGTH)) or token_count(rope_dict.values.get(ORIGINAL_LENGTH))

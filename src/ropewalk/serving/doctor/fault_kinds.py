@@ -1,8 +1,8 @@
-"""Registry of the kinds of fault. A check is a generator of faults, registered under the name of its kind:
+"""Faults, and the registry of their kinds. A check is a generator of faults, registered under the name of its kind:
 
     @fault_kind("beta-order", "wrong")
     @for_each_rope_dict("yarn")
-    def beta_order(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+    def beta_order(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         \"""`beta_fast` is smaller than `beta_slow`.\"""
 
 The docstring is the description of the kind in docs/doctor.md.
@@ -11,16 +11,40 @@ The docstring is the description of the kind in docs/doctor.md.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
-from ropewalk.serving.doctor.examined_config import ExaminedConfig, RopeDict
-from ropewalk.serving.doctor.findings import Fault, Severity
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, Interpretation, Path, RopeDict
 
-Check: TypeAlias = Callable[[ExaminedConfig], Iterator[Fault]]
-RopeDictCheck: TypeAlias = Callable[[ExaminedConfig, RopeDict], Iterator[Fault]]
+Severity = Literal["wrong", "suspicious"]
 FileFormat = Literal["config", "gguf", "any"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a check reports.
+
+    Attributes:
+        path: the field that is at fault.
+        found: its value.
+        means: what is wrong and what happens because of it, as one sentence.
+        fix: new values of fields; None removes a field. Empty if only the authors of the model know the right values.
+        actual: how the configuration is interpreted; by default `config.interpretation`.
+        expected: how it should be interpreted; by default the interpretation after the fix.
+    """
+
+    path: Path
+    found: Any
+    means: str
+    fix: Mapping[Path, Any] = field(default_factory=dict)
+    actual: Interpretation | None = None
+    expected: Interpretation | None = None
+
+
+Faults: TypeAlias = Iterator[Fault]
+Check: TypeAlias = Callable[[ExaminedConfig], Faults]
+RopeDictCheck: TypeAlias = Callable[[ExaminedConfig, RopeDict], Faults]
 
 
 @dataclass(frozen=True)
@@ -44,7 +68,7 @@ class FaultKind:
         """The docstring of the check."""
         return self.check.__doc__ or ""
 
-    def find_faults(self, config: ExaminedConfig) -> Iterator[Fault]:
+    def find_faults(self, config: ExaminedConfig) -> Faults:
         """Yield the faults of this kind; none if the check is for the other file format."""
         if self.applies_to in ("any", "gguf" if config.is_gguf else "config"):
             yield from self.check(config)
@@ -68,7 +92,7 @@ def for_each_rope_dict(*methods: str) -> Callable[[RopeDictCheck], Check]:
 
     def decorate(check: RopeDictCheck) -> Check:
         @functools.wraps(check)
-        def check_all(config: ExaminedConfig) -> Iterator[Fault]:
+        def check_all(config: ExaminedConfig) -> Faults:
             for rope_dict in config.rope_dicts:
                 if not methods or rope_dict.method in methods:
                     yield from check(config, rope_dict)

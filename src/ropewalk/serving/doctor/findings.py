@@ -1,41 +1,20 @@
-"""Faults and findings: what a check reports, and how much the fault changes the rotation."""
+"""Findings: faults with their effect on the rotation, and the comparison of two rotations."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.serving.doctor.examined_config import TOKENIZER_CONFIG, ExaminedConfig, Interpretation, Path
+from ropewalk.serving.doctor.fault_kinds import Fault, Severity
 
-Severity = Literal["wrong", "suspicious"]
 MAX_COMPARED_POSITION = 65_536  # rotations are compared at this position, or at the target or declared length if less
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What a check reports.
-
-    Attributes:
-        path: the field that is at fault.
-        found: its value.
-        means: what is wrong and what happens because of it, as one sentence.
-        fix: new values of fields; None removes a field. Empty if only the authors of the model know the right values.
-        actual: how the configuration is interpreted; by default `config.interpretation`.
-        expected: how it should be interpreted; by default the interpretation after the fix.
-    """
-
-    path: Path
-    found: Any
-    means: str
-    fix: Mapping[Path, Any] = field(default_factory=dict)
-    actual: Interpretation | None = None
-    expected: Interpretation | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Prove on a real engine that a scaling took effect: its tables and its answers against exact ones."""
+"""Verify on a real engine that a scaling takes effect: compare its tables and log-probabilities with exact ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The model in the form that an engine is given, with weights in float32: then what differs is not their rounding."""
+"""Prepare the checkpoint that the engine under test loads.
+
+Weights are given in float32 where possible, so that their rounding does not count as a difference.
+"""
 
 from __future__ import annotations
 
@@ -8,47 +11,53 @@ import numpy as np
 
 from ropewalk import config as configs
 from ropewalk.serving.engines.base import Engine
-from ropewalk.serving.engines.gguf_engine import copy_fields
-from ropewalk.serving.verify.reference import Reference
+from ropewalk.serving.engines.gguf_file import copy_metadata
+from ropewalk.serving.verify.reference import ReferenceModel
 
 
-def given_to(engine: Engine, reference: Reference) -> str:
-    """The model that export starts from: itself, or of a GGUF file a folder for engines that take none."""
-    path = configs.locate(reference.name)
-    if engine.takes != "folder" or path is None or path.suffix != ".gguf":
-        return reference.name
-    folder = reference.work / f"{path.stem}-{reference.digest.removeprefix('sha256:')[:16]}"
+def checkpoint_for(engine: Engine, reference: ReferenceModel) -> str:
+    """Return the model to export from: the reference model's own name or path if the engine can load that.
+
+    A GGUF file is unpacked to a float32 folder for engines that load folders. The folder is kept in the reference's
+    cache folder.
+    """
+    path = configs.locate(reference.model_name)
+    if engine.checkpoint_format != "folder" or path is None or path.suffix != ".gguf":
+        return reference.model_name
+    folder = reference.cache_folder / f"{path.stem}-{reference.digest.removeprefix('sha256:')[:16]}"
     if not (folder / "config.json").exists():
-        reference.model.save_pretrained(folder / "new")
-        reference.tokenizer.save_pretrained(folder / "new")
-        for file in sorted((folder / "new").iterdir(), key=lambda file: file.name == "config.json"):
-            file.rename(folder / file.name)  # the configuration last: with it, all is there
-        (folder / "new").rmdir()
+        unfinished = folder / "new"
+        reference.model.save_pretrained(unfinished)
+        reference.tokenizer.save_pretrained(unfinished)
+        # config.json is moved last: a folder that has one is complete.
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
+            file.rename(folder / file.name)
+        unfinished.rmdir()
     return str(folder)
 
 
-def beside_weights(config: Path, model: Path, out: Path) -> Path:
-    """A folder with that config.json and all else of the model's folder."""
+def link_checkpoint(config: Path, checkpoint: Path, out: Path) -> Path:
+    """Create the folder `out` with links to `config`, as its config.json, and to all other files of a checkpoint."""
     out.mkdir()
-    for file in model.iterdir():
+    for file in checkpoint.iterdir():
         if file.is_file() and file.name != "config.json":
             (out / file.name).symlink_to(file.resolve())
     (out / "config.json").symlink_to(config.resolve())
     return out
 
 
-def float32_copy(source: Path, target: Path) -> Path:
-    """A GGUF file with the same metadata and tensors, all of them in float32."""
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+def convert_gguf_to_float32(source: Path, target: Path) -> Path:
+    """Write a GGUF file with the metadata of `source` and all of its tensors in float32."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
     from gguf.quants import dequantize
 
     reader = GGUFReader(source)
     writer = GGUFWriter(target, "")
-    copy_fields(reader, writer, GGUFValueType, {})
-    shapes = [tuple(reversed(tensor.shape.tolist())) for tensor in reader.tensors]
+    copy_metadata(reader, writer)
+    shapes = [tuple(reversed(tensor.shape.tolist())) for tensor in reader.tensors]  # GGUF has the innermost axis first
     for tensor, shape in zip(reader.tensors, shapes, strict=True):
-        size = 4 * int(np.prod(shape))
-        writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), size, GGMLQuantizationType.F32)
+        num_bytes = 4 * int(np.prod(shape))
+        writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), num_bytes, GGMLQuantizationType.F32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -1,8 +1,9 @@
-"""The engines' own virtual environments: where they are, and how `make engines` makes them.
+"""Virtual environments of the engines: find the Python of an engine, and create environments for `make engines`.
 
-    python -m ropewalk.serving.verify.environments [NAME ...]
+    python -m ropewalk.serving.verify.environments [ENGINE ...]
 
-Each stands in `.engines/NAME` of the current folder, or of the folder that ROPEWALK_ENGINES names.
+creates the environments of the named engines, by default of all that need one. They are in the folder that the
+environment variable ROPEWALK_ENGINES names, by default `.engines` of the current folder, one subfolder per engine.
 """
 
 from __future__ import annotations
@@ -14,54 +15,62 @@ import sys
 import venv
 from pathlib import Path
 
-from ropewalk.errors import InputError
+from ropewalk.errors import InputError, MissingPackageError
 from ropewalk.serving.engines import ENGINES, find_engine
 from ropewalk.serving.engines.base import Engine
 
-# Of no use to text, and built for another torch they break the import of those who look whether they are there.
-_UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+# Engines pull these in, built for another torch. Text models do not need them, and libraries that check whether they
+# are installed then fail to import them.
+_UNINSTALL = ("torchvision", "torchaudio", "torchcodec")
 
 
-def python_of(engine: Engine, python: str | None = None) -> str:
-    """The python that has this engine: the one given, the engine's own environment, or this one.
+def find_python(engine: Engine, python: str | None = None) -> str:
+    """Return the path of a Python that has the engine installed.
 
-    Raises InputError when there is none.
+    That is `python` if given, else the engine's environment, else (for transformers) the Python that runs this.
+    Raises InputError for a `python` that cannot be executed, MissingPackageError if there is none.
     """
     if python is not None:
         if not os.access(python, os.X_OK) or Path(python).is_dir():
-            raise InputError("python", python, f"a python that has {engine.title} installed")
+            raise InputError("python", python, f"the path of a Python that has {engine.title} installed")
         return python
-    own = _folder(engine) / "bin" / "python"
-    if own.exists():
-        return str(own)
+    in_environment = _environment(engine) / "bin" / "python"
+    if in_environment.exists():
+        return str(in_environment)
     if engine.name == "transformers" and importlib.util.find_spec("transformers"):
         return sys.executable
-    allowed = f"`make engines`, which installs {engine.title}, --python with one that has it, or --url"
-    raise InputError("engine", f"{engine.name}, which is not at {_folder(engine)}", allowed)
+    install = f"run `make engines` to install it in {_environment(engine)}, or use --python or --url"
+    raise MissingPackageError(f"ropewalk verify --engine {engine.name}", engine.title, install)
 
 
-def make(engine: Engine) -> None:
-    """Make the engine's environment, unless it is there as its requirements say."""
-    folder, wanted = _folder(engine), "\n".join(engine.requirements)
-    stamp = folder / "requirements"
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+def create_environment(engine: Engine) -> None:
+    """Create the environment of an engine, unless it exists with the same requirements."""
+    folder, requirements = _environment(engine), "\n".join(engine.requirements)
+    installed = folder / "requirements"
+    if installed.exists() and installed.read_text(encoding="utf-8") == requirements:
         return
     print(f"{engine.title}: {', '.join(engine.requirements)} in {folder}", file=sys.stderr)
     venv.create(folder, with_pip=True, clear=True, symlinks=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    # One after the other: what is built against torch looks for it while it is being installed.
+    # Install one requirement after the other: packages that are built against torch import it during installation.
+    # The earlier ones are named again each time, so that pip keeps their versions.
     for count in range(1, len(engine.requirements) + 1):
         subprocess.run([*pip, "install", *engine.requirements[:count]], check=True)
-    subprocess.run([*pip, "uninstall", "--yes", *_UNWANTED], check=True, stderr=subprocess.DEVNULL)
-    stamp.write_text(wanted, encoding="utf-8")
+    subprocess.run([*pip, "uninstall", "--yes", *_UNINSTALL], check=True, stderr=subprocess.DEVNULL)
+    installed.write_text(requirements, encoding="utf-8")
 
 
-def _folder(engine: Engine) -> Path:
+def _environment(engine: Engine) -> Path:
     return Path(os.environ.get("ROPEWALK_ENGINES", ".engines")).absolute() / engine.name
 
 
+def _main(names: list[str]) -> None:
+    # transformers 5 is installed with ropewalk, so it gets an environment only if it is named.
+    engines = [find_engine(name) for name in names] or [e for e in ENGINES.values() if e.name != "transformers"]
+    for engine in engines:
+        if engine.requirements:
+            create_environment(engine)
+
+
 if __name__ == "__main__":
-    for each in [find_engine(name) for name in sys.argv[1:]] or ENGINES.values():
-        # transformers 5 is in this environment already.
-        if each.requirements and (each.name != "transformers" or each.name in sys.argv):
-            make(each)
+    _main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Ask any server of OpenAI's completions protocol for log-probabilities, token by token."""
+"""Read log-probabilities from any server of the OpenAI completions API."""
 
 from __future__ import annotations
 
@@ -6,88 +6,111 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urljoin
 
 import requests
 
-from ropewalk.completions import CompletionsClient
+from ropewalk.completions import CompletionsClient, RequestRefusedError
 from ropewalk.errors import InputError
-from ropewalk.serving.verify.logprobs import Answer
+from ropewalk.serving.verify.logprobs import TOP_K, TopLogprobs
+from ropewalk.serving.verify.run_engine import EngineOutput
 
-_TOPS = (64, 20, 5)  # tokens to ask for: servers refuse more than they were set up for, vLLM 20, OpenAI's own 5
-_WHERE = {"version": "version", "props": "build_info", "get_server_info": "version", "api/version": "version"}
+# Numbers of tokens to request per prompt, tried in this order: servers refuse more than their limit, which is 20 by
+# default in vLLM and 5 at OpenAI.
+_TOP_K_TO_TRY = (TOP_K, 20, 5)
+# Paths that report the version, and the key of the version: vLLM, llama.cpp, SGLang, Ollama.
+_VERSION_KEYS = {
+    "/version": "version",
+    "/props": "build_info",
+    "/get_server_info": "version",
+    "/api/version": "version",
+}
 
 
 class LogprobClient:
-    """The log-probabilities of a server.
+    """Client for the log-probabilities of a server.
 
     Args:
-        url: where its `/v1` is.
-        tokenizer: of the model, for servers that name tokens by their text alone.
+        url: base URL of the API.
+        tokenizer: tokenizer of the model, for servers that report tokens by their text only.
     """
 
     def __init__(self, url: str, tokenizer: Any) -> None:
-        self.server, self.tokenizer = CompletionsClient(url), tokenizer
-        self._top: int | None = None
+        self.url, self.tokenizer = url, tokenizer
+        self._completions = CompletionsClient(url)
+        self._top_k_to_try: tuple[int, ...] = _TOP_K_TO_TRY
 
-    def answers(self, prompts: list[list[int]], say: Callable[[str], None]) -> list[Answer]:
-        """For each prompt the likeliest next tokens. Raises InputError for a server that does not tell them."""
-        found = []
-        for number, prompt in enumerate(prompts, 1):
-            found.append(self._answer(prompt))
+    def run(self, prompts: list[list[int]], on_progress: Callable[[str], None]) -> EngineOutput:
+        """Return the version of the server and the likeliest next tokens after each prompt.
+
+        Raises InputError for a server that reports no log-probabilities.
+        """
+        top_logprobs = []
+        for done, prompt in enumerate(prompts, 1):
+            top_logprobs.append(self._top_logprobs(prompt))
             if len(prompt) > 1:
-                say(f"{self.server.url}: {number} of {len(prompts)} prompts, {len(prompt)} tokens")
-        return found
+                on_progress(f"{self.url}: {done} of {len(prompts)} prompts, {len(prompt)} tokens")
+        return EngineOutput(self._version(), None, top_logprobs)
 
-    def version(self) -> str:
-        """What the server calls itself, as far as it tells."""
-        parts = urlsplit(self.server.url)
-        for path, key in _WHERE.items():
+    def _version(self) -> str:
+        for path, key in _VERSION_KEYS.items():
             try:
-                told = requests.get(urlunsplit((parts.scheme, parts.netloc, f"/{path}", "", "")), timeout=5).json()
+                info = requests.get(urljoin(self.url, path), timeout=5).json()
             except (requests.RequestException, ValueError):
                 continue
-            if isinstance(told, dict) and told.get(key):
-                return str(told[key])
+            if isinstance(info, dict) and info.get(key):
+                return str(info[key])
         return "unknown"
 
-    def _answer(self, prompt: list[int]) -> Answer:
-        for top in _TOPS if self._top is None else (self._top,):
+    def _top_logprobs(self, prompt: list[int]) -> TopLogprobs:
+        top = self._parse(self._complete(prompt).get("logprobs"))
+        if not top:
+            raise InputError("url", self.url, "a server that reports log-probabilities of tokens")
+        return top
+
+    def _complete(self, prompt: list[int]) -> dict[str, Any]:
+        """Request as many top tokens as the server accepts, and return the choice."""
+        while True:
             try:
-                choice = self.server.complete(prompt, max_tokens=1, logprobs=top, return_tokens_as_token_ids=True)
-            except InputError as error:
-                if top == _TOPS[-1] or self._top is not None or "logprobs" not in str(error):
+                return self._completions.complete(
+                    prompt, max_tokens=1, logprobs=self._top_k_to_try[0], return_tokens_as_token_ids=True
+                )
+            except RequestRefusedError as error:
+                if len(self._top_k_to_try) == 1 or "logprobs" not in error.server_message:
                     raise
-                continue
-            self._top = top
-            answer = self._read(choice.get("logprobs"))
-            if not answer:
-                raise InputError("url", self.server.url, "a server that tells the log-probabilities of its tokens")
-            return answer
-        raise AssertionError("the last number of tokens either answers or raises")
+                self._top_k_to_try = self._top_k_to_try[1:]
 
-    def _read(self, told: Any) -> Answer:
-        """Of llama.cpp's form, a list with ids; or of OpenAI's, by the text of a token or by `token_id:N`."""
-        if not isinstance(told, Mapping):
+    def _parse(self, logprobs: Any) -> TopLogprobs:
+        """Parse the `logprobs` of a choice.
+
+        llama.cpp reports a list of objects with ids. vLLM and SGLang follow OpenAI, with one dict from token to
+        log-probability; a token is `token_id:N` in vLLM and its text in SGLang.
+        """
+        if not isinstance(logprobs, Mapping):
             return []
-        if isinstance(told.get("content"), list) and told["content"]:
-            best = told["content"][0].get("top_logprobs") or []
-            return [(int(each["id"]), float(each["logprob"])) for each in best if "id" in each]
-        by_name = (told.get("top_logprobs") or [None])[0] or {}
-        found = [(self._id_of(str(name)), float(value)) for name, value in by_name.items()]
-        return [(token, value) for token, value in found if token is not None]
+        if isinstance(logprobs.get("content"), list) and logprobs["content"]:
+            entries = logprobs["content"][0].get("top_logprobs") or []
+            return [(int(entry["id"]), float(entry["logprob"])) for entry in entries if "id" in entry]
+        by_token = (logprobs.get("top_logprobs") or [None])[0] or {}
+        top = []
+        for token, logprob in by_token.items():
+            token_id = self._token_id(str(token))
+            if token_id is not None:
+                top.append((token_id, float(logprob)))
+        return top
 
-    def _id_of(self, name: str) -> int | None:
-        numbered = re.fullmatch(r"token_id:(\d+)", name)
-        return int(numbered[1]) if numbered else self._by_text.get(name)
+    def _token_id(self, token: str) -> int | None:
+        numbered = re.fullmatch(r"token_id:(\d+)", token)
+        return int(numbered[1]) if numbered else self._id_by_text.get(token)
 
     @cached_property
-    def _by_text(self) -> dict[str, int]:
-        """Tokens by their text, without those that share theirs."""
+    def _id_by_text(self) -> dict[str, int]:
+        """Token ids by text, without texts that several tokens share."""
         texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
-        ids: dict[str, int] = {}
-        shared = set()
-        for token, text in enumerate(texts):
-            if ids.setdefault(text, token) != token:
-                shared.add(text)
-        return {text: token for text, token in ids.items() if text not in shared}
+        id_by_text: dict[str, int] = {}
+        shared_texts = set()
+        for token_id, text in enumerate(texts):
+            if text in id_by_text:
+                shared_texts.add(text)
+            id_by_text[text] = token_id
+        return {text: token_id for text, token_id in id_by_text.items() if text not in shared_texts}

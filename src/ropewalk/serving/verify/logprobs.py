@@ -1,4 +1,4 @@
-"""An engine's log-probabilities against the reference's."""
+"""Compare the top log-probabilities of an engine with the log-probabilities of the reference."""
 
 from __future__ import annotations
 
@@ -7,24 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-TOP = 64
-Answer = Sequence[tuple[int, float]]  # the tokens that an engine thinks likeliest, and their log-probabilities
+TOP_K = 64
+TopLogprobs = Sequence[tuple[int, float]]  # (token id, log-probability) of the likeliest next tokens
 
 
-def differences(reference: NDArray[np.float32], answers: Sequence[Answer]) -> list[float]:
-    """At each depth, the median over the tokens that the engine named of |log p - reference's log p|, nats.
+def logprob_differences(reference_DV: NDArray[np.float32], engine_top: Sequence[TopLogprobs]) -> list[float]:
+    """Return for each depth the median of |engine's log p - reference's log p| over the engine's top tokens, in nats.
 
-    The median, because it is the same for sure and for open predictions; a token that rounding moved in or out of
-    the list does not sway it. `reference`: [depths, vocabulary].
+    The median has the same scale for confident and for uncertain predictions, and tokens that rounding moved into or
+    out of the top list do not change it.
+
+    Args:
+        reference_DV: log-probabilities of the whole vocabulary, [depths, vocabulary].
+        engine_top: top tokens of the engine at each depth.
     """
-    found = []
-    for row, answer in zip(reference, answers, strict=True):
-        ids, log_p = np.array([each[0] for each in answer]), np.array([each[1] for each in answer])
-        found.append(float(np.median(abs(log_p - row[ids]))))
-    return found
+    medians = []
+    for reference_V, top in zip(reference_DV, engine_top, strict=True):
+        token_ids = np.array([token for token, _ in top])
+        logprobs = np.array([logprob for _, logprob in top])
+        medians.append(float(np.median(abs(logprobs - reference_V[token_ids]))))
+    return medians
 
 
-def likeliest(reference: NDArray[np.float32], top: int = TOP) -> list[Answer]:
-    """The answers that the reference itself would give."""
-    best = np.argsort(-reference, axis=-1)[:, :top]
-    return [list(zip(ids.tolist(), row[ids].tolist(), strict=True)) for ids, row in zip(best, reference, strict=True)]
+def select_top_logprobs(reference_DV: NDArray[np.float32], k: int = TOP_K) -> list[TopLogprobs]:
+    """Return the top tokens of the reference at each depth, in the form in which an engine reports its own."""
+    ids_DK = np.argsort(-reference_DV, axis=-1)[:, :k]
+    return [
+        list(zip(ids_K.tolist(), reference_V[ids_K].tolist(), strict=True))
+        for ids_K, reference_V in zip(ids_DK, reference_DV, strict=True)
+    ]

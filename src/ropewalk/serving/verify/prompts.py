@@ -1,8 +1,10 @@
-"""What the engine is asked: prompts of token ids that grow along a text, and tokens that stand alone.
+"""Build the prompts of a verification: growing prefixes of a text, and single tokens.
 
-A token that stands alone sees itself alone, whatever the rotation: what an engine's answer then differs by is its
-arithmetic. A prompt that continues the one before it is read, by an engine that reuses what it cached, as a chat is:
-keys that were cached under other frequencies, or at other positions, show.
+Each prefix continues the previous one, so an engine that reuses its KV cache processes them like a chat. Keys that were
+cached under other frequencies or at other positions then show as a difference.
+
+A prompt of a single token attends only to itself, whatever the rotation. Its difference from the reference is numerical
+noise of the engine and has nothing to do with positions.
 """
 
 from __future__ import annotations
@@ -17,63 +19,79 @@ from ropewalk.errors import InputError
 
 T = TypeVar("T")
 
-DEPTHS = 24
-ALONE = 24
+NUM_DEPTHS = 24
+NUM_SINGLE_TOKENS = 24
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of one verification, in the order they are asked.
+    """The prompts of one verification.
 
     Attributes:
-        text: token ids, as many as the greatest depth.
-        alone: tokens to ask about alone.
-        depths: tokens of the text that each prompt has, growing.
-        original: tokens after which the text is begun anew, because the frequencies change there; None for never.
+        text: token ids, as many as the largest depth.
+        single_tokens: token ids that are prompts by themselves.
+        depths: length of each prefix of the text in tokens, increasing.
+        restart_after: send the single tokens after the prefixes of at most this length, so that the first longer
+            prefix cannot continue a cache: the frequencies change there. None: send the single tokens first.
     """
 
     text: tuple[int, ...]
-    alone: tuple[int, ...]
+    single_tokens: tuple[int, ...]
     depths: tuple[int, ...]
-    original: int | None = None
+    restart_after: int | None = None
 
     @property
-    def all(self) -> list[list[int]]:
-        """Those within the original length, the single ones (which begin the text anew), those past it."""
-        early, late = ([self.text[:d] for d in self.depths if self._early(d) is wanted] for wanted in (True, False))
-        return [list(prompt) for prompt in (*early, *((token,) for token in self.alone), *late)]
+    def in_order(self) -> list[list[int]]:
+        """All prompts in the order in which the engine gets them."""
+        prefixes = [list(self.text[:depth]) for depth in self.depths]
+        before = self._num_depths_before_restart
+        return [*prefixes[:before], *([token] for token in self.single_tokens), *prefixes[before:]]
 
-    def split(self, answers: Sequence[T]) -> tuple[list[T], list[T]]:
-        """Of answers to `all`: those at the depths, and those about the single tokens."""
-        early = sum(self._early(d) for d in self.depths)
-        late = early + len(self.alone)
-        return [*answers[:early], *answers[late:]], list(answers[early:late])
+    def split(self, outputs: Sequence[T]) -> tuple[list[T], list[T]]:
+        """Split the outputs for `in_order` into those of the depths and those of the single tokens."""
+        start = self._num_depths_before_restart
+        end = start + len(self.single_tokens)
+        return [*outputs[:start], *outputs[end:]], list(outputs[start:end])
 
-    def _early(self, depth: int) -> bool:
-        return self.original is not None and depth <= self.original
+    @property
+    def _num_depths_before_restart(self) -> int:
+        return sum(self.restart_after is not None and depth <= self.restart_after for depth in self.depths)
 
 
-def prompts_of(
-    ids: Sequence[int], length: int, original: int | None, depths: int = DEPTHS, anew: bool = False
+def build_prompts(
+    token_ids: Sequence[int],
+    length: int,
+    original_length: int | None,
+    *,
+    num_depths: int = NUM_DEPTHS,
+    restart_past_original: bool = False,
 ) -> Prompts:
-    """Prompts along a text, of up to `length` tokens: a quarter of the depths within the original length.
+    """Build prompts from a text of up to `length` tokens.
 
-    Raises InputError for a text that is too short.
+    Args:
+        token_ids: the text; at least `length` tokens.
+        length: largest depth, tokens.
+        original_length: tokens that the model was trained on. A quarter of the depths is within it, the rest past it.
+        num_depths: number of prefixes; fewer if two of them would be equal.
+        restart_past_original: whether prefixes past the original length must not continue a shorter one.
+
+    Raises InputError for a length that is too small, or larger than the text.
     """
-    if len(ids) < length:
-        raise InputError("length", length, f"at most {len(ids):,}, the tokens of the text")
-    if length < 2 * depths:
-        raise InputError("length", length, f"at least {2 * depths} tokens")
-    if original is None or original >= length:
-        chosen = np.geomspace(2, length, depths)
+    if len(token_ids) < length:
+        raise InputError("length", length, f"at most {len(token_ids):,}, the tokens of the text")
+    if length < 2 * num_depths:
+        raise InputError("length", length, f"at least {2 * num_depths} tokens")
+    if original_length is None or original_length >= length:
+        spread = np.geomspace(2, length, num_depths)
     else:
-        within = depths // 4
-        first = max(2, original // 32)
-        chosen = np.concatenate([
-            np.geomspace(first, original * 15 / 16, within),
-            original + (length - original) * np.arange(1, depths - within + 1) / (depths - within),
-        ])  # fmt: skip
-    unique = dict.fromkeys(ids)
-    alone = tuple(list(unique)[:: max(1, len(unique) // ALONE)][:ALONE])
-    depths_T = np.unique(np.round(chosen).astype(int)).tolist()
-    return Prompts(tuple(ids[:length]), alone, tuple(depths_T), original if anew else None)
+        num_within = num_depths // 4
+        num_past = num_depths - num_within
+        within = np.geomspace(max(2, original_length // 32), original_length * 15 / 16, num_within)
+        past = original_length + (length - original_length) * np.arange(1, num_past + 1) / num_past
+        spread = np.concatenate([within, past])
+    depths = np.unique(np.round(spread).astype(int)).tolist()
+    distinct_tokens = list(dict.fromkeys(token_ids))
+    stride = max(1, len(distinct_tokens) // NUM_SINGLE_TOKENS)
+    single_tokens = distinct_tokens[::stride][:NUM_SINGLE_TOKENS]
+    restart_after = original_length if restart_past_original else None
+    return Prompts(tuple(token_ids[:length]), tuple(single_tokens), tuple(depths), restart_after)

@@ -1,4 +1,4 @@
-"""Our reference: transformers in float32, with tables that are right at every position."""
+"""The reference of a verification: transformers in float32 with exact cos and sin tables, without a KV cache."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ropewalk.config import ModelConfig
+from ropewalk.frequencies import Frequencies
 from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import extended
 from ropewalk.models.load import load, load_config
@@ -22,72 +23,78 @@ from ropewalk.scaling import Scaling
 from ropewalk.serving.verify.prompts import Prompts
 
 
-class Reference:
-    """The log-probabilities that a model gives when its positions are right.
+class ReferenceModel:
+    """A model whose log-probabilities an engine should reproduce. Weights are loaded when they are first needed.
 
     Args:
-        model: as `load` takes it.
-        work: a folder that keeps what was computed.
+        model_name: what `ropewalk.load` accepts.
+        cache_folder: folder in which computed log-probabilities are kept.
     """
 
-    def __init__(self, model: str, work: Path) -> None:
-        self.name, self.work = model, work
-        self.model_config: ModelConfig = load_config(model)
+    def __init__(self, model_name: str, cache_folder: Path) -> None:
+        self.model_name, self.cache_folder = model_name, cache_folder
+        self.model_config: ModelConfig = load_config(model_name)
 
     @cached_property
     def digest(self) -> str:
-        """Which model it is."""
-        return model_digest(self.name)
+        """Digest of weights, configuration and tokenizer."""
+        return model_digest(self.model_name)
 
     @cached_property
     def model(self) -> Any:
-        return self._loaded[0].float()
+        return self._model_and_tokenizer[0].float()
 
     @property
     def tokenizer(self) -> Any:
-        return self._loaded[1]
+        return self._model_and_tokenizer[1]
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        return load(self.name, dtype="float32", device="cpu")
+    def _model_and_tokenizer(self) -> tuple[Any, Any]:
+        return load(self.model_name, dtype="float32", device="cpu")
 
-    def log_probs(self, scaling: Scaling, prompts: Prompts, length: int | None) -> NDArray[np.float32]:
-        """After each of the prompts' depths, [depths, vocabulary].
+    def log_probs(self, scaling: Scaling, prompts: Prompts, fixed_length: int | None) -> NDArray[np.float32]:
+        """Return the log-probabilities of the next token at each depth, [depths, vocabulary].
 
-        `length`: fixes a dynamic scaling; without it, every depth has the frequencies of its own length.
+        Args:
+            scaling: scaling of the model.
+            prompts: the text and its depths.
+            fixed_length: length at which the engine fixes a dynamic scaling, tokens. None: each depth has the
+                frequencies of its own length.
         """
 
         def compute() -> NDArray[np.float32]:
-            lengths = dict.fromkeys(prompts.depths, length)
-            if scaling.is_dynamic and length is None:
-                lengths = {depth: depth for depth in prompts.depths}
-            rope = self.model_config.ropes[self.model_config.main].rope
-            alike: dict[Any, list[int]] = {}
-            for depth, made_for in lengths.items():
-                alike.setdefault(scaling.frequencies(rope, made_for), []).append(depth)
+            rope = self.model_config.main_layer.rope
+            # One pass over the text serves all depths that have the same frequencies.
+            depths_by_frequencies: dict[Frequencies, list[int]] = {}
+            for depth in prompts.depths:
+                length = depth if scaling.is_dynamic and fixed_length is None else fixed_length
+                depths_by_frequencies.setdefault(scaling.frequencies(rope, length), []).append(depth)
             rows: dict[int, NDArray[np.float32]] = {}
-            for depths in alike.values():
-                with extended(self.model, scaling, length=lengths[depths[0]]), torch.inference_mode():
-                    rows.update(zip(depths, self._after(prompts.text[: depths[-1]], depths), strict=True))
+            for depths in depths_by_frequencies.values():
+                length = depths[0] if scaling.is_dynamic and fixed_length is None else fixed_length
+                with extended(self.model, scaling, length=length):
+                    rows.update(zip(depths, self._log_probs_at(prompts.text[: depths[-1]], depths), strict=True))
             return np.stack([rows[depth] for depth in prompts.depths])
 
-        return self._kept([str(scaling), length, prompts.text, prompts.depths], compute)
+        return self._cached([str(scaling), fixed_length, prompts.text, prompts.depths], compute)
 
-    def alone(self, prompts: Prompts) -> NDArray[np.float32]:
-        """After each token that stands alone, [tokens, vocabulary]: positions play no part."""
-        with torch.inference_mode():
-            return np.concatenate([self._after((token,), [1]) for token in prompts.alone])
+    def single_token_log_probs(self, prompts: Prompts) -> NDArray[np.float32]:
+        """Return the log-probabilities after each single-token prompt, [tokens, vocabulary]."""
+        return np.concatenate([self._log_probs_at((token,), [1]) for token in prompts.single_tokens])
 
-    def _after(self, ids: tuple[int, ...], depths: list[int]) -> NDArray[np.float32]:
-        wanted = torch.tensor(depths) - 1
-        logits_TV = self.model(torch.tensor([ids]), use_cache=False, logits_to_keep=wanted).logits[0]
-        return np.asarray(torch.log_softmax(logits_TV.float(), -1).numpy())
+    @torch.inference_mode()
+    def _log_probs_at(self, token_ids: tuple[int, ...], depths: list[int]) -> NDArray[np.float32]:
+        last_positions = torch.tensor(depths) - 1
+        logits_DV = self.model(torch.tensor([token_ids]), use_cache=False, logits_to_keep=last_positions).logits[0]
+        return np.asarray(torch.log_softmax(logits_DV.float(), -1).numpy())
 
-    def _kept(self, what: list[Any], compute: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
-        key = hashlib.sha256(json.dumps([self.digest, *what]).encode()).hexdigest()[:32]
-        path = self.work / f"reference-{key}.npy"
+    def _cached(self, key: list[Any], compute: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return what an earlier call with this key computed for this model; compute and keep it if there is none."""
+        digest = hashlib.sha256(json.dumps([self.digest, *key]).encode()).hexdigest()[:32]
+        path = self.cache_folder / f"reference-{digest}.npy"
         if not path.exists():
-            beside = path.with_name(f".{os.getpid()}.{path.name}")
-            np.save(beside, compute())
-            os.replace(beside, path)  # whole or not at all
+            # Replace the file in one step, so that no other process reads half of it.
+            unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+            np.save(unfinished, compute())
+            os.replace(unfinished, path)
         return np.asarray(np.load(path))

@@ -1,74 +1,109 @@
-"""Run a real engine, in its own python.
+"""Run an engine in its own Python and return its tables and log-probabilities.
 
-A runner is a script that imports its engine and nothing of ours. It is asked by a JSON file,
+The engine runs in a subprocess, `runners/main.py RUNNER JOB_FILE`, which imports the engine and nothing of ropewalk.
+The job file is JSON:
 
-    {"path": what the engine is given, "length": tokens to serve, "prompts": [[token ids] ...], "top": tokens to name,
-     "positions": [positions of the tables]}
+    {"path": checkpoint to load, "length": tokens to serve, "prompts": [[token ids] ...], "top": tokens to report per
+     prompt, "positions": [positions of the tables]}
 
-and answers in another:
+The runner writes one JSON object per line to standard output, and everything else to standard error:
 
-    {"version": of the engine, "tables": [{"cos": [[x ...] ...], "sin": ...} ...] or null where they cannot be read,
-     "answers": for each prompt [[token id, log-probability of it as the next one] ...]}
+    {"event": "progress", "done": prompts done, "total": prompts, "tokens": tokens of the last prompt}
+    {"event": "result", "version": version of the engine, "tables": [{"cos": [[x ...] ...], "sin": ...} ...] or null if
+     they cannot be read, "top_logprobs": for each prompt [[token id, log-probability] ...]}
+    {"event": "error", "message": exception of the engine}
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ropewalk.errors import InputError
 from ropewalk.serving.engines.base import Engine
+from ropewalk.serving.verify.logprobs import TopLogprobs
 
 RUNNERS = {
-    "transformers": "in_transformers.py",
-    "transformers4": "in_transformers.py",
-    "vllm": "in_vllm.py",
-    "llama.cpp": "in_llama_cpp.py",
+    "transformers": "run_transformers",
+    "transformers4": "run_transformers",
+    "vllm": "run_vllm",
+    "llama.cpp": "run_llama_cpp",
 }
-_PROGRESS = re.compile(r"\d+ of \d+ prompts, (?!1 tokens)\d+ tokens")
-_LINES = 400  # of what the engine said last
+_MAX_ERROR_LENGTH = 600  # characters
 
 
-def runner_of(engine: Engine) -> Path:
-    """The script that runs it. Raises InputError for an engine that cannot be run from here."""
+@dataclass(frozen=True)
+class EngineOutput:
+    """Output of an engine for the prompts of a verification.
+
+    Attributes:
+        version: version of the engine.
+        tables: `cos` and `sin` of each kind of rotary module, [positions, dim/2] or [positions, dim]; None if they
+            cannot be read.
+        top_logprobs: the likeliest next tokens after each prompt.
+    """
+
+    version: str
+    tables: list[dict[str, Any]] | None
+    top_logprobs: list[TopLogprobs]
+
+
+def find_runner(engine: Engine) -> str:
+    """Return the name of the script that runs an engine. Raises InputError if there is none."""
     if engine.name not in RUNNERS:
-        raise InputError("engine", engine.name, f"{', '.join(RUNNERS)}; any other by --url, from its server")
-    return Path(__file__).parent / "runners" / RUNNERS[engine.name]
+        hint = "verify a running server of any other engine with --url"
+        raise InputError("engine", engine.name, ", ".join(RUNNERS), hint)
+    return RUNNERS[engine.name]
 
 
-def run(engine: Engine, python: str, job: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    """Ask the engine; `say` hears its progress. Raises RuntimeError with its last words when it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answered = Path(folder) / "job.json", Path(folder) / "answer.json"
-        asked.write_text(json.dumps(job), encoding="utf-8")
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}  # its packages, not ours
-        command = [python, str(runner_of(engine)), str(asked), str(answered)]
+def run_engine(engine: Engine, python: str, job: dict[str, Any], on_progress: Callable[[str], None]) -> EngineOutput:
+    """Run a job on an engine.
+
+    Args:
+        engine: the engine; `find_runner` must know it.
+        python: path of a Python that has the engine.
+        job: see the module docstring.
+        on_progress: called with one line of text after each prompt.
+
+    Raises RuntimeError with the error of the engine if it fails.
+    """
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+b") as log:
+        job_file = Path(folder) / "job.json"
+        job_file.write_text(json.dumps(job), encoding="utf-8")
+        main = Path(__file__).parent / "runners" / "main.py"
+        command = [python, str(main), find_runner(engine), str(job_file)]
+        # The engine must import the packages of its own environment.
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
+            command, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", env=environment
         ) as process:
-            assert process.stderr is not None
-            said: list[str] = []
+            assert process.stdout is not None
             try:
-                for line in process.stderr:
-                    said = [*said[-_LINES:], line.rstrip()]
-                    if told := _PROGRESS.search(line):
-                        say(f"{engine.title}: {told[0]}")
-            except BaseException:  # Ctrl-C: an engine that nobody waits for goes too
+                for line in process.stdout:
+                    message = json.loads(line)
+                    event = message.pop("event")
+                    if event == "result":
+                        return EngineOutput(**message)
+                    if event == "error":
+                        raise RuntimeError(f"{engine.title} failed: {message['message'][:_MAX_ERROR_LENGTH]}")
+                    if message["tokens"] > 1:  # single tokens take no time
+                        prompts = f"{message['done']} of {message['total']} prompts"
+                        on_progress(f"{engine.title}: {prompts}, {message['tokens']} tokens")
+            except BaseException:  # Ctrl-C included: do not leave the engine running
                 process.kill()
                 raise
-        if process.returncode or not answered.exists():
-            raise RuntimeError(f"{engine.title} did not get through: {_last_words(said)}")
-        answer: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
-        return answer
+        raise RuntimeError(f"{engine.title} failed: {_last_error_line(log)[:_MAX_ERROR_LENGTH]}")
 
 
-def _last_words(said: list[str]) -> str:
-    """The line that names the error; engines say more after it."""
-    errors = [line.strip() for line in said if "error" in line.lower() and "For further information" not in line]
-    return (errors or [line for line in said if line.strip()] or ["it said nothing"])[-1][:600]
+def _last_error_line(log: IO[bytes]) -> str:
+    """Return the last line of the log that mentions an error, or else the last line, of an engine that crashed."""
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["it printed nothing"])[-1]

@@ -1,63 +1,53 @@
-"""One engine, one scaling, one verdict."""
+"""Verify that a serving engine applies a scaling.
+
+verification = verify("smollm2", "yarn:factor=2", "vllm", length=12_000)
+verification.verdict, verification.why  # "pass", "no more than noise"
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ropewalk import config as configs
+from ropewalk.completions import CompletionsClient
 from ropewalk.errors import InputError, check_length
-from ropewalk.evaluate.texts import BUILT_IN, read_text
-from ropewalk.files import writable_folder, write_whole
+from ropewalk.files import ensure_writable_folder
 from ropewalk.scaling import Scaling, parse
-from ropewalk.scaling.none import NoScaling
 from ropewalk.serving.engines import find_engine
-from ropewalk.serving.engines.base import Engine
-from ropewalk.serving.engines.encode import encode, expected_scalings
-from ropewalk.serving.export import export_model
-from ropewalk.serving.verify.checkpoints import beside_weights, float32_copy, given_to
-from ropewalk.serving.verify.environments import python_of
+from ropewalk.serving.verify.comparison import compare_logprobs, compare_tables, run_with_and_without_scaling
+from ropewalk.serving.verify.engine_under_test import EngineUnderTest, LocalEngine, OnProgress, RemoteEngine
+from ropewalk.serving.verify.environments import find_python
 from ropewalk.serving.verify.logprob_client import LogprobClient
-from ropewalk.serving.verify.logprobs import TOP, Answer, differences, likeliest
-from ropewalk.serving.verify.prompts import Prompts, prompts_of
-from ropewalk.serving.verify.reference import Reference
-from ropewalk.serving.verify.run_engine import run, runner_of
-from ropewalk.serving.verify.tables import TableError, positions_to, table_error
-from ropewalk.serving.verify.verdict import PASS, Verdict, judge, worst
+from ropewalk.serving.verify.reference import ReferenceModel
+from ropewalk.serving.verify.run_engine import find_runner
+from ropewalk.serving.verify.verdict import PASS, most_severe
 
-_CHARACTERS = 32  # of a text that are enough for a token
-_PAST = 1.5  # times the original length that is read by default
-_TABLE_ROUNDING = 4.0  # units that float32 may explain at most; a table of float16 is off by 4,000
-# What float32 explains of a log-probability, nats: of its sums, and of angles formed in it, which grow with the
-# position. A control may be so many times that, or what the engine differs by where positions play no part.
-_ROUNDING, _PER_TOKENS, _AT_MOST, _LEAST = 2.0**-17, 1024, 10.0, 2.0**-24
-
-Say = Callable[[str], None]
+_MAX_DEFAULT_LENGTH_RATIO = 1.5  # default length over original length: verifying longer texts takes minutes
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found.
+    """Result of `verify`. The fields are keys of the JSON result.
 
     Attributes:
-        engine, version: which one was run; date: when.
-        model, scaling, length: what was asked for, in tokens.
-        through: what the scaling is written as for this engine; "" for its own words.
-        given: what the engine was given: "export", or the path or the address that was named.
-        compared: "tables and log-probabilities", or the latter alone.
-        unit, difference, control, ratio, verdict, why: of that comparison which decides.
-        tables: cos and sin, in roundings of float32; None where the engine's cannot be read.
-        behaviour: log-probabilities, in nats; `ignored` is what an engine that ignored the scaling would differ by,
-            `alone` what this one differs by where positions play no part.
+        engine: name of the engine.
+        version: version of the engine that ran.
+        date: day of the verification, YYYY-MM-DD.
+        model: the model.
+        scaling: spec of the scaling.
+        length: tokens.
+        through: form in which the scaling was exported if the engine has no name for it; "" otherwise.
+        given: what the engine ran on: "export", or the path or URL that was passed.
+        compared: "tables and log-probabilities" or "log-probabilities".
+        unit, difference, control, ratio, verdict, why: of the comparison with the more severe verdict (see `Verdict`).
+        tables: comparison of cos and sin, in roundings of float32; None if the tables cannot be read.
+        behaviour: comparison of log-probabilities, in nats. `ignored` is the difference of an engine that ignores the
+            scaling, `alone` the noise of this engine on single tokens.
     """
 
     engine: str
@@ -80,11 +70,11 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether the engine does what was meant."""
+        """Whether the engine applies the scaling."""
         return self.verdict == PASS
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return a dict that can be written as JSON."""
         return asdict(self)
 
 
@@ -99,270 +89,87 @@ def verify(
     control_url: str | None = None,
     python: str | None = None,
     work: str | Path | None = None,
-    say: Say = lambda _: None,
+    on_progress: OnProgress = lambda _: None,
 ) -> Verification:
-    """Run an engine and compare it with the reference.
+    """Run an engine with a scaling and compare it with the reference.
 
     Args:
-        model: a folder, a .gguf file, a built-in name, or a hub id; its weights are the reference's.
-        scaling: what is meant.
-        engine: a name of the registry.
-        length: tokens to read up to; by default half as much again as the model was trained on, or as the scaling
-            reaches.
-        served: what the engine is given (a folder, a config.json, a .gguf file) instead of an export made now.
-        url: of a server of that engine, with the scaling; nothing is started then.
-        control_url: of the same server without the scaling.
-        python: the one that has the engine.
-        work: a folder that keeps references and controls for the next call.
-        say: hears the progress.
+        model: a folder, a .gguf file, a built-in name or a hub id; the reference uses its weights.
+        scaling: scaling that the engine should apply.
+        engine: name of the engine, as `ropewalk engines` lists it.
+        length: tokens to verify up to; by default 1.5 times the original length, or the length that the scaling is
+            made for if that is less.
+        served: folder, config.json or .gguf file for the engine to run, instead of an export of the scaling.
+        url: base URL of a running server of that engine with the scaling; no engine is started then.
+        control_url: base URL of the same server without the scaling.
+        python: path of the Python that has the engine installed.
+        work: folder that keeps reference outputs and controls for later calls; by default a temporary one.
+        on_progress: called with one line of text now and then.
 
-    Raises InputError for a call that cannot be, RuntimeError when the engine fails.
+    Raises InputError for arguments that are wrong or exclude each other, RuntimeError if the engine fails.
     """
     if url is not None and (served or python):
-        raise InputError("url", url, "without served and python: a server is given what it runs on already")
+        raise InputError("url", url, "no served and no python beside it", "the server already runs on its own files")
     if control_url is not None and url is None:
-        raise InputError("control_url", control_url, "a url beside it")
-    expected, chosen = parse(scaling), find_engine(engine)
+        raise InputError("control_url", control_url, "url beside it")
+    expected, chosen_engine = parse(scaling), find_engine(engine)
     if url is None:
-        runner_of(chosen)
-    with _folder(work) as folder, tempfile.TemporaryDirectory() as temporary:
-        reference = Reference(model, folder)
-        tokens = _length(reference, expected, length)
-        subject: EngineUnderTest
+        find_runner(chosen_engine)  # raises for an engine that can only be verified by URL
+    for server_url in filter(None, (url, control_url)):
+        CompletionsClient(server_url)  # raises for a server that does not respond, before the model is loaded
+    with _cache_folder(work) as cache_folder, tempfile.TemporaryDirectory() as temporary:
+        reference = ReferenceModel(model, cache_folder)
+        tokens = _default_length(reference, expected) if length is None else check_length("length", length)
+        under_test: EngineUnderTest
         if url is not None:
-            subject = RemoteEngine(chosen, reference, tokens, url, control_url, say)
+            client = LogprobClient(url, reference.tokenizer)
+            control_client = LogprobClient(control_url, reference.tokenizer) if control_url else None
+            under_test = RemoteEngine(
+                chosen_engine, reference, tokens, on_progress, client=client, control_client=control_client
+            )
         else:
-            subject = LocalEngine(chosen, reference, tokens, Path(temporary), served, python_of(chosen, python), say)
-        return _verification(subject, expected)
+            python = find_python(chosen_engine, python)
+            under_test = LocalEngine(
+                chosen_engine, reference, tokens, on_progress, folder=Path(temporary), served=served, python=python
+            )
+        return _verify_engine(under_test, expected)
 
 
-@dataclass(frozen=True)
-class EngineOutput:
-    """What an engine answered."""
-
-    version: str
-    tables: list[dict[str, Any]] | None
-    answers: list[Answer]
-
-
-class EngineUnderTest:
-    """An engine and what it is to be held against."""
-
-    given = "export"
-    through = ""
-
-    def __init__(self, engine: Engine, reference: Reference, length: int, say: Say) -> None:
-        self.engine, self.reference, self.length, self.say = engine, reference, length, say
-        self.model_config = reference.model_config
-        self.original = self.model_config.ropes[self.model_config.main].rope.original_length
-
-    def scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
-        """What it answers under the scaling."""
-        raise NotImplementedError
-
-    def unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput | None:
-        """What it answers without; None where it cannot be asked."""
-        raise NotImplementedError
-
-    def fixed_at(self, scaling: Scaling) -> int | None:
-        """The length at which the engine fixes a dynamic scaling; None where its frequencies follow the text."""
-        if not scaling.is_dynamic:
-            return None
-        config, model_config = self.engine.open(given_to(self.engine, self.reference))
-        candidate = encode(self.engine, config, model_config, scaling, self.length)
-        read = self.engine.interpret(candidate.config, self.length)
-        return None if read.ropes[model_config.main].scaling.is_dynamic else self.length
-
-
-class LocalEngine(EngineUnderTest):
-    """An engine that runs here, on an export made now or on what is served."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        reference: Reference,
-        length: int,
-        folder: Path,
-        served: str | None,
-        python: str,
-        say: Say,
-    ) -> None:
-        super().__init__(engine, reference, length, say)
-        self.folder, self.served, self.python = folder, served, python
-        self.given = served or "export"
-
-    def scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
-        path = self._own(Path(self.served)) if self.served else self._export(scaling, "scaled")
-        return self._asked(path, prompts, positions)
-
-    def unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput:
-        """Kept for the next verification of this engine."""
-        what = [self.engine.name, self.python, self.reference.digest, self.length, prompts.all, positions]
-        key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
-        kept = self.reference.work / f"control-{key}.json"
-        if not kept.exists():
-            output = self._asked(self._export(NoScaling(), "unscaled"), prompts, positions)
-            write_whole(kept, json.dumps(asdict(output)))
-        return EngineOutput(**json.loads(kept.read_text(encoding="utf-8")))
-
-    def _export(self, scaling: Scaling, name: str) -> Path:
-        model = given_to(self.engine, self.reference)
-        made = export_model(model, scaling, self.engine.name, self.folder / name, self.length)
-        assert made.path is not None  # a folder was named
-        if name == "scaled":
-            self.through = made.through
-        return Path(made.path)
-
-    def _own(self, path: Path) -> Path:
-        if not path.exists():
-            raise InputError("served", str(path), "a folder, a config.json or a .gguf file that exists")
-        if path.suffix == ".json":
-            return beside_weights(path, Path(given_to(self.engine, self.reference)), self.folder / "served")
-        return path
-
-    def _asked(self, path: Path, prompts: Prompts, positions: list[int]) -> EngineOutput:
-        if path.suffix == ".gguf":
-            path = float32_copy(path, self.folder / "float32.gguf")
-        job = {
-            "path": str(path),
-            "length": self.length,
-            "prompts": prompts.all,
-            "top": TOP,
-            "positions": positions,
-        }
-        return EngineOutput(**run(self.engine, self.python, job, self.say))
-
-
-class RemoteEngine(EngineUnderTest):
-    """An engine that runs elsewhere."""
-
-    def __init__(
-        self, engine: Engine, reference: Reference, length: int, url: str, control_url: str | None, say: Say
-    ) -> None:
-        super().__init__(engine, reference, length, say)
-        self.given = url
-        self.servers = [
-            None if each is None else LogprobClient(each, reference.tokenizer) for each in (url, control_url)
-        ]
-
-    def scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
-        output = self._asked(self.servers[0], prompts)
-        assert output is not None
-        return output
-
-    def unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput | None:
-        return self._asked(self.servers[1], prompts)
-
-    def _asked(self, server: LogprobClient | None, prompts: Prompts) -> EngineOutput | None:
-        return None if server is None else EngineOutput(server.version(), None, server.answers(prompts.all, self.say))
-
-
-def _verification(subject: EngineUnderTest, expected: Scaling) -> Verification:
-    fixed = subject.fixed_at(expected)
-    text = read_text(BUILT_IN).content[: _CHARACTERS * subject.length]
-    ids = subject.reference.tokenizer(text, verbose=False)["input_ids"]
-    # One token less, so that there is room for the one that is predicted.
-    prompts = prompts_of(ids, subject.length - 1, subject.original, anew=expected.is_dynamic and fixed is None)
-    positions = positions_to(subject.length, subject.original)
-    unscaled: EngineOutput | None
-    if isinstance(subject, LocalEngine) and subject.served is None and expected == NoScaling():
-        scaled = unscaled = subject.unscaled(prompts, positions)
-    else:  # what is served may be wrong in whatever way: an unscaled model, too, is asked beside its control
-        scaled, unscaled = subject.scaled(expected, prompts, positions), subject.unscaled(prompts, positions)
-    subject.say("the reference reads the same text")
-    behaviour, of_behaviour = _behaviour(subject, expected, fixed, prompts, scaled, unscaled)
-    tables, of_tables = _tables(subject, expected, positions, scaled, unscaled)
-    decides = worst([of_behaviour] if of_tables is None else [of_behaviour, of_tables])
+def _verify_engine(under_test: EngineUnderTest, expected: Scaling) -> Verification:
+    run = run_with_and_without_scaling(under_test, expected)
+    under_test.on_progress("computing the reference")
+    logprobs, tables = compare_logprobs(run), compare_tables(run)
+    verdicts = [logprobs.verdict] if tables is None else [logprobs.verdict, tables.verdict]
     return Verification(
-        engine=subject.engine.name,
-        version=scaled.version,
+        engine=under_test.engine.name,
+        version=run.scaled.version,
         date=time.strftime("%Y-%m-%d"),
-        model=subject.reference.name,
+        model=under_test.reference.model_name,
         scaling=str(expected),
-        length=subject.length,
-        through=subject.through,
-        given=subject.given,
-        compared="log-probabilities" if of_tables is None else "tables and log-probabilities",
-        **asdict(decides),
-        tables=tables,
-        behaviour=behaviour,
+        length=under_test.length,
+        through=under_test.encoded_as,
+        given=under_test.runs_on,
+        compared="log-probabilities" if tables is None else "tables and log-probabilities",
+        **asdict(most_severe(verdicts)),
+        tables=None if tables is None else tables.details,
+        behaviour=logprobs.details,
     )
 
 
-def _behaviour(
-    subject: EngineUnderTest,
-    expected: Scaling,
-    fixed: int | None,
-    prompts: Prompts,
-    scaled: EngineOutput,
-    unscaled: EngineOutput | None,
-) -> tuple[dict[str, Any], Verdict]:
-    reference = subject.reference
-    at_depth, single = prompts.split(scaled.answers)
-    exact = reference.log_probs(expected, prompts, fixed)
-    without = reference.log_probs(NoScaling(), prompts, None)
-    found = differences(exact, at_depth)
-    alone = float(np.mean(differences(reference.alone(prompts), single)))
-    control = None if unscaled is None else differences(without, prompts.split(unscaled.answers)[0])
-    ignored = float(np.mean(differences(without, likeliest(exact)))) or None
-    explained = max(alone, _ROUNDING * max(1.0, subject.length / _PER_TOKENS))
-    # A greater control is none: the engine is then wrong without any scaling.
-    noise = explained if control is None else max(min(float(np.mean(control)), _AT_MOST * explained), _LEAST)
-    resolve = "an engine that computes in float32" + ("" if control else ", or control_url, tells which")
-    verdict = judge("nats", float(np.mean(found)), noise, ignored, resolve)
-    return {
-        **asdict(verdict),
-        "ignored": ignored,
-        "alone": alone,
-        "depths": list(prompts.depths),
-        "differences": found,
-        "controls": control,
-    }, verdict
-
-
-def _tables(
-    subject: EngineUnderTest,
-    expected: Scaling,
-    positions: list[int],
-    scaled: EngineOutput,
-    unscaled: EngineOutput | None,
-) -> tuple[dict[str, Any] | None, Verdict | None]:
-    if not scaled.tables or unscaled is None or not unscaled.tables:
-        return None, None
-
-    def error(scaling: Scaling, tables: list[dict[str, Any]]) -> TableError:
-        scalings = expected_scalings(subject.model_config, scaling)
-        frequencies = [
-            configs.layer_frequencies(scalings[kind], layer, subject.length)
-            for kind, layer in subject.model_config.ropes.items()
-        ]
-        return table_error(tables, frequencies, positions)
-
-    off, control = error(expected, scaled.tables), error(NoScaling(), unscaled.tables)
-    verdict = judge("roundings of float32", off.units, min(control.units, _TABLE_ROUNDING))
-    return {
-        **asdict(verdict),
-        "positions": len(positions),
-        "position": off.position,
-        "pair": off.pair,
-        "off_by": off.off_by,
-    }, verdict
-
-
-def _length(reference: Reference, expected: Scaling, asked: int | None) -> int:
-    if asked is not None:
-        return check_length("length", asked)
-    rope = reference.model_config.ropes[reference.model_config.main].rope
+def _default_length(reference: ReferenceModel, scaling: Scaling) -> int:
+    rope = reference.model_config.main_layer.rope
     if rope.original_length is None:
-        raise InputError("length", None, "a length in tokens, since the model does not say what it was trained on")
-    reached = expected.extension_factor(rope) if expected.extension_factor(rope) > 1 else _PAST
-    return round(rope.original_length * min(reached, _PAST))
+        hint = "the configuration does not say how long the texts of the training were"
+        raise InputError("length", None, "a length in tokens", hint)
+    factor = scaling.extension_factor(rope)
+    ratio = min(factor, _MAX_DEFAULT_LENGTH_RATIO) if factor > 1 else _MAX_DEFAULT_LENGTH_RATIO
+    return round(rope.original_length * ratio)
 
 
 @contextmanager
-def _folder(work: str | Path | None) -> Iterator[Path]:
+def _cache_folder(work: str | Path | None) -> Iterator[Path]:
     if work is not None:
-        yield writable_folder(work)
+        yield ensure_writable_folder(work)
         return
     with tempfile.TemporaryDirectory() as temporary:
         yield Path(temporary)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ropewalk.errors import InputError
 from ropewalk.serving.doctor.engine_interpretation import (
     describe_scaling,
@@ -13,14 +11,13 @@ from ropewalk.serving.doctor.engine_interpretation import (
     served_length,
 )
 from ropewalk.serving.doctor.examined_config import ExaminedConfig
-from ropewalk.serving.doctor.fault_kinds import fault_kind
-from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind
 from ropewalk.serving.engines import Engine, find_engine
 from ropewalk.serving.engines.base import EngineConfigError
 
 
 @fault_kind("engine-refuses", "wrong", applies_to="any")
-def engine_refuses(config: ExaminedConfig) -> Iterator[Fault]:
+def engine_refuses(config: ExaminedConfig) -> Faults:
     """The named engine refuses the configuration at the requested length."""
     engine, expected = _named_engine(config), config.model_config
     if engine is None or expected is None:
@@ -32,7 +29,7 @@ def engine_refuses(config: ExaminedConfig) -> Iterator[Fault]:
 
 
 @fault_kind("engine-reads-otherwise", "wrong", applies_to="any")
-def engine_reads_otherwise(config: ExaminedConfig) -> Iterator[Fault]:
+def engine_reads_otherwise(config: ExaminedConfig) -> Faults:
     """The named engine computes other frequencies than the configuration means."""
     engine, expected = _named_engine(config), config.model_config
     if engine is None or expected is None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeAlias
 
 from ropewalk.scaling.yarn import yarn_mscale
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path
-from ropewalk.serving.doctor.fault_kinds import fault_kind
-from ropewalk.serving.doctor.findings import Fault, Severity
+from ropewalk.serving.doctor.fault_kinds import Fault, Faults, Severity, fault_kind
 from ropewalk.serving.doctor.values import finite_number, token_count
 
 _TYPES = ("none", "linear", "yarn", "longrope")
@@ -67,7 +66,7 @@ class GgufFields:
         return token_count(self.get(_CONTEXT))
 
 
-GgufCheck: TypeAlias = Callable[[GgufFields], Iterator[Fault]]
+GgufCheck: TypeAlias = Callable[[GgufFields], Faults]
 
 
 def gguf_fault(name: str, severity: Severity) -> Callable[[GgufCheck], GgufCheck]:
@@ -75,7 +74,7 @@ def gguf_fault(name: str, severity: Severity) -> Callable[[GgufCheck], GgufCheck
 
     def register(check: GgufCheck) -> GgufCheck:
         @wraps(check)
-        def check_config(config: ExaminedConfig) -> Iterator[Fault]:
+        def check_config(config: ExaminedConfig) -> Faults:
             yield from check(GgufFields(config))
 
         fault_kind(name, severity, applies_to="gguf")(check_config)
@@ -85,7 +84,7 @@ def gguf_fault(name: str, severity: Severity) -> Callable[[GgufCheck], GgufCheck
 
 
 @gguf_fault("gguf-type", "wrong")
-def gguf_type(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_type(gguf: GgufFields) -> Faults:
     """llama.cpp does not know the value of rope.scaling.type and aborts."""
     if gguf.type not in _TYPES:
         path = gguf.path_of(_TYPE)
@@ -94,7 +93,7 @@ def gguf_type(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-number", "wrong")
-def gguf_number(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_number(gguf: GgufFields) -> Faults:
     """A factor, base or length is not a number above 0."""
     for key in (_FACTOR, _ATTENTION_FACTOR, "rope.freq_base", _CONTEXT, _ORIGINAL):
         value = gguf.get(key)
@@ -107,7 +106,7 @@ def gguf_number(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-yarn-and-tensor", "wrong")
-def gguf_yarn_and_tensor(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_yarn_and_tensor(gguf: GgufFields) -> Faults:
     """The metadata has a scaling and a tensor has divisors; llama.cpp applies both."""
     has_scaling = gguf.type == "yarn" or (gguf.type == "linear" and (gguf.factor or 1) != 1)
     if gguf.tensors and has_scaling:
@@ -118,7 +117,7 @@ def gguf_yarn_and_tensor(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-tensor-length", "wrong")
-def gguf_tensor_length(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_tensor_length(gguf: GgufFields) -> Faults:
     """A tensor of divisors does not have one number per rotary pair."""
     model_config = gguf.config.model_config
     dim = token_count(gguf.get("rope.dimension_count")) or token_count(gguf.get("attention.key_length"))
@@ -131,7 +130,7 @@ def gguf_tensor_length(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-tensor-value", "wrong")
-def gguf_tensor_value(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_tensor_value(gguf: GgufFields) -> Faults:
     """A tensor has a divisor that is not above 0."""
     for name, divisors in gguf.tensors.items():
         bad = [pair for pair, divisor in enumerate(divisors) if not (math.isfinite(divisor) and divisor > 0)]
@@ -141,7 +140,7 @@ def gguf_tensor_value(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-one-tensor", "wrong")
-def gguf_one_tensor(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_one_tensor(gguf: GgufFields) -> Faults:
     """Only one of the tensors rope_factors_long and rope_factors_short exists."""
     names = [name for name in gguf.tensors if name.startswith("rope_factors_")]
     if len(names) == 1:
@@ -150,7 +149,7 @@ def gguf_one_tensor(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-tensor-missing", "wrong")
-def gguf_tensor_missing(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_tensor_missing(gguf: GgufFields) -> Faults:
     """The metadata says longrope, but there is no tensor of divisors."""
     if gguf.type == "longrope" and not gguf.tensors:
         path = gguf.path_of(_TYPE)
@@ -159,7 +158,7 @@ def gguf_tensor_missing(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-factor-too-small", "wrong")
-def gguf_factor_too_small(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_factor_too_small(gguf: GgufFields) -> Faults:
     """The factor of yarn times the original context length is less than context_length."""
     original, context, factor = gguf.original_length, gguf.context_length, gguf.factor
     if gguf.type != "yarn" or not original or not context or not factor or factor < 0:
@@ -171,7 +170,7 @@ def gguf_factor_too_small(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-context-too-small", "suspicious")
-def gguf_context_too_small(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_context_too_small(gguf: GgufFields) -> Faults:
     """`context_length` is less than the factor of yarn times the original context length."""
     original, context, factor = gguf.original_length, gguf.context_length, gguf.factor
     if gguf.type != "yarn" or not original or not context or not factor:
@@ -186,7 +185,7 @@ def gguf_context_too_small(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-original-missing", "wrong")
-def gguf_original_missing(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_original_missing(gguf: GgufFields) -> Faults:
     """Yarn has no original_context_length."""
     context = gguf.context_length
     if gguf.type == "yarn" and context and not gguf.get(_ORIGINAL):
@@ -200,7 +199,7 @@ def gguf_original_missing(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-factor-missing", "suspicious")
-def gguf_factor_missing(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_factor_missing(gguf: GgufFields) -> Faults:
     """Yarn has no factor, or factor 1."""
     original, context = gguf.original_length, gguf.context_length
     if gguf.type != "yarn" or (gguf.factor or 1) != 1 or (original and context and original < context):
@@ -210,7 +209,7 @@ def gguf_factor_missing(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-linear-1", "suspicious")
-def gguf_linear_1(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_linear_1(gguf: GgufFields) -> Faults:
     """Linear has factor 1, which scales nothing."""
     if gguf.get(_TYPE) == "linear" and gguf.factor in (None, 0.0, 1.0):
         path = gguf.path_of(_TYPE)
@@ -219,7 +218,7 @@ def gguf_linear_1(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-factor-unused", "suspicious")
-def gguf_factor_unused(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_factor_unused(gguf: GgufFields) -> Faults:
     """There is a factor, but rope.scaling.type is none."""
     if gguf.get(_TYPE) == "none" and (gguf.factor or 1) != 1:
         path = gguf.path_of(_FACTOR)
@@ -227,7 +226,7 @@ def gguf_factor_unused(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-attn-factor", "suspicious")
-def gguf_attn_factor(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_attn_factor(gguf: GgufFields) -> Faults:
     """`attn_factor` contains the factor that llama.cpp multiplies in by itself."""
     written, factor = finite_number(gguf.get(_ATTENTION_FACTOR)), gguf.factor
     if gguf.type != "yarn" or not written or not factor or factor <= 1:
@@ -239,7 +238,7 @@ def gguf_attn_factor(gguf: GgufFields) -> Iterator[Fault]:
 
 
 @gguf_fault("gguf-dim", "wrong")
-def gguf_dim(gguf: GgufFields) -> Iterator[Fault]:
+def gguf_dim(gguf: GgufFields) -> Faults:
     """The number of rotary dimensions is odd, or larger than a head."""
     dim, head_dim = token_count(gguf.get("rope.dimension_count")), token_count(gguf.get("attention.key_length"))
     if not dim:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ropewalk import config as configs
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, RopeDict
-from ropewalk.serving.doctor.fault_kinds import fault_kind, for_each_rope_dict
-from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number
 
 # Keys of rope dicts in DeepSeek V4, which are not layer types.
@@ -21,7 +18,7 @@ _ROTARY_LAYER_TYPES = {
 
 
 @fault_kind("layers-missing", "wrong")
-def layers_missing(config: ExaminedConfig) -> Iterator[Fault]:
+def layers_missing(config: ExaminedConfig) -> Faults:
     """A layer type has no rope dict, but others have one."""
     configured, used = _configured_layer_types(config), _used_layer_types(config)
     if not configured or configured & _DEEPSEEK_V4_KEYS:
@@ -36,7 +33,7 @@ def layers_missing(config: ExaminedConfig) -> Iterator[Fault]:
 
 
 @fault_kind("layers-unknown", "suspicious")
-def layers_unknown(config: ExaminedConfig) -> Iterator[Fault]:
+def layers_unknown(config: ExaminedConfig) -> Faults:
     """A rope dict is for a layer type that no layer has and that transformers does not know."""
     used = _used_layer_types(config)
     known = used | _ROTARY_LAYER_TYPES | _DEEPSEEK_V4_KEYS | {configs.ALL_LAYERS}
@@ -48,7 +45,7 @@ def layers_unknown(config: ExaminedConfig) -> Iterator[Fault]:
 
 @fault_kind("layers-local-scaled", "suspicious")
 @for_each_rope_dict("linear", "dynamic", "yarn", "longrope", "llama3")
-def layers_local_scaled(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def layers_local_scaled(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Layers that attend only to a sliding window have a scaling."""
     if configs.is_local(rope_dict.layer_type):
         means = "distances within the window never exceed those of the training, so the scaling only costs resolution"
@@ -56,7 +53,7 @@ def layers_local_scaled(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator
 
 
 @fault_kind("layers-and-flat", "wrong")
-def layers_and_flat(config: ExaminedConfig) -> Iterator[Fault]:
+def layers_and_flat(config: ExaminedConfig) -> Faults:
     """Options of a scaling are beside the rope dicts of the layer types, not in them."""
     if not _configured_layer_types(config):
         return
@@ -69,7 +66,7 @@ def layers_and_flat(config: ExaminedConfig) -> Iterator[Fault]:
 
 @fault_kind("layers-truncate", "suspicious")
 @for_each_rope_dict("yarn")
-def layers_truncate(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def layers_truncate(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """`truncate` is in the rope dict of a layer type, where transformers does not read it."""
     if rope_dict.layer_type == configs.ALL_LAYERS or rope_dict.values.get("truncate") is not False:
         return

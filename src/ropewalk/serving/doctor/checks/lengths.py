@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from ropewalk import config as configs
@@ -10,8 +9,7 @@ from ropewalk.config import ModelConfig
 from ropewalk.errors import InputError
 from ropewalk.planning import Plan, plan
 from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, Path, RopeDict
-from ropewalk.serving.doctor.fault_kinds import fault_kind, for_each_rope_dict
-from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number, parse_token_count, token_count
 from ropewalk.serving.engines import ENGINES
 from ropewalk.serving.engines.encode import encode
@@ -27,11 +25,10 @@ _REPLACED_FIELDS = ("rope_scaling", "rope_theta", "rope_local_base_freq")
 
 
 @fault_kind("length-not-whole", "wrong")
-def length_not_whole(config: ExaminedConfig) -> Iterator[Fault]:
+def length_not_whole(config: ExaminedConfig) -> Faults:
     """A length is not a positive whole number of tokens."""
-    lengths = [(config.path_of(name), config.text.get(name)) for name in (config.length_field, ORIGINAL_LENGTH)]
-    lengths += [(rope.path_of(ORIGINAL_LENGTH), rope.values.get(ORIGINAL_LENGTH)) for rope in config.rope_dicts]
-    for path, value in lengths:
+    declared = (config.path_of(config.length_field), config.text.get(config.length_field))
+    for path, value in [declared, *config.find_values(ORIGINAL_LENGTH)]:
         if value is not None and token_count(value) is None:
             likely = parse_token_count(value)
             means = "some engines refuse the value, others compute with a wrong length"
@@ -40,7 +37,7 @@ def length_not_whole(config: ExaminedConfig) -> Iterator[Fault]:
 
 @fault_kind("factor-too-small", "wrong")
 @for_each_rope_dict("yarn")
-def factor_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def factor_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """The factor of yarn times the original length is less than max_position_embeddings."""
     original, declared, factor = config.original_length(rope_dict), config.declared_length, rope_dict.factor
     if not original or not declared or not factor or original > declared:
@@ -54,7 +51,7 @@ def factor_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fa
 
 @fault_kind("declared-too-small", "suspicious")
 @for_each_rope_dict("yarn")
-def declared_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def declared_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """`max_position_embeddings` is less than the factor of yarn times the original length."""
     original, declared, factor = config.original_length(rope_dict), config.declared_length, rope_dict.factor
     if not original or not declared or not factor or original > declared:
@@ -71,7 +68,7 @@ def declared_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[
 
 @fault_kind("original-missing", "wrong")
 @for_each_rope_dict("yarn", "llama3", "longrope")
-def original_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def original_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Yarn, llama3 or longrope has no original length."""
     declared, path = config.declared_length, rope_dict.path_of(ORIGINAL_LENGTH)
     if config.original_length(rope_dict) or rope_dict.values.get(ORIGINAL_LENGTH) is not None or not declared:
@@ -87,7 +84,7 @@ def original_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fa
 
 @fault_kind("original-past-declared", "wrong")
 @for_each_rope_dict("yarn", "llama3", "longrope")
-def original_past_declared(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def original_past_declared(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """The original length is larger than max_position_embeddings."""
     original, declared = config.original_length(rope_dict), config.declared_length
     if original and declared and original > declared:
@@ -98,7 +95,7 @@ def original_past_declared(config: ExaminedConfig, rope_dict: RopeDict) -> Itera
 
 @fault_kind("original-twice", "wrong")
 @for_each_rope_dict()
-def original_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def original_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """There are two different original lengths: in the rope dict and beside it."""
     outside, inside = token_count(config.text.get(ORIGINAL_LENGTH)), token_count(rope_dict.values.get(ORIGINAL_LENGTH))
     if outside and inside and outside != inside:
@@ -110,7 +107,7 @@ def original_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Faul
 
 @fault_kind("factor-missing", "wrong")
 @for_each_rope_dict("linear", "dynamic", "yarn", "llama3")
-def factor_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def factor_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """A scaling has no factor."""
     if rope_dict.values.get("factor") is not None or rope_dict.values.get("alpha") is not None:
         return
@@ -122,7 +119,7 @@ def factor_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Faul
 
 @fault_kind("factor-below-1", "wrong")
 @for_each_rope_dict(*_SCALED_METHODS)
-def factor_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def factor_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """A factor is below 1."""
     factor, path = finite_number(rope_dict.values.get("factor")), rope_dict.path_of("factor")
     if factor is None or factor >= 1:
@@ -135,7 +132,7 @@ def factor_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Faul
 
 @fault_kind("factor-1", "suspicious")
 @for_each_rope_dict("linear", "dynamic", "yarn", "llama3")
-def factor_1(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def factor_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """A scaling has factor 1, which changes nothing."""
     if finite_number(rope_dict.values.get("factor")) != 1 or rope_dict.values.get("alpha") is not None:
         return
@@ -148,7 +145,7 @@ def factor_1(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
 
 @fault_kind("dynamic-original", "suspicious")
 @for_each_rope_dict("dynamic")
-def dynamic_original(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def dynamic_original(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Dynamic has an original length, which transformers ignores."""
     original, declared = config.original_length(rope_dict), config.declared_length
     if original and declared and original != declared:
@@ -158,7 +155,7 @@ def dynamic_original(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fa
 
 @fault_kind("length-multiplied", "suspicious")
 @for_each_rope_dict("linear")
-def length_multiplied(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def length_multiplied(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """For linear, max_position_embeddings is already multiplied by the factor."""
     original, declared = config.original_length(rope_dict), config.declared_length
     if not original or not declared or declared <= original or config.model_type.startswith("gemma3"):
@@ -173,7 +170,7 @@ def length_multiplied(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[F
 
 @fault_kind("window-below-length", "suspicious")
 @for_each_rope_dict(*_SCALED_METHODS)
-def window_below_length(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def window_below_length(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """There is a scaling, but all layers attend only to a sliding window."""
     window, model_config = token_count(config.text.get("sliding_window")), config.model_config
     if not window or config.text.get("use_sliding_window") is False or model_config is None:
@@ -189,7 +186,7 @@ def window_below_length(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator
 
 
 @fault_kind("target-not-reached", "suspicious", applies_to="any")
-def target_not_reached(config: ExaminedConfig) -> Iterator[Fault]:
+def target_not_reached(config: ExaminedConfig) -> Faults:
     """The target is longer than what the configuration is made for."""
     model_config = config.model_config
     if not config.target or model_config is None:

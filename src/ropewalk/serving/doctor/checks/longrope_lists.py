@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
-from ropewalk.serving.doctor.fault_kinds import fault_kind, for_each_rope_dict
-from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number, parse_number
 
 _LISTS = ("short_factor", "long_factor")
@@ -19,7 +17,7 @@ _MIN_OF_LARGEST_BEFORE = 0.9  # a divisor below this part of the largest one bef
 
 @fault_kind("list-missing", "wrong")
 @for_each_rope_dict("longrope")
-def list_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def list_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Longrope has no short list or no long list."""
     for name, other in (_LISTS, _LISTS[::-1]):
         if rope_dict.values.get(name) is None:
@@ -33,7 +31,7 @@ def list_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]
 
 @fault_kind("list-value", "wrong")
 @for_each_rope_dict("longrope")
-def list_value(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def list_value(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """A list of longrope is not a list of numbers above 0."""
     for name in _LISTS:
         value, path = rope_dict.values.get(name), rope_dict.path_of(name)
@@ -53,7 +51,7 @@ def list_value(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
 
 @fault_kind("list-lengths", "wrong")
 @for_each_rope_dict("longrope")
-def list_lengths(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def list_lengths(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """The short and the long list have different lengths."""
     short, long = (rope_dict.values.get(name) for name in _LISTS)
     if isinstance(short, list) and isinstance(long, list) and len(short) != len(long):
@@ -65,7 +63,7 @@ def list_lengths(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]
 
 @fault_kind("list-length", "wrong")
 @for_each_rope_dict("longrope")
-def list_length(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def list_length(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """The lists do not have one number per rotary pair."""
     short, long = (_positive_numbers(rope_dict.values.get(name)) for name in _LISTS)
     model_config = config.model_config
@@ -80,7 +78,7 @@ def list_length(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
 
 @fault_kind("list-below-1", "suspicious")
 @for_each_rope_dict("longrope")
-def list_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def list_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """A divisor is below 1, so that its pair rotates faster than in training."""
     for name in _LISTS:
         divisors = _positive_numbers(rope_dict.values.get(name)) or []
@@ -95,7 +93,7 @@ def list_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]
 
 @fault_kind("list-falls", "suspicious")
 @for_each_rope_dict("longrope")
-def list_falls(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def list_falls(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Divisors decrease, although slower pairs need larger ones."""
     for name in _LISTS:
         divisors = _positive_numbers(rope_dict.values.get(name)) or []

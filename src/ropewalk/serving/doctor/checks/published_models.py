@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ropewalk.config import get_text_config_dict
 from ropewalk.serving.doctor.examined_config import ExaminedConfig
-from ropewalk.serving.doctor.fault_kinds import fault_kind
-from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind
 
 _BASE_AND_DIM_FIELDS = (
     "rope_theta", "head_dim", "hidden_size", "num_attention_heads", "partial_rotary_factor", "rotary_dim",
@@ -16,7 +13,7 @@ _MAX_SCALING_CHARACTERS = 60
 
 
 @fault_kind("differs-from-published", "suspicious")
-def differs_from_published(config: ExaminedConfig) -> Iterator[Fault]:
+def differs_from_published(config: ExaminedConfig) -> Faults:
     """The model has the name of a published one, but another base, number of rotary dimensions or scaling."""
     published, model_config = config.published_model, config.model_config
     if published is None or model_config is None or config.model_published_like_this:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
 from ropewalk.scaling import from_rope_dict
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, RopeDict
-from ropewalk.serving.doctor.fault_kinds import fault_kind, for_each_rope_dict
-from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.rope_type_options import ALL_OPTIONS, ROPE_TYPE_OPTIONS
 from ropewalk.serving.doctor.values import finite_number, parse_number
 
@@ -38,7 +36,7 @@ _MISSPELLING_SIMILARITY = 0.8
 
 
 @fault_kind("not-an-object", "wrong")
-def not_an_object(config: ExaminedConfig) -> Iterator[Fault]:
+def not_an_object(config: ExaminedConfig) -> Faults:
     """`rope_scaling` or `rope_parameters` is not an object."""
     for name in _ROPE_FIELDS:
         value, path = config.text.get(name), config.path_of(name)
@@ -47,7 +45,7 @@ def not_an_object(config: ExaminedConfig) -> Iterator[Fault]:
 
 
 @fault_kind("not-a-number", "wrong")
-def not_a_number(config: ExaminedConfig) -> Iterator[Fault]:
+def not_a_number(config: ExaminedConfig) -> Faults:
     """A number is written as text, is not finite, or is too large."""
     values = [(config.path_of(name), config.text.get(name)) for name in ("rope_theta", "partial_rotary_factor")]
     values += [(rope.path_of(key), rope.values.get(key)) for rope in config.rope_dicts for key in _NUMBER_KEYS]
@@ -59,7 +57,7 @@ def not_a_number(config: ExaminedConfig) -> Iterator[Fault]:
 
 @fault_kind("key-misspelled", "wrong")
 @for_each_rope_dict(*ROPE_TYPE_OPTIONS)
-def key_misspelled(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def key_misspelled(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """A key is misspelled, or is the name of the parameter in another library."""
     for key, intended in _unused_keys(rope_dict).items():
         if intended is not None:
@@ -70,7 +68,7 @@ def key_misspelled(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Faul
 
 @fault_kind("key-ignored", "suspicious")
 @for_each_rope_dict(*ROPE_TYPE_OPTIONS)
-def key_ignored(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def key_ignored(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """A key belongs to another method, or to none."""
     if rope_dict.method == "default" and not (rope_dict.values.get("rope_type") or rope_dict.values.get("type")):
         return  # the type itself is missing: type-missing
@@ -81,7 +79,7 @@ def key_ignored(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
 
 
 @fault_kind("scaling-twice", "wrong")
-def scaling_twice(config: ExaminedConfig) -> Iterator[Fault]:
+def scaling_twice(config: ExaminedConfig) -> Faults:
     """`rope_scaling` and `rope_parameters` contradict each other."""
     old, new = (config.text.get(name) for name in _ROPE_FIELDS)
     if not (isinstance(old, dict) and isinstance(new, dict) and old and new):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config.architectures import DEFAULT_ROPE_THETA
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
-from ropewalk.serving.doctor.fault_kinds import fault_kind, for_each_rope_dict
-from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number
 
 _NAMES = ("rope_theta", "rotary_emb_base", "rope_base", "global_rope_theta")
@@ -18,7 +16,7 @@ _USUAL_BASE = 10_000.0  # what engines use if the configuration has no base
 
 @fault_kind("base-twice", "wrong")
 @for_each_rope_dict()
-def base_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def base_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """There are two different bases: in the rope dict and beside it."""
     outside = finite_number(config.text.get("rope_theta"))
     inside = finite_number(rope_dict.values.get("rope_theta"))
@@ -32,7 +30,7 @@ def base_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
 
 
 @fault_kind("base-missing", "suspicious")
-def base_missing(config: ExaminedConfig) -> Iterator[Fault]:
+def base_missing(config: ExaminedConfig) -> Faults:
     """There is no rope_theta, and the default of the architecture is unknown or not the 10,000 that engines use."""
     has_base = any(config.text.get(name) is not None for name in _NAMES)
     has_base = has_base or any(rope_dict.values.get("rope_theta") is not None for rope_dict in config.rope_dicts)
@@ -56,11 +54,9 @@ def base_missing(config: ExaminedConfig) -> Iterator[Fault]:
 
 
 @fault_kind("base-impossible", "wrong")
-def base_impossible(config: ExaminedConfig) -> Iterator[Fault]:
+def base_impossible(config: ExaminedConfig) -> Faults:
     """A rope_theta is 1 or less."""
-    bases = [(config.path_of("rope_theta"), config.text.get("rope_theta"))]
-    bases += [(rope.path_of("rope_theta"), rope.values.get("rope_theta")) for rope in config.rope_dicts]
-    for path, value in bases:
+    for path, value in config.find_values("rope_theta"):
         base = finite_number(value)
         if base is not None and base <= 1:
             fix = {}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from difflib import get_close_matches
 
 from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, RopeDict
-from ropewalk.serving.doctor.fault_kinds import fault_kind, for_each_rope_dict
-from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.rope_type_options import ALL_OPTIONS, ROPE_TYPE_OPTIONS
 
 _MISSPELLING_SIMILARITY = 0.5
@@ -15,7 +13,7 @@ _MISSPELLING_SIMILARITY = 0.5
 
 @fault_kind("type-contradicts", "wrong")
 @for_each_rope_dict()
-def type_contradicts(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def type_contradicts(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """`type` and `rope_type` name different methods."""
     new, old = rope_dict.values.get("rope_type"), rope_dict.values.get("type")
     if not new or not old or RopeDict(rope_dict.path, "", {"type": old}).method == rope_dict.method:
@@ -28,7 +26,7 @@ def type_contradicts(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fa
 
 @fault_kind("type-unknown", "wrong")
 @for_each_rope_dict()
-def type_unknown(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def type_unknown(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Transformers does not know the rope type."""
     if rope_dict.method in ROPE_TYPE_OPTIONS:
         return
@@ -40,7 +38,7 @@ def type_unknown(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]
 
 @fault_kind("type-su", "suspicious")
 @for_each_rope_dict("longrope")
-def type_su(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def type_su(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """The rope type is `su`, the former name of longrope."""
     if rope_dict.rope_type == "su" and not config.model_type.startswith("phi"):
         path = rope_dict.rope_type_path
@@ -49,7 +47,7 @@ def type_su(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
 
 @fault_kind("type-missing", "wrong")
 @for_each_rope_dict("default")
-def type_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def type_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """The rope dict has options of a scaling, but no rope type, so nothing is scaled."""
     options = set(rope_dict.values) & ALL_OPTIONS - {ORIGINAL_LENGTH}
     if rope_dict.values.get("rope_type") or rope_dict.values.get("type") or not options:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ropewalk import config as configs
 from ropewalk.rope import RotaryDimError
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, RopeDict
-from ropewalk.serving.doctor.fault_kinds import fault_kind, for_each_rope_dict
-from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number
 
 _PARTIAL = "partial_rotary_factor"
@@ -18,7 +15,7 @@ _HEAD_FIELDS = ("head_dim", "qk_rope_head_dim", "kv_channels")
 
 @fault_kind("partial-twice", "wrong")
 @for_each_rope_dict()
-def partial_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def partial_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """There are two different partial_rotary_factors: in the rope dict and beside it."""
     outside, inside = finite_number(config.text.get(_PARTIAL)), finite_number(rope_dict.values.get(_PARTIAL))
     if rope_dict.layer_type == configs.ALL_LAYERS and outside and inside and outside != inside:
@@ -28,11 +25,9 @@ def partial_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault
 
 
 @fault_kind("partial-impossible", "wrong")
-def partial_impossible(config: ExaminedConfig) -> Iterator[Fault]:
+def partial_impossible(config: ExaminedConfig) -> Faults:
     """A partial_rotary_factor is not above 0 and at most 1."""
-    values = [(config.path_of(_PARTIAL), config.text.get(_PARTIAL))]
-    values += [(rope.path_of(_PARTIAL), rope.values.get(_PARTIAL)) for rope in config.rope_dicts]
-    for path, value in values:
+    for path, value in config.find_values(_PARTIAL):
         fraction = finite_number(value)
         if fraction is not None and not 0 < fraction <= 1:
             likely = fraction / 100 if 1 < fraction <= 100 else 1.0  # a percentage
@@ -41,7 +36,7 @@ def partial_impossible(config: ExaminedConfig) -> Iterator[Fault]:
 
 @fault_kind("proportional-whole", "suspicious")
 @for_each_rope_dict("proportional")
-def proportional_whole(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[Fault]:
+def proportional_whole(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Proportional has no partial_rotary_factor, so all pairs are rotated."""
     if rope_dict.values.get(_PARTIAL) is None and config.text.get(_PARTIAL) is None:
         means = "the default is 1, which is the same as the type default; Gemma 4 writes 0.25"
@@ -49,7 +44,7 @@ def proportional_whole(config: ExaminedConfig, rope_dict: RopeDict) -> Iterator[
 
 
 @fault_kind("dim-odd", "wrong")
-def dim_odd(config: ExaminedConfig) -> Iterator[Fault]:
+def dim_odd(config: ExaminedConfig) -> Faults:
     """The number of rotary dimensions is odd, so they cannot be paired."""
     if not isinstance(config.interpretation, RotaryDimError) or _rounded_head_dim(config):
         return
@@ -62,7 +57,7 @@ def dim_odd(config: ExaminedConfig) -> Iterator[Fault]:
 
 
 @fault_kind("head-dim-broken", "suspicious")
-def head_dim_broken(config: ExaminedConfig) -> Iterator[Fault]:
+def head_dim_broken(config: ExaminedConfig) -> Faults:
     """`hidden_size` is not divisible by the number of heads, and there is no head_dim."""
     head_dim = _rounded_head_dim(config)
     if head_dim is None:

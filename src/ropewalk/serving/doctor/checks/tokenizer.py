@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ropewalk.serving.doctor.examined_config import TOKENIZER_CONFIG, ExaminedConfig
-from ropewalk.serving.doctor.fault_kinds import fault_kind
-from ropewalk.serving.doctor.findings import Fault
+from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind
 
 _FIELD = "model_max_length"
 _PATH = (TOKENIZER_CONFIG, _FIELD)
 
 
 @fault_kind("tokenizer-limit", "suspicious")
-def tokenizer_limit(config: ExaminedConfig) -> Iterator[Fault]:
+def tokenizer_limit(config: ExaminedConfig) -> Faults:
     """The tokenizer's model_max_length is less than the length of the configuration, or less than the target."""
     limit, model_config = (config.tokenizer or {}).get(_FIELD), config.model_config
     if isinstance(limit, bool) or not isinstance(limit, int | float) or model_config is None:
@@ -28,7 +25,7 @@ def tokenizer_limit(config: ExaminedConfig) -> Iterator[Fault]:
 
 
 @fault_kind("tokenizer-not-a-number", "wrong")
-def tokenizer_not_a_number(config: ExaminedConfig) -> Iterator[Fault]:
+def tokenizer_not_a_number(config: ExaminedConfig) -> Faults:
     """The tokenizer's model_max_length is not a number above 0."""
     limit = (config.tokenizer or {}).get(_FIELD)
     is_number = isinstance(limit, int | float) and not isinstance(limit, bool)

@@ -1,1 +1,1 @@
-"""Scripts that run in the python of an engine and import nothing of ours; running.py starts them."""
+"""Scripts that run in the Python of an engine and import nothing of ropewalk; `run_engine` starts `main.py`."""

@@ -1,0 +1,156 @@
+"""Compare an engine under test with the reference: its cos and sin tables, and its log-probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ropewalk import config as configs
+from ropewalk.evaluate.texts import BUILT_IN, read_text
+from ropewalk.scaling import Scaling
+from ropewalk.scaling.none import NoScaling
+from ropewalk.serving.engines.encode import expected_scalings
+from ropewalk.serving.verify.engine_under_test import EngineUnderTest, LocalEngine
+from ropewalk.serving.verify.logprobs import logprob_differences, select_top_logprobs
+from ropewalk.serving.verify.prompts import Prompts, build_prompts
+from ropewalk.serving.verify.run_engine import EngineOutput
+from ropewalk.serving.verify.tables import TableDeviation, choose_positions, largest_deviation
+from ropewalk.serving.verify.verdict import Verdict, judge
+
+_MAX_CHARACTERS_PER_TOKEN = 32  # generous, so that the text has enough tokens
+_MAX_TABLE_CONTROL = 4.0  # roundings that float32 explains in a table; a float16 table is off by 4,000
+# Noise of a log-probability that float32 angles explain, in nats per 1,024 tokens: the error of an angle grows with the
+# position.
+_LOGPROB_NOISE, _LOGPROB_NOISE_TOKENS = 2.0**-17, 1024
+# An engine that is wrong also without scaling has a large control, which would hide the fault. The control is therefore
+# limited to 10 times the noise that is explained otherwise, and is at least one float32 rounding.
+_MAX_CONTROL_RATIO, _MIN_CONTROL = 10.0, 2.0**-24
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison of an engine with the reference.
+
+    Attributes:
+        verdict: the conclusion.
+        details: the part of the JSON result that describes this comparison, verdict included.
+    """
+
+    verdict: Verdict
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EngineRun:
+    """Outputs of an engine under test, and the inputs that they belong to.
+
+    Attributes:
+        engine: the engine under test.
+        expected: scaling that it should apply.
+        fixed_length: length at which the engine fixes a dynamic scaling, tokens; None if it does not.
+        prompts: inputs for the log-probabilities.
+        positions: positions of the tables.
+        scaled: output under the scaling.
+        unscaled: output without scaling; None if the engine cannot be run without it.
+    """
+
+    engine: EngineUnderTest
+    expected: Scaling
+    fixed_length: int | None
+    prompts: Prompts
+    positions: list[int]
+    scaled: EngineOutput
+    unscaled: EngineOutput | None
+
+
+def run_with_and_without_scaling(engine: EngineUnderTest, expected: Scaling) -> EngineRun:
+    """Run the engine on the built-in text with the expected scaling, and without scaling if possible."""
+    reference = engine.reference
+    original_length = reference.model_config.main_layer.rope.original_length
+    fixed_length = engine.fixed_length(expected)
+    text = read_text(BUILT_IN).content[: _MAX_CHARACTERS_PER_TOKEN * engine.length]
+    token_ids = reference.tokenizer(text, verbose=False)["input_ids"]
+    prompts = build_prompts(
+        token_ids,
+        engine.length - 1,  # leaves room for the predicted token
+        original_length,
+        restart_past_original=expected.is_dynamic and fixed_length is None,
+    )
+    positions = choose_positions(engine.length, original_length)
+    unscaled: EngineOutput | None
+    if isinstance(engine, LocalEngine) and engine.served is None and expected == NoScaling():
+        scaled = unscaled = engine.run_unscaled(prompts, positions)  # the same checkpoint: run it once
+    else:
+        scaled = engine.run_scaled(expected, prompts, positions)
+        unscaled = engine.run_unscaled(prompts, positions)
+    return EngineRun(engine, expected, fixed_length, prompts, positions, scaled, unscaled)
+
+
+def compare_logprobs(run: EngineRun) -> Comparison:
+    """Compare log-probabilities at all depths; the difference is the mean over the depths, in nats."""
+    reference, prompts = run.engine.reference, run.prompts
+    scaled_top, single_token_top = prompts.split(run.scaled.top_logprobs)
+    exact_DV = reference.log_probs(run.expected, prompts, run.fixed_length)
+    exact_unscaled_DV = reference.log_probs(NoScaling(), prompts, None)
+
+    differences = logprob_differences(exact_DV, scaled_top)
+    single_token_differences = logprob_differences(reference.single_token_log_probs(prompts), single_token_top)
+    single_token_noise = float(np.mean(single_token_differences))
+    # None for 0: the scaling changes nothing, so nothing can tell an engine that ignores it.
+    difference_if_ignored = (
+        float(np.mean(logprob_differences(exact_unscaled_DV, select_top_logprobs(exact_DV)))) or None
+    )
+
+    angle_noise = _LOGPROB_NOISE * max(1.0, run.engine.length / _LOGPROB_NOISE_TOKENS)
+    explained_noise = max(single_token_noise, angle_noise)
+    hint = "an engine that computes in float32"
+    if run.unscaled is None:
+        controls, control = None, explained_noise
+        hint += ", or control_url,"
+    else:
+        controls = logprob_differences(exact_unscaled_DV, prompts.split(run.unscaled.top_logprobs)[0])
+        control = max(min(float(np.mean(controls)), _MAX_CONTROL_RATIO * explained_noise), _MIN_CONTROL)
+    verdict = judge(
+        "nats", float(np.mean(differences)), control, difference_if_ignored, f"{hint} gives a clearer verdict"
+    )
+    details = {
+        **asdict(verdict),
+        "ignored": difference_if_ignored,
+        "alone": single_token_noise,
+        "depths": list(prompts.depths),
+        "differences": differences,
+        "controls": controls,
+    }
+    return Comparison(verdict, details)
+
+
+def compare_tables(run: EngineRun) -> Comparison | None:
+    """Compare cos and sin tables; the difference is the largest deviation, in roundings of float32.
+
+    None for an engine whose tables cannot be read.
+    """
+    if not run.scaled.tables or run.unscaled is None or not run.unscaled.tables:
+        return None
+    deviation = _table_deviation(run, run.expected, run.scaled.tables)
+    control = _table_deviation(run, NoScaling(), run.unscaled.tables)
+    verdict = judge("roundings of float32", deviation.roundings, min(control.roundings, _MAX_TABLE_CONTROL))
+    details = {
+        **asdict(verdict),
+        "positions": len(run.positions),
+        "position": deviation.position,
+        "pair": deviation.pair,
+        "off_by": deviation.absolute,
+    }
+    return Comparison(verdict, details)
+
+
+def _table_deviation(run: EngineRun, scaling: Scaling, tables: list[dict[str, Any]]) -> TableDeviation:
+    model_config = run.engine.reference.model_config
+    scalings = expected_scalings(model_config, scaling)
+    frequencies = [
+        configs.compute_layer_frequencies(scalings[layer_type], layer, run.engine.length)
+        for layer_type, layer in model_config.ropes.items()
+    ]
+    return largest_deviation(tables, frequencies, run.positions)

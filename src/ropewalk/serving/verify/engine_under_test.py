@@ -1,0 +1,160 @@
+"""The engine that a verification runs: in a subprocess on this machine, or as a server at a URL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ropewalk.errors import InputError
+from ropewalk.files import write_text_atomically
+from ropewalk.scaling import Scaling
+from ropewalk.scaling.none import NoScaling
+from ropewalk.serving.engines.base import Engine
+from ropewalk.serving.engines.encode import encode
+from ropewalk.serving.export import Export, export_model
+from ropewalk.serving.verify.checkpoints import checkpoint_for, convert_gguf_to_float32, link_checkpoint
+from ropewalk.serving.verify.logprob_client import LogprobClient
+from ropewalk.serving.verify.logprobs import TOP_K
+from ropewalk.serving.verify.prompts import Prompts
+from ropewalk.serving.verify.reference import ReferenceModel
+from ropewalk.serving.verify.run_engine import EngineOutput, run_engine
+
+OnProgress = Callable[[str], None]
+
+
+@dataclass
+class EngineUnderTest(ABC):
+    """An engine, run with and without a scaling.
+
+    Attributes:
+        engine: the engine.
+        reference: the model that it should reproduce.
+        length: tokens to serve.
+        on_progress: called with one line of text after each prompt.
+        encoded_as: the method that the export uses in place of the scaling if the engine lacks it; "" otherwise.
+    """
+
+    engine: Engine
+    reference: ReferenceModel
+    length: int
+    on_progress: OnProgress
+    encoded_as: str = field(default="", init=False)
+
+    @property
+    @abstractmethod
+    def runs_on(self) -> str:
+        """What the engine runs on: "export", or the path or URL that the user gave."""
+
+    @abstractmethod
+    def run_scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
+        """Run the engine with the scaling; read its tables at `positions` if it has any."""
+
+    @abstractmethod
+    def run_unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput | None:
+        """Run the engine without scaling, as the control. None if that is not possible."""
+
+    def fixed_length(self, scaling: Scaling) -> int | None:
+        """Return the length at which the engine fixes a dynamic scaling when it starts, tokens.
+
+        None if the scaling is static, or if the engine follows the length of the text.
+        """
+        if not scaling.is_dynamic:
+            return None
+        config, model_config = self.engine.load_config(checkpoint_for(self.engine, self.reference))
+        candidate = encode(self.engine, config, model_config, scaling, self.length)
+        interpreted = self.engine.interpret(candidate.config, self.length)
+        return None if interpreted.main_layer.scaling.is_dynamic else self.length
+
+
+@dataclass(kw_only=True)
+class LocalEngine(EngineUnderTest):
+    """An engine that runs in a subprocess, on an export of the scaling or on a configuration that the user gave.
+
+    Attributes:
+        folder: temporary folder for exports.
+        served: folder, config.json or .gguf file to run instead of an export.
+        python: path of the Python that has the engine.
+    """
+
+    folder: Path
+    served: str | None
+    python: str
+
+    @property
+    def runs_on(self) -> str:
+        return self.served or "export"
+
+    def run_scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
+        if self.served is None:
+            export = self._export(scaling, "scaled")
+            self.encoded_as = export.encoded_as
+            checkpoint = _exported_path(export)
+        else:
+            checkpoint = self._served_checkpoint(Path(self.served))
+        return self._run(checkpoint, prompts, positions)
+
+    def run_unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput:
+        """Run the engine without scaling. The output is kept for the next verification of this engine."""
+        key = {
+            "engine": self.engine.name, "python": self.python, "model": self.reference.digest, "length": self.length,
+            "prompts": prompts.in_order, "positions": positions,
+        }  # fmt: skip
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+        file = self.reference.cache_folder / f"control-{digest}.json"
+        if not file.exists():
+            checkpoint = _exported_path(self._export(NoScaling(), "unscaled"))
+            output = self._run(checkpoint, prompts, positions)
+            write_text_atomically(file, json.dumps(asdict(output)))
+        return EngineOutput(**json.loads(file.read_text(encoding="utf-8")))
+
+    def _export(self, scaling: Scaling, name: str) -> Export:
+        model = checkpoint_for(self.engine, self.reference)
+        return export_model(model, scaling, self.engine.name, self.folder / name, self.length)
+
+    def _served_checkpoint(self, path: Path) -> Path:
+        if not path.exists():
+            raise InputError("served", str(path), "an existing folder, config.json or .gguf file")
+        if path.suffix == ".json":
+            return link_checkpoint(path, Path(checkpoint_for(self.engine, self.reference)), self.folder / "served")
+        return path
+
+    def _run(self, checkpoint: Path, prompts: Prompts, positions: list[int]) -> EngineOutput:
+        if checkpoint.suffix == ".gguf":
+            checkpoint = convert_gguf_to_float32(checkpoint, self.folder / "float32.gguf")
+        job = {
+            "path": str(checkpoint), "length": self.length, "prompts": prompts.in_order, "top": TOP_K,
+            "positions": positions,
+        }  # fmt: skip
+        return run_engine(self.engine, self.python, job, self.on_progress)
+
+
+def _exported_path(export: Export) -> Path:
+    assert export.path is not None  # it is None only for an export without an output folder
+    return Path(export.path)
+
+
+@dataclass(kw_only=True)
+class RemoteEngine(EngineUnderTest):
+    """A running server with the scaling, and optionally a second one without it.
+
+    Attributes:
+        client: client of the server with the scaling.
+        control_client: client of the server without it.
+    """
+
+    client: LogprobClient
+    control_client: LogprobClient | None
+
+    @property
+    def runs_on(self) -> str:
+        return self.client.url
+
+    def run_scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
+        return self.client.run(prompts.in_order, self.on_progress)
+
+    def run_unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput | None:
+        return self.control_client.run(prompts.in_order, self.on_progress) if self.control_client else None
