@@ -16,7 +16,7 @@ import ropewalk as rw
 from ropewalk import config as configs
 from ropewalk.errors import UnsupportedScalingError
 from ropewalk.models import load as loading
-from ropewalk.serving.engines import ENGINES, folder_engine
+from ropewalk.serving.engines import ENGINES, checkpoint_folder
 from ropewalk.serving.export import export_model
 
 LLAMA = {
@@ -240,7 +240,7 @@ def test_the_tokenizer_class_of_an_unpacked_gguf_file_is_renamed(tmp_path, monke
         def save_pretrained(self, folder):
             (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
 
-    monkeypatch.setattr(folder_engine, "read_gguf_as_config", lambda path: LLAMA)
+    monkeypatch.setattr(checkpoint_folder, "read_gguf_as_config", lambda path: LLAMA)
     monkeypatch.setattr(loading, "load", lambda *_, **__: (Loaded(), Loaded()))
     export_model("smollm2", "yarn:factor=2", "transformers4", tmp_path / "out")
     written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
@@ -287,7 +287,7 @@ def test_the_command_names_the_folder_of_a_config_json(folder, tmp_path, engine)
 
 
 def test_a_gguf_file_needs_a_folder_to_be_unpacked_to(monkeypatch):
-    monkeypatch.setattr(folder_engine, "read_gguf_as_config", lambda path: LLAMA)
+    monkeypatch.setattr(checkpoint_folder, "read_gguf_as_config", lambda path: LLAMA)
     with pytest.raises(rw.InputError, match=r"out: got None; expected a folder, .* needs SmolLM2.*\.gguf unpacked"):
         export_model("smollm2", "yarn:factor=2", "vllm")
 

@@ -46,17 +46,9 @@ class Export:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `ropewalk export --json` prints."""
-        return {
-            "engine": self.engine,
-            "version": self.version,
-            "scaling": self.scaling,
-            "length": self.length,
-            "through": self.encoded_as,
-            "changes": dict(self.changes),
-            "path": self.path,
-            "command": self.command,
-            "notes": list(self.notes),
-        }
+        document = {**vars(self), "through": self.encoded_as, "changes": dict(self.changes), "notes": list(self.notes)}
+        del document["encoded_as"]
+        return document
 
 
 def export_model(

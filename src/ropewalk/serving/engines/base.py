@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ropewalk.config import ModelConfig
+from ropewalk.config import LayerRope, ModelConfig
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 
@@ -163,14 +163,16 @@ class Engine(ABC):
         """
 
 
-def with_scalings(model_config: ModelConfig, scalings: Mapping[str, Scaling]) -> ModelConfig:
-    """Return the configuration with other scalings for the given layer types."""
-    ropes = dict(model_config.ropes)
-    for layer_type, scaling in scalings.items():
-        ropes[layer_type] = dataclasses.replace(ropes[layer_type], scaling=scaling)
+def map_scalings(model_config: ModelConfig, interpret_layer: Callable[[LayerRope], Scaling]) -> ModelConfig:
+    """Return the configuration with the scaling that `interpret_layer` returns for each layer type."""
+    ropes = {
+        layer_type: dataclasses.replace(layer, scaling=interpret_layer(layer))
+        for layer_type, layer in model_config.ropes.items()
+    }
     return dataclasses.replace(model_config, ropes=ropes)
 
 
 def with_main_scaling(model_config: ModelConfig, scaling: Scaling) -> ModelConfig:
     """Return the configuration with another scaling for the layers that attend to the whole text."""
-    return with_scalings(model_config, {model_config.main_layer_type: scaling})
+    main_layer = model_config.main_layer
+    return map_scalings(model_config, lambda layer: scaling if layer is main_layer else layer.scaling)

@@ -13,8 +13,6 @@ from ropewalk.errors import InputError
 from ropewalk.files import write_text_atomically
 
 MANIFEST_NAME = "ropewalk.json"  # records in an exported folder what was exported, and which files belong to it
-CONFIG_FILES = ("config.json", "tokenizer_config.json")
-
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _NO_LIMIT = 10**30  # transformers writes about this number as model_max_length of a tokenizer without a limit
 # The class that transformers 5 writes for tokenizers that are stored completely in tokenizer.json.
@@ -27,7 +25,7 @@ def locate_gguf(model: str) -> Path | None:
     return path if path is not None and path.suffix == ".gguf" else None
 
 
-def locate_folder(model: str, files: tuple[str, ...] | None = None) -> Path:
+def locate(model: str, files: tuple[str, ...] | None = None) -> Path:
     """Return the folder with a model's weights; a hub id is downloaded if necessary.
 
     Args:
@@ -51,9 +49,16 @@ def locate_folder(model: str, files: tuple[str, ...] | None = None) -> Path:
     return path
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json and fill in the architecture's defaults. Raises InputError if it is missing or damaged."""
-    return dict(configs.fill_missing_defaults(configs.read_config_json(folder)))
+def read_config(model: str) -> dict[str, Any]:
+    """Read a model's config.json and fill in its architecture's defaults; that of a .gguf file is derived from it.
+
+    Raises InputError if config.json is missing or damaged.
+    """
+    gguf_path = locate_gguf(model)
+    if gguf_path is not None:
+        return read_gguf_as_config(gguf_path)
+    folder = locate(model, ("config.json", _TOKENIZER_CONFIG))
+    return dict(configs.fill_missing_defaults(configs.read_json_object(folder / "config.json")))
 
 
 def read_gguf_as_config(path: Path) -> dict[str, Any]:
@@ -65,18 +70,20 @@ def read_gguf_as_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def unpack_gguf(model: str, folder: Path) -> None:
-    """Write the weights of a .gguf file, rounded to bfloat16, and its tokenizer in the format of transformers."""
-    from ropewalk.models.load import load
+def link_or_unpack(model: str, out: Path) -> None:
+    """Put the weights and the tokenizer of a model into the folder `out`.
 
-    loaded, tokenizer = load(model, dtype="bfloat16", device="cpu")
-    loaded.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    Files and folders of a checkpoint are linked, except config.json, the manifest and hidden files. A .gguf file is
+    unpacked to the format of transformers, with its weights rounded to bfloat16.
+    """
+    if locate_gguf(model) is not None:
+        from ropewalk.models.load import load
 
-
-def link_files(source: Path, out: Path) -> None:
-    """Link every file and folder of a checkpoint into `out`, except config.json, the manifest and hidden files."""
-    for file in sorted(source.iterdir()):
+        loaded, tokenizer = load(model, dtype="bfloat16", device="cpu")
+        loaded.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        return
+    for file in sorted(locate(model).iterdir()):
         is_replaced = file.name in ("config.json", MANIFEST_NAME) or file.name.startswith(".")
         contains_out = out.resolve().is_relative_to(file.resolve())
         if file.exists() and not is_replaced and not contains_out:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.config import ModelConfig
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.none import NoScaling
@@ -29,17 +29,11 @@ class ExLlamaV2(FolderEngine):
     reads_rope_parameters = False
     rope_type_keys = ("rope_type",)  # a dict with both keys is refused
     derives_longrope_attention_factor = True
+    unscaled_length_types = ()
 
     def argv(self, model: str, length: int) -> list[str]:
         # Do not pass the length with -l: it would change the declared length, from which the scaling is computed.
         return ["python", "examples/chat.py", "-m", model, "-mode", "raw"]
-
-    def choose_declared_length(
-        self, scaling: Scaling, layer: LayerRope, rope_dict: Mapping[str, Any], length: int
-    ) -> int:
-        if rope_dict["rope_type"] == "longrope":
-            return super().choose_declared_length(scaling, layer, rope_dict, length)
-        return max(length, layer.rope.original_length or 0)
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = interpret_without_scaling(config, _DEFAULT_ROPE_THETA)

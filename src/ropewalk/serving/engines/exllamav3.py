@@ -11,8 +11,8 @@ from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
-from ropewalk.serving.engines.base import Config, with_scalings
-from ropewalk.serving.engines.folder_engine import FolderEngine
+from ropewalk.serving.engines.base import Config, map_scalings
+from ropewalk.serving.engines.folder_engine import FolderEngine, RopeDict
 from ropewalk.serving.engines.legacy_config import interpret_without_scaling
 from ropewalk.serving.engines.longrope_lists import read_longrope, with_one_list
 from ropewalk.serving.engines.rope_dict import get_rope_type
@@ -36,30 +36,23 @@ class ExLlamaV3(FolderEngine):
     )
     reads_rope_parameters = False  # it reads both forms, and prefers rope_scaling
     derives_longrope_attention_factor = True
+    unscaled_length_types = ()
 
     def argv(self, model: str, length: int) -> list[str]:
         cache = -(-length // _CACHE_PAGE) * _CACHE_PAGE
         return ["python", "examples/chat.py", "-m", model, "-mode", "raw", "-cs", str(cache)]
 
-    def choose_declared_length(
-        self, scaling: Scaling, layer: LayerRope, rope_dict: Mapping[str, Any], length: int
-    ) -> int:
+    def choose_declared_length(self, scaling: Scaling, layer: LayerRope, rope_dict: RopeDict, length: int) -> int:
         if rope_dict["rope_type"] == "yarn":
             return round(float(rope_dict["original_max_position_embeddings"] * rope_dict["factor"]))
-        if rope_dict["rope_type"] == "longrope":
-            return super().choose_declared_length(scaling, layer, rope_dict, length)
-        return max(length, layer.rope.original_length or 0)
+        return super().choose_declared_length(scaling, layer, rope_dict, length)
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         text = get_text_config_dict(config)
         # It ignores the rope_parameters of Gemma 3, which are nested by layer type.
         is_gemma3 = str(text.get("model_type", "")).startswith("gemma3")
         model_config = interpret_without_scaling(config) if is_gemma3 else configs.from_dict(config)
-        scalings = {
-            layer_type: self._interpret_layer(layer, model_config, text)
-            for layer_type, layer in model_config.ropes.items()
-        }
-        return with_scalings(model_config, scalings)
+        return map_scalings(model_config, lambda layer: self._interpret_layer(layer, model_config, text))
 
     def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig, text: Config) -> Scaling:
         rope_dict = layer.rope_dict

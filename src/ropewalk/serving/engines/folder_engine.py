@@ -10,7 +10,7 @@ import shlex
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
@@ -25,18 +25,11 @@ from ropewalk.files import write_text_atomically
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.scaling.yarn import YaRN
+from ropewalk.serving.engines import checkpoint_folder
 from ropewalk.serving.engines.base import Candidate, Config, Engine
-from ropewalk.serving.engines.checkpoint_folder import (
-    CONFIG_FILES,
-    adapt_tokenizer_config,
-    link_files,
-    locate_folder,
-    locate_gguf,
-    read_config,
-    read_gguf_as_config,
-    unpack_gguf,
-)
 from ropewalk.serving.engines.config_edit import apply_changes, edit_candidate, merge_changes, nest_changes
+from ropewalk.serving.engines.deepseek_mscale import encode_attention_factor_as_mscale
 from ropewalk.serving.engines.encode import expected_scalings
 from ropewalk.serving.engines.equivalents import as_base, as_longrope, as_yarn
 from ropewalk.serving.engines.load_checks import check_loads_in_transformers
@@ -67,17 +60,25 @@ class FolderEngine(Engine):
         tokenizer_class: the engine's name for the generic class of tokenizers stored in tokenizer.json.
         transformers_version: the major version of transformers whose configuration classes the engine loads a
             config.json through; None if it reads the file itself.
+        unscaled_length_types: the rope types with which `max_position_embeddings` must stay the original length,
+            because the engine multiplies it by the factor.
+        reads_attention_factor: whether `attention_factor` of a YaRN dict is read; otherwise exports express it by
+            DeepSeek's mscale (deepseek_mscale.py).
+        reads_longrope_mscales: whether the attention factor of LongRoPE is read from short_mscale and long_mscale.
         derives_longrope_attention_factor: whether the attention factor of LongRoPE follows from the declared and the
             original length (longrope_lists.py).
     """
 
-    checkpoint_format: ClassVar[Literal["folder", "gguf"]] = "folder"
+    checkpoint_format = "folder"
     reads_rope_parameters: ClassVar[bool]
     rope_type_keys: ClassVar[tuple[str, ...]] = ("rope_type", "type")
     override_option: ClassVar[str] = ""
     merges_overrides: ClassVar[bool] = False
     tokenizer_class: ClassVar[str] = "TokenizersBackend"
     transformers_version: ClassVar[int | None] = None
+    unscaled_length_types: ClassVar[tuple[str, ...]] = ("linear", "dynamic")
+    reads_attention_factor: ClassVar[bool] = True
+    reads_longrope_mscales: ClassVar[bool] = False
     derives_longrope_attention_factor: ClassVar[bool] = False
 
     @abstractmethod
@@ -89,6 +90,10 @@ class FolderEngine(Engine):
 
         The result may omit rope_theta, which is then the model's.
         """
+        if isinstance(scaling, YaRN) and not self.reads_attention_factor:
+            return encode_attention_factor_as_mscale(scaling, layer)
+        if isinstance(scaling, LongRoPE) and self.reads_longrope_mscales:
+            return self.to_longrope_dict(scaling, layer, length)
         if isinstance(scaling, ABF):
             return {"rope_type": "default", "rope_theta": scaling.base}
         rope_dict = scaling.to_rope_parameters(layer.rope)
@@ -100,23 +105,19 @@ class FolderEngine(Engine):
         """Return the rope dict of LongRoPE's lists; None if the engine cannot give them their attention factor."""
         if self.derives_longrope_attention_factor:
             return encode_attention_factor_as_lengths(scaling, layer, length)
-        return scaling.to_rope_parameters(layer.rope)
+        rope_dict = scaling.to_rope_parameters(layer.rope)
+        return _with_mscales(rope_dict) if rope_dict and self.reads_longrope_mscales else rope_dict
 
-    def choose_declared_length(
-        self, scaling: Scaling, layer: LayerRope, rope_dict: Mapping[str, Any], length: int
-    ) -> int:
+    def choose_declared_length(self, scaling: Scaling, layer: LayerRope, rope_dict: RopeDict, length: int) -> int:
         """Return the `max_position_embeddings` to write with a rope dict: `length`, unless the engine scales by it."""
         if rope_dict.get("rope_type") == "longrope" and self.derives_longrope_attention_factor:
             return derive_declared_length(rope_dict)
-        if rope_dict.get("rope_type") in ("linear", "dynamic"):
+        if rope_dict.get("rope_type") in self.unscaled_length_types:
             return configs.compute_max_position_embeddings(scaling, layer.rope, rope_dict)
         return max(length, layer.rope.original_length or 0)
 
     def load_config(self, model: str) -> tuple[Config, ModelConfig]:
-        gguf_path = locate_gguf(model)
-        config = (
-            read_config(locate_folder(model, CONFIG_FILES)) if gguf_path is None else read_gguf_as_config(gguf_path)
-        )
+        config = checkpoint_folder.read_config(model)
         return config, interpret_as_trained(config)
 
     def candidates(
@@ -143,11 +144,8 @@ class FolderEngine(Engine):
             yield candidate
 
     def write_checkpoint(self, model: str, candidate: Candidate, out: Path, length: int) -> Path:
-        if locate_gguf(model) is None:
-            link_files(locate_folder(model), out)
-        else:
-            unpack_gguf(model, out)
-        adapt_tokenizer_config(out, length, self.tokenizer_class)
+        checkpoint_folder.link_or_unpack(model, out)
+        checkpoint_folder.adapt_tokenizer_config(out, length, self.tokenizer_class)
         write_text_atomically(out / "config.json", json.dumps(candidate.config, indent=2) + "\n")
         return out
 
@@ -156,11 +154,11 @@ class FolderEngine(Engine):
             return shlex.join(self.argv(model, length))
         if not self.override_option:
             raise InputError("out", None, f"a folder, because {self.title} has no option for changes of config.json")
-        gguf_path = locate_gguf(model)
+        gguf_path = checkpoint_folder.locate_gguf(model)
         if gguf_path is not None:
             raise InputError("out", None, f"a folder, because {self.title} needs {gguf_path.name} unpacked")
         overrides = {key: value for key, value in changes.items() if value is not None}
-        served = model if configs.locate(model) is None else str(locate_folder(model))
+        served = model if configs.locate(model) is None else str(checkpoint_folder.locate(model))
         return shlex.join([*self.argv(served, length), self.override_option, json.dumps(overrides)])
 
     def _check_loads(self, config: Config) -> None:
@@ -184,8 +182,7 @@ class FolderEngine(Engine):
             if rope_dict is None:
                 return None
             if model_config.model_type in SHORT_LONG_MSCALE_MODEL_TYPES and rope_dict["rope_type"] == "longrope":
-                mscale = rope_dict["attention_factor"]
-                rope_dict = {**rope_dict, "short_mscale": mscale, "long_mscale": mscale}
+                rope_dict = _with_mscales(rope_dict)
             # Keep keys of the model that are not its scaling's, such as mrope_section and partial_rotary_factor.
             scaling_keys = configs.SCALING_KEYS | _ENGINE_SCALING_KEYS
             kept = {key: value for key, value in layer.rope_dict.items() if key not in scaling_keys}
@@ -236,6 +233,11 @@ class FolderEngine(Engine):
         if rope_type != "default" or model_config.model_type in DEFAULT_SCALING_MODEL_TYPES:
             fields["rope_scaling"] = {**rope_scaling, **dict.fromkeys(self.rope_type_keys, rope_type)}
         return fields
+
+
+def _with_mscales(rope_dict: RopeDict) -> RopeDict:
+    """Return a longrope dict with its attention factor as short_mscale and long_mscale as well."""
+    return {**rope_dict, **dict.fromkeys(("short_mscale", "long_mscale"), rope_dict["attention_factor"])}
 
 
 def _for_transformers4_phi3(candidate: Candidate, layer: LayerRope, length: int) -> Candidate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class GgufEngine(Engine):
     Its configuration is a dict with `fields` and `divisors`, the two results of `config.gguf_header.read_gguf_header`.
     """
 
-    checkpoint_format: ClassVar[Literal["folder", "gguf"]] = "gguf"
+    checkpoint_format = "gguf"
 
     def load_config(self, model: str) -> tuple[Config, ModelConfig]:
         fields, divisors = read_gguf_header(require_gguf(model))

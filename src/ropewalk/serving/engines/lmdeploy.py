@@ -13,7 +13,7 @@ from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
-from ropewalk.serving.engines.base import Candidate, Config, with_scalings
+from ropewalk.serving.engines.base import Candidate, Config, map_scalings
 from ropewalk.serving.engines.config_edit import edit_candidate
 from ropewalk.serving.engines.deepseek_mscale import has_mscale_pair, mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
@@ -64,10 +64,7 @@ class LMDeploy(FolderEngine):
         model_config = configs.from_dict(config)
         is_turbomind = model_config.model_type in _TURBOMIND_MODEL_TYPES
         interpret_layer = self._interpret_turbomind if is_turbomind else self._interpret_pytorch
-        scalings = {
-            layer_type: interpret_layer(layer, model_config) for layer_type, layer in model_config.ropes.items()
-        }
-        return with_scalings(model_config, scalings)
+        return map_scalings(model_config, lambda layer: interpret_layer(layer, model_config))
 
     def _interpret_turbomind(self, layer: LayerRope, model_config: ModelConfig) -> Scaling:
         rope_dict, scaling, declared = layer.rope_dict, layer.scaling, model_config.max_length

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
 from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
 from ropewalk.scaling import Scaling
@@ -11,8 +9,8 @@ from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN
-from ropewalk.serving.engines.base import Config, with_main_scaling, with_scalings
-from ropewalk.serving.engines.deepseek_mscale import encode_attention_factor_as_mscale, mscale_ratio
+from ropewalk.serving.engines.base import Config, map_scalings, with_main_scaling
+from ropewalk.serving.engines.deepseek_mscale import mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.legacy_config import interpret_without_scaling
 from ropewalk.serving.engines.longrope_lists import read_longrope, with_one_list
@@ -67,26 +65,18 @@ class MLXLM(FolderEngine):
     version = "0.32.2"
     sources = ("mlx_lm/models/rope_utils.py", "mlx_lm/models/llama.py", "mlx_lm/models/phi3.py")
     reads_rope_parameters = False
+    reads_attention_factor = False
     derives_longrope_attention_factor = True
 
     def argv(self, model: str, length: int) -> list[str]:
         return ["mlx_lm.server", "--model", model]
-
-    def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        if isinstance(scaling, YaRN):
-            return encode_attention_factor_as_mscale(scaling, layer)
-        return super().to_rope_dict(scaling, layer, length)
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         text = get_text_config_dict(config)
         model_type = text.get("model_type")
         if model_type in _READS_ROPE_PARAMETERS and text.get("rope_parameters") and not text.get("rope_scaling"):
             model_config = interpret_as_trained(config)
-            scalings = {
-                layer_type: self._interpret_layer(layer, model_config)
-                for layer_type, layer in model_config.ropes.items()
-            }
-            return with_scalings(model_config, scalings)
+            return map_scalings(model_config, lambda layer: self._interpret_layer(layer, model_config))
         if model_type in _REQUIRES_ROPE_THETA and text.get("rope_theta") is None:
             raise self.config_error("rope_theta", None, "a number outside the rope dict")
         model_config = interpret_without_scaling(config, _DEFAULT_ROPE_THETA)

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
-from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import DynamicNTK, compute_ntk_base
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
-from ropewalk.serving.engines.base import Config, with_scalings
+from ropewalk.serving.engines.base import Config
 from ropewalk.serving.engines.deepseek_mscale import has_mscale_pair, mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.longrope_lists import read_longrope
@@ -48,6 +46,8 @@ class SGLang(FolderEngine):
     override_option = "--json-model-override-args"
     merges_overrides = True
     transformers_version = 5
+    reads_longrope_mscales = True
+    unscaled_length_types = ("linear",)
 
     def argv(self, model: str, length: int) -> list[str]:
         return ["python", "-m", "sglang.launch_server", "--model-path", model, "--context-length", str(length)]
@@ -55,8 +55,6 @@ class SGLang(FolderEngine):
     def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         if isinstance(scaling, DynamicNTK) and scaling.alpha is not None:
             return {"rope_type": "dynamic", "alpha": float(scaling.alpha), "factor": 1.0}
-        if isinstance(scaling, LongRoPE):
-            return self.to_longrope_dict(scaling, layer, length)
         rope_dict = super().to_rope_dict(scaling, layer, length)
         if rope_dict is None or rope_dict["rope_type"] != "yarn" or "attention_factor" not in rope_dict:
             return rope_dict
@@ -66,25 +64,13 @@ class SGLang(FolderEngine):
             rope_dict.pop(key, None)
         return {**rope_dict, "attn_factor": attention_factor / yarn_mscale(rope_dict["factor"])}
 
-    def to_longrope_dict(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any]:
-        rope_dict = scaling.to_rope_parameters(layer.rope)
-        assert rope_dict is not None  # transformers has LongRoPE
-        mscale = rope_dict["attention_factor"]  # SGLang ignores attention_factor and reads these two
-        return {**rope_dict, "short_mscale": mscale, "long_mscale": mscale}
-
-    def choose_declared_length(
-        self, scaling: Scaling, layer: LayerRope, rope_dict: Mapping[str, Any], length: int
-    ) -> int:
-        if "alpha" in rope_dict:
-            return length  # the table has max_position_embeddings positions
-        return super().choose_declared_length(scaling, layer, rope_dict, length)
-
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = configs.from_dict(config)
-        served_factor, scalings = 1.0, {}
+        served_factor, ropes = 1.0, dict(model_config.ropes)
         if not model_config.model_type.startswith("gemma3"):  # for Gemma 3 it uses the rotary module of transformers
             for layer_type, layer in model_config.ropes.items():
-                scalings[layer_type] = self._interpret_layer(layer, model_config, length)
+                scaling = self._interpret_layer(layer, model_config, length)
+                ropes[layer_type] = dataclasses.replace(layer, scaling=scaling)
                 rope_type = layer.rope_dict.get("rope_type", layer.rope_dict.get("type"))
                 has_original_length = "original_max_position_embeddings" in layer.rope_dict
                 if rope_type not in _DECLARE_SCALED_LENGTH and not has_original_length:
@@ -93,7 +79,7 @@ class SGLang(FolderEngine):
         if length > max_length:
             needed = f"at least {length / served_factor:,.0f}, to serve {length:,} tokens"
             raise self.config_error("max_position_embeddings", model_config.max_length, needed)
-        return dataclasses.replace(with_scalings(model_config, scalings), max_length=max_length)
+        return dataclasses.replace(model_config, ropes=ropes, max_length=max_length)
 
     def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig, length: int) -> Scaling:
         rope_dict, scaling, rope = layer.rope_dict, layer.scaling, layer.rope

