@@ -1,12 +1,20 @@
-"""The angles that a rotation turns by, in the two forms that every backend takes.
+"""The two representations of rotation angles that backends accept, and conversions between them.
 
-    tables          [cos, sin], each [B, T, P]: as a rotary module hands them out
-    positions       [positions [B, T] int64, turns [B, P] int64, factors [B] float64]: cos and sin are formed where they
-                    are used, so that no table is read; turns per token are in units of 2^-64, and what is left when
-                    position x turns overflows is the fraction of a turn: the exact argument reduction of
-                    `ropewalk.frequencies`, right to 2^-33 turns at every position within +-2^31
+A rotation multiplies pair p of channels at token t by cos and sin of the angle position[t] x inv_freq[p]. An `angles`
+list holds either of:
 
-B is 1 where the rows of a batch share them. The factor multiplies cos and sin.
+    tables          [cos, sin], each [B, T, P]: precomputed, as a rotary module of transformers returns them. float32,
+                    or float64 for float64 channels.
+    fixed point     [positions [B, T] int64, frequencies [B, P] int64, attention factors [B] float64]: the backend
+                    computes the angles itself and reads no table.
+
+In fixed point a frequency counts 2^-64 of a full rotation per token. The int64 product position x frequency overflows;
+dropping the overflow drops whole rotations, so the product is the exact angle modulo 2 pi. It is correct to 2^-33
+rotations at every position within +-2^31 (see `ropewalk.frequencies`).
+
+B is 1 where all rows of the batch share the angles. The attention factor multiplies cos and sin.
+
+Shapes: B batch rows, T tokens, P pairs.
 """
 
 from __future__ import annotations
@@ -18,98 +26,120 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from ropewalk.compat.torch import without_modes
 from ropewalk.errors import InputError
 from ropewalk.frequencies import RADIANS_PER_UNIT, Frequencies, fractional_turns
 
 
 class FixedPointFrequencies(NamedTuple):
-    """Frequencies on a device, as the second form of angles has them: what `rotate` takes without any work.
+    """Frequencies in fixed point on a device, which `rotate` can use without any conversion.
 
     Attributes:
-        turns_BP: turns per token, [B, P] int64 in units of 2^-64; B is 1 where the rows share them.
-        factors_B: attention factors, [B] float64.
-        rest_BP: what the turns leave over, in units of 2^-95, for float64.
+        high_BP: rotations per token, [B, P] int64, in units of 2^-64; B is 1 where all rows share them.
+        low_BP: the remainder below `high_BP`, [B, P] int64, in units of 2^-95; needed for float64 tables only.
+        attention_factors_B: [B] float64.
     """
 
-    turns_BP: Tensor
-    factors_B: Tensor
-    rest_BP: Tensor
+    high_BP: Tensor
+    low_BP: Tensor
+    attention_factors_B: Tensor
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def turns(
+def to_fixed_point(
     frequencies: Frequencies | Sequence[Frequencies], device: torch.device | str = "cpu"
 ) -> FixedPointFrequencies:
-    """Bring frequencies to a device once, for many rotations: one for all rows, or one for each.
+    """Convert frequencies to fixed point on a device, once for many rotations.
 
-    torch.compile takes a single one for a constant; several, or any with `dynamic=True`, have to be brought beforehand.
+    torch.compile treats one `Frequencies` as a constant. Convert outside the compiled function if there are several or
+    if it is compiled with `dynamic=True`.
+
+    Args:
+        frequencies: one for all rows of the batch, or a sequence with one per row.
+        device: where the rotation will run.
+
+    Raises InputError for anything else, and for frequencies with different numbers of pairs.
     """
     rows = (frequencies,) if isinstance(frequencies, Frequencies) else tuple(frequencies)
     if not rows or not all(
-        isinstance(each, Frequencies) and each.inv_freq.shape == rows[0].inv_freq.shape for each in rows
+        isinstance(row, Frequencies) and row.inv_freq.shape == rows[0].inv_freq.shape for row in rows
     ):
-        raise InputError("frequencies", rows, "one or several `Frequencies` of as many pairs, or a tensor")
-    return _turns(rows, torch.device(device))
+        raise InputError("frequencies", rows, "`Frequencies`, a sequence of them with equally many pairs, or a tensor")
+    return _to_fixed_point(rows, torch.device(device))
 
 
 @functools.lru_cache(maxsize=64)
-def _turns(rows: tuple[Frequencies, ...], device: torch.device) -> FixedPointFrequencies:
-    high, low = zip(*(frequencies.turns() for frequencies in rows), strict=True)
-    # They are kept for calls in every mode of torch, so they are made in none.
-    with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
-        factors_B = torch.tensor([frequencies.attention_factor for frequencies in rows], dtype=torch.float64)
-        turns_BP, rest_BP = (torch.stack([torch.from_numpy(part_P) for part_P in part]) for part in (high, low))
-        return FixedPointFrequencies(turns_BP.to(device), factors_B.to(device), rest_BP.to(device))
+def _to_fixed_point(rows: tuple[Frequencies, ...], device: torch.device) -> FixedPointFrequencies:
+    high, low = zip(*(frequencies.to_fixed_point() for frequencies in rows), strict=True)
+    factors = [frequencies.attention_factor for frequencies in rows]
+    with without_modes():  # the cache outlives the mode of the first call
+        return FixedPointFrequencies(
+            torch.stack([torch.from_numpy(high_P) for high_P in high]).to(device),
+            torch.stack([torch.from_numpy(low_P) for low_P in low]).to(device),
+            torch.tensor(factors, dtype=torch.float64).to(device),
+        )
 
 
-def turns_of(inv_freq_BP: Tensor, factors_B: Tensor) -> FixedPointFrequencies:
-    """The same for inverse frequencies that are a tensor, rad/token, whose turns are as right as float64 has them.
+def tensor_to_fixed_point(inv_freq_BP: Tensor, attention_factors_B: Tensor) -> FixedPointFrequencies:
+    """Convert a tensor of inverse frequencies, rad/token, to fixed point.
 
-    At position 2^31 that leaves 2e-7 rad.
+    The result has the precision of float64: at position 2^31 an angle is correct to 2e-7 rad.
     """
-    turns_BP = inv_freq_BP.double() / (2 * math.pi)
-    # Half of it fits int64 whatever the fraction; doubling overflows into what it is modulo one turn.
-    halves_BP = ((turns_BP - turns_BP.round()) * 2.0**63).to(torch.int64)
-    return FixedPointFrequencies(halves_BP * 2, factors_B, torch.zeros_like(halves_BP))
+    rotations_BP = inv_freq_BP.double() / (2 * math.pi)
+    fraction_BP = rotations_BP - rotations_BP.round()
+    # fraction x 2^64 may not fit int64. Half of it does, and doubling an int64 wraps modulo one rotation.
+    high_BP = (fraction_BP * 2.0**63).to(torch.int64) * 2
+    return FixedPointFrequencies(high_BP, torch.zeros_like(high_BP), attention_factors_B)
 
 
-def learned_tables(
-    positions_BT: Tensor, inv_freq_BP: Tensor, factors_B: Tensor, dtype: torch.dtype
+def tables_from_fixed_point(
+    positions_BT: Tensor, frequencies: FixedPointFrequencies, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin, [B, T, P], differentiable in inverse frequencies and attention factors; angles in float64."""
-    angle_BTP = positions_BT[:, :, None] * inv_freq_BP.double()[:, None]
-    factors_B11 = factors_B[:, None, None]
-    return (angle_BTP.cos() * factors_B11).to(dtype), (angle_BTP.sin() * factors_B11).to(dtype)
-
-
-def tables(angles: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """cos and sin of either form, [B, T, P], in that dtype; of `Turns` whole, right to the rounding of float64."""
-    if len(angles) == 2:
-        return angles[0].to(dtype), angles[1].to(dtype)
-    positions_BT, turns_BP, factors_B, *rest = angles
-    rest_BP = rest[0] if rest else torch.zeros_like(turns_BP)
-    reduced_BTP = fractional_turns(positions_BT[:, :, None], turns_BP[:, None], rest_BP[:, None])
-    cos_BTP, sin_BTP = cos_sin(reduced_BTP, factors_B[:, None, None])
+    """Return cos and sin at integer positions, [B, T, P] each, correct to the rounding of `dtype`."""
+    high_BP, low_BP, factors_B = frequencies
+    angle_BTP = fractional_turns(positions_BT[:, :, None], high_BP[:, None], low_BP[:, None])
+    cos_BTP, sin_BTP = cos_sin_of_fixed_point(angle_BTP, factors_B[:, None, None])
     return cos_BTP.to(dtype), sin_BTP.to(dtype)
 
 
-def cos_sin(reduced: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, times `factor`, of angles in units of 2^-64 turn; float64 where the device has it."""
-    real = torch.float32 if reduced.device.type == "mps" else torch.float64
-    angle = reduced.to(real) * RADIANS_PER_UNIT
+def differentiable_tables(
+    positions_BT: Tensor, inv_freq_BP: Tensor, attention_factors_B: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, [B, T, P] each, with gradients for inverse frequencies and attention factors."""
+    angle_BTP = positions_BT[:, :, None] * inv_freq_BP.double()[:, None]
+    factors_B11 = attention_factors_B[:, None, None]
+    return (angle_BTP.cos() * factors_B11).to(dtype), (angle_BTP.sin() * factors_B11).to(dtype)
+
+
+def as_tables(angles: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, [B, T, P] each, of angles in either representation."""
+    if len(angles) == 2:
+        return angles[0].to(dtype), angles[1].to(dtype)
+    positions_BT, high_BP, factors_B = angles
+    return tables_from_fixed_point(
+        positions_BT, FixedPointFrequencies(high_BP, torch.zeros_like(high_BP), factors_B), dtype
+    )
+
+
+def cos_sin_of_fixed_point(angle: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, times `factor`, of int64 angles in units of 2^-64 of a full rotation.
+
+    The result is float64, or float32 on devices without float64 (MPS).
+    """
+    real = torch.float32 if angle.device.type == "mps" else torch.float64
+    radians = angle.to(real) * RADIANS_PER_UNIT
     if isinstance(factor, Tensor):
-        factor = factor.to(angle)
-    return angle.cos() * factor, angle.sin() * factor
+        factor = factor.to(radians)
+    return radians.cos() * factor, radians.sin() * factor
 
 
-def check(q_BHTD: Tensor, angles: Sequence[Tensor], start: int) -> None:
-    """Raise InputError where angles do not fit q: another device, other tokens, more rows or pairs than it has."""
+def check_angles(q_BHTD: Tensor, angles: Sequence[Tensor], start: int) -> None:
+    """Raise InputError if angles differ from q in device or number of tokens, or have too many rows or pairs."""
     batch, _, tokens, channels = q_BHTD.shape
-    pairs, most = angles[1].shape[-1], max(0, (channels - start) // 2)
-    if start < 0 or not 0 < pairs <= most:
-        raise InputError("pairs", f"{pairs} from channel {start} on", f"1 to {most}: q has {channels} channels")
+    pairs, most_pairs = angles[1].shape[-1], max(0, (channels - start) // 2)
+    if start < 0 or not 0 < pairs <= most_pairs:
+        raise InputError("pairs", f"{pairs} from channel {start} on", f"1 to {most_pairs}: q has {channels} channels")
     if angles[0].shape[1] != tokens:
         raise InputError("tokens of the angles", angles[0].shape[1], f"{tokens} as in q")
     for part in angles:
@@ -119,7 +149,9 @@ def check(q_BHTD: Tensor, angles: Sequence[Tensor], start: int) -> None:
             raise InputError("device of the angles", part.device, f"{q_BHTD.device} as q")
 
 
-def pairs_of(x: Tensor, start: int, pairs: int, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Views of the first and of the second channel of every pair, [..., P]."""
-    turning = x[..., start : start + 2 * pairs]
-    return (turning[..., ::2], turning[..., 1::2]) if interleaved else (turning[..., :pairs], turning[..., pairs:])
+def split_pairs(x: Tensor, start: int, pairs: int, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Return views of the first and the second channel of every pair, [..., P] each."""
+    rotary = x[..., start : start + 2 * pairs]
+    if interleaved:
+        return rotary[..., ::2], rotary[..., 1::2]
+    return rotary[..., :pairs], rotary[..., pairs:]

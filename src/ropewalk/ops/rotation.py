@@ -1,22 +1,30 @@
-"""`rotate`: turn the pairs of channels of q and k.
+"""`rotate`: rotate the pairs of channels of q and k by their positions.
 
-Shapes: B batch, H heads, T tokens, D channels of a head, P pairs, N texts packed into one row.
+Shapes: B batch rows, H heads, T tokens, D channels of a head, P pairs, N sequences packed into one row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
-from ropewalk.ops import angles as forms
-from ropewalk.ops import operator
-from ropewalk.ops.angles import FixedPointFrequencies
+from ropewalk.ops import custom_op
+from ropewalk.ops.angles import (
+    FixedPointFrequencies,
+    check_angles,
+    differentiable_tables,
+    tables_from_fixed_point,
+    tensor_to_fixed_point,
+    to_fixed_point,
+)
+from ropewalk.rope import Layout
 
-LAYOUTS = ("half", "interleaved")
+LAYOUTS: tuple[str, ...] = get_args(Layout)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 FrequenciesLike = Frequencies | Sequence[Frequencies] | FixedPointFrequencies | Tensor
@@ -36,65 +44,68 @@ def rotate(
     inverse: bool = False,
     in_place: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Turn pair i of every head at position x by the angle x theta_i (RoFormer, arXiv 2104.09864, eq. 34).
+    """Rotate pair i of every head at position x by the angle x theta_i (RoFormer, arXiv 2104.09864, eq. 34).
 
-    The angles come from `positions` and `frequencies`, and are then formed where they are used, with exact argument
-    reduction; or from `tables`. They are computed with in float32 (float64 for float64), whatever the dtype of q.
+    The angles come from `positions` and `frequencies`, and the kernel then computes cos and sin itself, exactly at
+    every position; or from precomputed `tables`. Arithmetic is in float32 for every dtype of q but float64.
 
     Args:
-        q, k: [B, H, T, D], k with any number of heads, or None; or [T, H, D] for texts packed one after the other. Any
-            strides: the transpose of [B, T, H, D] is not copied. float64, float32, bfloat16 or float16.
-        positions: whole numbers, [T] or [B, T], within +-2^31; 0, 1, 2 ... when not given, in each packed text.
-        frequencies: what to turn by: one for all rows or one for each (`Frequencies`, a sequence of them), the same
-            brought to the device (`turns`), or a tensor of inverse frequencies, rad/token, [P] or [B, P], which may
-            require a gradient.
+        q, k: [B, H, T, D], k with any number of heads, or None; or [T, H, D] for sequences packed one after the other.
+            Any strides: the transpose of [B, T, H, D] is not copied. float64, float32, bfloat16 or float16.
+        positions: integers, [T] or [B, T], within +-2^31; by default 0, 1, 2 ... in each sequence.
+        frequencies: `Frequencies`, or a sequence of them with one per row; the same as returned by `to_fixed_point`,
+            which saves the conversion; or a tensor of inverse frequencies, rad/token, [P] or [B, P], which may require
+            a gradient.
         layout: "half": pair i is channels (i, i + P); "interleaved": (2i, 2i + 1).
-        tables: instead of frequencies, cos and sin of the pairs, [T, P] or [B, T, P]; they may require a gradient.
-        attention_factor: multiplies cos and sin where frequencies are a tensor; a number, or a tensor [] or [B].
-        cu_seqlens: [N + 1], where the packed texts begin, from 0 on, and their end, T.
-        start: the first channel that turns; channels outside start .. start + 2P - 1 stay as they are.
-        inverse: turn back, by the opposite angles.
+        tables: instead of frequencies, (cos, sin) of the pairs, each [T, P] or [B, T, P]; they may require a gradient.
+        attention_factor: multiplies cos and sin, for frequencies given as a tensor; a number, or a tensor [] or [B].
+        cu_seqlens: [N + 1] integers: where each packed sequence begins, from 0 on, and the end T.
+        start: the first channel that rotates. Channels outside start .. start + 2P - 1 are copied unchanged.
+        inverse: rotate by the opposite angles.
         in_place: overwrite q and k, and return them.
 
-    Returns q and k, turned, in the order in which they lay in memory. Differentiable in q and k (their gradient is the
-    rotation by the opposite angle), and in inverse frequencies, attention factor and tables where they are tensors.
-    Raises InputError for shapes and dtypes that do not fit.
+    Returns rotated q and k with the strides of the inputs. Both are differentiable in q and k, and in inverse
+    frequencies, attention factor and tables given as tensors.
+    Raises InputError for shapes, dtypes and devices that do not fit each other.
     """
     if layout not in LAYOUTS:
         raise InputError("layout", layout, ", ".join(LAYOUTS))
     xs = [q] if k is None else [q, k]
-    packed = q.ndim == 3
-    views = [x.transpose(0, 1)[None] for x in xs] if packed else xs
-    _check(views)
-    angles = _angles(views[0], positions, frequencies, tables, attention_factor, cu_seqlens)
-    forms.check(views[0], angles, start)
-    for x in views if in_place else ():
-        shared = 0 in x.stride() and any(size > 1 and not step for size, step in zip(x.shape, x.stride(), strict=True))
-        if shared or k is q:
-            raise InputError("in_place", "heads that share memory", "heads of their own: copy them first")
-    turn = operator.rotate_in_place if in_place else operator.rotate
-    turned = turn(views, angles, start, layout == "interleaved", inverse)
-    if packed:
-        turned = [x[0].transpose(0, 1) for x in turned]
-    return turned[0], turned[1] if len(turned) > 1 else None
+    is_packed = q.ndim == 3
+    views = [x.transpose(0, 1)[None] for x in xs] if is_packed else xs
+    _check_q_and_k(views[0], views[-1])
+    angles = _resolve_angles(views[0], positions, frequencies, tables, attention_factor, cu_seqlens)
+    check_angles(views[0], angles, start)
+    if in_place and (k is q or any(_overlaps_itself(x) for x in views)):
+        raise InputError("in_place", "heads that share memory", "heads that do not overlap: copy them first")
+    function = custom_op.rotate_in_place if in_place else custom_op.rotate
+    rotated = function(views, angles, start, layout == "interleaved", inverse)
+    if is_packed:
+        rotated = [x[0].transpose(0, 1) for x in rotated]
+    return rotated[0], rotated[1] if len(rotated) > 1 else None
 
 
-def _check(views: Sequence[Tensor]) -> None:
-    """Raise InputError where k does not fit q."""
-    q, k = views[0], views[-1]
-    shape, of_k = q.shape, k.shape
-    if len(shape) != 4 or len(of_k) != 4:
+def _check_q_and_k(q: Tensor, k: Tensor) -> None:
+    """Raise InputError if k does not fit q, or either has a shape or dtype that cannot rotate."""
+    q_shape, k_shape = q.shape, k.shape
+    if len(q_shape) != 4 or len(k_shape) != 4:
         found = f"{q.ndim} and {k.ndim} dimensions"
-        raise InputError("q and k", found, "both [B, H, T, D], or both [T, H, D] for packed texts")
-    if of_k[0] != shape[0] or of_k[2:] != shape[2:]:
-        raise InputError("k", list(of_k), f"the B, T and D of q, which is {list(shape)}")
+        raise InputError("q and k", found, "both [B, H, T, D], or both [T, H, D] for packed sequences")
+    if k_shape[0] != q_shape[0] or k_shape[2:] != q_shape[2:]:
+        raise InputError("k", list(k_shape), f"the B, T and D of q, which is {list(q_shape)}")
     if q.dtype not in _DTYPES or k.dtype != q.dtype or k.device != q.device:
         found = f"{q.dtype} on {q.device}, and {k.dtype} on {k.device}"
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         raise InputError("q and k", found, f"{allowed}; the same for both, on one device")
 
 
-def _angles(
+def _overlaps_itself(x: Tensor) -> bool:
+    """Return whether two elements share memory because a dimension was expanded."""
+    strides = x.stride()
+    return 0 in strides and any(size > 1 and stride == 0 for size, stride in zip(x.shape, strides, strict=True))
+
+
+def _resolve_angles(
     q_BHTD: Tensor,
     positions: Tensor | None,
     frequencies: FrequenciesLike | None,
@@ -102,67 +113,67 @@ def _angles(
     attention_factor: float | Tensor,
     cu_seqlens: Tensor | None,
 ) -> list[Tensor]:
-    """The angles, in one of the forms of angles.py."""
+    """Return the angles of the call in one of the representations of `ropewalk.ops.angles`."""
     if (tables is None) == (frequencies is None):
-        raise InputError("frequencies", frequencies, "either frequencies or tables, one of the two")
-    exact = torch.float64 if q_BHTD.dtype == torch.float64 else torch.float32
-    own_factor = isinstance(attention_factor, Tensor) or attention_factor != 1
-    if own_factor and not isinstance(frequencies, Tensor):
-        raise InputError("attention_factor", attention_factor, "none beside tables and frequencies that have their own")
+        raise InputError("frequencies", frequencies, "either frequencies or tables, not both")
+    if not isinstance(frequencies, Tensor) and (isinstance(attention_factor, Tensor) or attention_factor != 1):
+        raise InputError("attention_factor", attention_factor, "1: tables and `Frequencies` include their own")
+    table_dtype = torch.float64 if q_BHTD.dtype == torch.float64 else torch.float32
     if tables is not None:
         if positions is not None or cu_seqlens is not None:
-            raise InputError("positions", "beside tables", "none: tables are of positions already")
-        return _tables(q_BHTD, tables, exact)
-    positions_BT = _positions(q_BHTD, positions, cu_seqlens)
+            raise InputError("positions", "positions or cu_seqlens", "none with tables, which are for fixed positions")
+        return _check_tables(q_BHTD, tables, table_dtype)
+    positions_BT = _resolve_positions(q_BHTD, positions, cu_seqlens)
     if isinstance(frequencies, Tensor):
         if frequencies.ndim not in (1, 2) or not frequencies.is_floating_point():
-            raise InputError(
-                "frequencies", f"{list(frequencies.shape)} of {frequencies.dtype}", "[P] or [B, P], rad/token"
-            )
+            found = f"{list(frequencies.shape)} of {frequencies.dtype}"
+            raise InputError("frequencies", found, "[P] or [B, P], rad/token")
         inv_freq_BP = frequencies.reshape(-1, frequencies.shape[-1])
         factors_B = torch.as_tensor(attention_factor, dtype=torch.float64, device=q_BHTD.device).reshape(-1)
         if torch.is_grad_enabled() and (inv_freq_BP.requires_grad or factors_B.requires_grad):
-            return list(forms.learned_tables(positions_BT, inv_freq_BP, factors_B, exact))
-        device_turns = forms.turns_of(inv_freq_BP, factors_B)
+            return list(differentiable_tables(positions_BT, inv_freq_BP, factors_B, table_dtype))
+        fixed_point = tensor_to_fixed_point(inv_freq_BP, factors_B)
+    elif isinstance(frequencies, FixedPointFrequencies):
+        fixed_point = frequencies
     else:
-        device_turns = (
-            frequencies if isinstance(frequencies, FixedPointFrequencies) else forms.turns(frequencies, q_BHTD.device)
-        )
-    if exact == torch.float64:
-        return list(forms.tables([positions_BT, *device_turns], exact))
-    return [positions_BT, device_turns.turns_BP, device_turns.factors_B]
+        fixed_point = to_fixed_point(frequencies, q_BHTD.device)
+    if table_dtype == torch.float64:  # the kernels compute cos and sin in float32
+        return list(tables_from_fixed_point(positions_BT, fixed_point, table_dtype))
+    return [positions_BT, fixed_point.high_BP, fixed_point.attention_factors_B]
 
 
-def _tables(q_BHTD: Tensor, tables: tuple[Tensor, Tensor], exact: torch.dtype) -> list[Tensor]:
+def _check_tables(q_BHTD: Tensor, tables: tuple[Tensor, Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return cos and sin as [B, T, P] of `dtype`."""
     cos, sin = tables
     tokens = q_BHTD.shape[2]
     if cos.shape != sin.shape or cos.ndim not in (2, 3) or cos.shape[-2] != tokens or not cos.is_floating_point():
         found = f"{list(cos.shape)} and {list(sin.shape)}"
         raise InputError("tables", found, f"cos and sin of each pair, both [T, P] or [B, T, P] with T = {tokens}")
-    parts = [part if part.dtype == exact else part.to(exact) for part in tables]
+    parts = [part if part.dtype == dtype else part.to(dtype) for part in tables]
     return parts if cos.ndim == 3 else [part[None] for part in parts]
 
 
-def _positions(q_BHTD: Tensor, positions: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-    """[B, T] int64; B is 1 where the rows share them."""
+def _resolve_positions(q_BHTD: Tensor, positions: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Return positions as [B, T] int64; B is 1 where all rows share them."""
     tokens = q_BHTD.shape[2]
     if positions is None:
         position_T = torch.arange(tokens, device=q_BHTD.device)
         if cu_seqlens is not None:
-            if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or not _whole(cu_seqlens):
+            if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or not _is_integer(cu_seqlens):
                 found = f"{list(cu_seqlens.shape)} of {cu_seqlens.dtype}"
-                raise InputError("cu_seqlens", found, "whole numbers [N + 1]: where each text begins, and the end")
-            # Of each token, the last beginning that is not after it.
-            text_T = torch.searchsorted(cu_seqlens, position_T, right=True, out_int32=True) - 1
-            position_T = position_T - cu_seqlens.to(torch.int64)[text_T.clamp(0, len(cu_seqlens) - 2)]
+                raise InputError("cu_seqlens", found, "integers [N + 1]: where each sequence begins, and the end")
+            # Index of the packed sequence that each token belongs to.
+            sequence_T = torch.searchsorted(cu_seqlens, position_T, right=True, out_int32=True) - 1
+            begin_T = cu_seqlens.to(torch.int64)[sequence_T.clamp(0, len(cu_seqlens) - 2)]
+            position_T = position_T - begin_T
         return position_T[None]
     if cu_seqlens is not None:
-        raise InputError("cu_seqlens", "beside positions", "one of the two")
-    if positions.ndim not in (1, 2) or positions.shape[-1] != tokens or not _whole(positions):
+        raise InputError("cu_seqlens", "cu_seqlens and positions", "one of the two")
+    if positions.ndim not in (1, 2) or positions.shape[-1] != tokens or not _is_integer(positions):
         found = f"{list(positions.shape)} of {positions.dtype}"
-        raise InputError("positions", found, f"whole numbers, [T] or [B, T] with T = {tokens}")
+        raise InputError("positions", found, f"integers, [T] or [B, T] with T = {tokens}")
     return positions.to(torch.int64) if positions.ndim == 2 else positions.to(torch.int64)[None]
 
 
-def _whole(numbers: Tensor) -> bool:
-    return not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

@@ -1,7 +1,7 @@
-"""The backends of the rotation, one file each, and which of them serves which type of device.
+"""The backends of the rotation, and the choice of one for each type of device.
 
-The choice is made once, when this is imported: the fastest that can run here. The environment variable
-ROPEWALK_ROTATION or `use` make another.
+The fastest backend that can run here is chosen at import. The environment variable ROPEWALK_ROTATION or `use_backend`
+selects another.
 """
 
 from __future__ import annotations
@@ -9,39 +9,46 @@ from __future__ import annotations
 import os
 
 from ropewalk.errors import InputError
-from ropewalk.ops.backends.base import Backend
-from ropewalk.registry import find_by_name, registered
+from ropewalk.ops.backends.base import Backend, RotationTask
+from ropewalk.registry import discover_subclasses, find_by_name
 
 VARIABLE = "ROPEWALK_ROTATION"
 BACKENDS: dict[str, Backend] = {
     name: cls()
-    for name, cls in registered(__name__, __path__, Backend).items()  # type: ignore[type-abstract]
+    for name, cls in discover_subclasses(__name__, __path__, Backend).items()  # type: ignore[type-abstract]
 }
-_serving: dict[str, Backend] = {}  # by type of device; "" for those that none names
-__all__ = ["BACKENDS", "VARIABLE", "Backend", "backend_for", "use"]
+_ANY_DEVICE = ""  # the key of the backend for device types that no other backend names
+_by_device: dict[str, Backend] = {}
+__all__ = ["BACKENDS", "VARIABLE", "Backend", "RotationTask", "backend_for", "use_backend"]
 
 
 def backend_for(device_type: str) -> Backend:
-    """What turns tensors of such devices."""
-    return _serving.get(device_type) or _serving[""]
+    """Return the backend that rotates tensors on devices of this type."""
+    return _by_device.get(device_type) or _by_device[_ANY_DEVICE]
 
 
-def use(name: str | None = None, said_in: str = "rotation backend") -> None:
-    """Let this backend turn from now on, on the devices that it serves; without a name the fastest, as at first.
+def use_backend(name: str | None = None, field: str = "rotation backend") -> None:
+    """Use a backend from now on, on all devices that it serves.
 
-    Raises InputError, naming `said_in`, for an unknown one and for one that cannot run here.
+    Args:
+        name: a key of BACKENDS; None to choose the fastest backend for each device again.
+        field: what to call the name in an error.
+
+    Raises UnknownNameError for an unknown backend, InputError for one that cannot run here.
     """
-    usable = sorted((each for each in BACKENDS.values() if each.missing() is None), key=lambda each: each.rank)
+    usable = [backend for backend in BACKENDS.values() if backend.unavailable_reason() is None]
+    usable.sort(key=lambda backend: backend.rank)
     if name is not None:
-        names = {each.name: each for each in usable}
-        asked = find_by_name(said_in, name, BACKENDS, names)
-        if (missing := asked.missing()) is not None:
-            raise InputError(said_in, name, f"{', '.join(names)}; {missing}")
-        usable.append(asked)
-    _serving.clear()
-    for each in usable:
-        # One that serves all devices displaces those before it; one that serves some, on these alone.
-        _serving.update(dict.fromkeys(each.devices or [*_serving, ""], each))
+        usable_names = [backend.name for backend in usable]
+        selected = find_by_name(field, name, BACKENDS, usable_names)
+        reason = selected.unavailable_reason()
+        if reason is not None:
+            raise InputError(field, name, ", ".join(usable_names), reason)
+        usable.append(selected)
+    _by_device.clear()
+    for backend in usable:  # later backends replace earlier ones
+        for device_type in backend.devices or [*_by_device, _ANY_DEVICE]:
+            _by_device[device_type] = backend
 
 
-use(os.environ.get(VARIABLE), VARIABLE)
+use_backend(os.environ.get(VARIABLE), VARIABLE)

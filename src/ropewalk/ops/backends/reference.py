@@ -1,48 +1,40 @@
-"""The rotation in plain torch: the definition, and what runs where nothing faster can."""
+"""The rotation in plain torch: the definition of the result, and the backend for devices without a faster one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
-from ropewalk.ops import angles as forms
-from ropewalk.ops.backends.base import Backend
+from ropewalk.ops.angles import as_tables, split_pairs
+from ropewalk.ops.backends.base import Backend, RotationTask
 
-_BLOCK = 2**18  # numbers that are in float32 at a time
+_BLOCK_ELEMENTS = 2**18  # rotated at a time, so that float32 copies stay in the CPU's cache
 
 
 class Reference(Backend):
-    """Blocks of tokens, small enough to stay in a cache."""
+    """Rotate block by block of tokens with torch operators."""
 
     name = "reference"
 
-    def turn(
-        self,
-        xs: Sequence[Tensor],
-        outs: Sequence[Tensor],
-        angles: Sequence[Tensor],
-        start: int,
-        interleaved: bool,
-        inverse: bool,
-    ) -> None:
-        exact = torch.float64 if xs[0].dtype == torch.float64 else torch.float32
-        cos_BHTP, sin_BHTP = (part_BTP[:, None] for part_BTP in forms.tables(angles, exact))
-        if inverse:
-            sin_BHTP = -sin_BHTP
-        pairs = cos_BHTP.shape[-1]
-        for x_BHTD, out_BHTD in zip(xs, outs, strict=True):
+    def rotate(self, task: RotationTask) -> None:
+        compute_dtype = torch.float64 if task.inputs[0].dtype == torch.float64 else torch.float32
+        cos_BTP, sin_BTP = as_tables(task.angles, compute_dtype)
+        if task.inverse:
+            sin_BTP = -sin_BTP
+        cos_B1TP, sin_B1TP = cos_BTP[:, None], sin_BTP[:, None]
+        start, pairs = task.start, cos_BTP.shape[-1]
+        for x_BHTD, out_BHTD in zip(task.inputs, task.outputs, strict=True):
             if out_BHTD is not x_BHTD:
-                before, after = slice(start), slice(start + 2 * pairs, None)
-                out_BHTD[..., before], out_BHTD[..., after] = x_BHTD[..., before], x_BHTD[..., after]
-            sources, targets = (forms.pairs_of(each, start, pairs, interleaved) for each in (x_BHTD, out_BHTD))
+                out_BHTD[..., :start] = x_BHTD[..., :start]
+                out_BHTD[..., start + 2 * pairs :] = x_BHTD[..., start + 2 * pairs :]
+            x_first, x_second = split_pairs(x_BHTD, start, pairs, task.interleaved)
+            out_first, out_second = split_pairs(out_BHTD, start, pairs, task.interleaved)
             tokens = x_BHTD.shape[-2]
-            step = max(1, _BLOCK * tokens // max(1, x_BHTD.numel()))
-            for begin in range(0, tokens, step):
-                block = slice(begin, begin + step)
-                a, b = (each[..., block, :].to(exact) for each in sources)
-                cos, sin = cos_BHTP[..., block, :], sin_BHTP[..., block, :]
-                turned = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
-                for target, values in zip(targets, turned, strict=True):
-                    target[..., block, :] = values
+            block_tokens = max(1, _BLOCK_ELEMENTS * tokens // max(1, x_BHTD.numel()))
+            for begin in range(0, tokens, block_tokens):
+                block = slice(begin, begin + block_tokens)
+                cos, sin = cos_B1TP[..., block, :], sin_B1TP[..., block, :]
+                first, second = x_first[..., block, :].to(compute_dtype), x_second[..., block, :].to(compute_dtype)
+                # Both results are complete before either is written: in place they share memory with the inputs.
+                rotated_first = torch.addcmul(first * cos, second, sin, value=-1)
+                rotated_second = torch.addcmul(second * cos, first, sin)
+                out_first[..., block, :], out_second[..., block, :] = rotated_first, rotated_second

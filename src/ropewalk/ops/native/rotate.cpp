@@ -1,9 +1,13 @@
-// The rotation on a CPU, as base.py's `Backend.turn` describes it: q and k in one call, each read once and written once.
+// The rotation on CPUs, as specified by `RotationTask` in backends/base.py: q and k in one call, each read and written
+// once.
 //
-// Plain C++ with a C interface: it needs no headers of torch and fits every version. The loops are written for the
-// compiler's vectorizer; the same source is compiled for several instruction sets.
+// Plain C++ with a C interface. It includes no torch headers, so one build works with every version of torch. The loops
+// are written for the compiler's vectorizer; hatch_build.py compiles this file for several instruction sets.
 //
-// Shapes: B batch, H heads, T tokens, D channels of a head, P pairs.
+// A table here holds cos and sin of a block of tokens in the order in which the channels lie in memory: one value per
+// pair for the half layout, two per pair for the interleaved layout.
+//
+// Shapes: B batch rows, H heads, T tokens, D channels of a head, P pairs.
 
 #include <algorithm>
 #include <cmath>
@@ -20,36 +24,38 @@
 
 namespace {
 
-enum Type : int64_t { FLOAT64 = 0, FLOAT32 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
+enum DType : int64_t { FLOAT64 = 0, FLOAT32 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
 
 struct Strides3 { int64_t b, h, t; };   // in elements
 struct Strides2 { int64_t b, t, p; };
 
-struct Heads {  // one of q and k
+struct HeadTensor {  // q or k, with its output
     const char* x;
     char* out;
     int64_t heads;
-    Strides3 of_x, of_out;
+    Strides3 x_strides, out_strides;
 };
 
-struct Task {  // all int64: packed by cpu.py in this order
-    int64_t type, tensors, batch, tokens, channels, start, pairs, interleaved, inverse, threads;
-    const char *cos, *sin;  // tables, or null
-    Strides2 of_cos, of_sin;
+// 44 int64 fields, packed in this order by backends/cpu.py.
+struct Task {
+    int64_t dtype, tensors, batch, tokens, channels, start, pairs, interleaved, inverse, threads;
+    const char *cos, *sin;  // tables, or null for angles in fixed point
+    Strides2 cos_strides, sin_strides;
     const int64_t* positions;
-    int64_t positions_b, positions_t;
-    const int64_t* turns;
-    int64_t turns_b, turns_p;
-    const double* factors;
+    int64_t positions_b, positions_t;  // strides, as below
+    const int64_t* frequencies;  // rotations per token, in units of 2^-64
+    int64_t frequencies_b, frequencies_p;
+    const double* factors;  // attention factors
     int64_t factors_b;
-    Heads heads[2];
+    HeadTensor head_tensors[2];
 
-    int64_t width() const { return interleaved ? 2 * pairs : pairs; }  // numbers of a token in a table
+    int64_t table_width() const { return interleaved ? 2 * pairs : pairs; }  // values per token
 };
 
-// --- numbers ---------------------------------------------------------------------------------------------------------
+// --- vectors ---------------------------------------------------------------------------------------------------------
 
-#if defined(__AVX512F__)  // as many floats as a register holds: compilers take longer vectors apart badly
+// As many floats as a register holds: compilers split longer vectors into poor code.
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
 #elif defined(__AVX__)
 constexpr int LANES = 8;
@@ -84,18 +90,19 @@ inline Floats load(const Float16* at) {
     return Floats(_mm256_cvtph_ps(from_memory<__m128i>(at)));
 #else
     const Words bits = __builtin_convertvector(from_memory<Shorts>(at), Words);
-    const Words magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
-    // Rebias the exponent by a product, which subnormal numbers survive; infinities and NaN are beyond it.
-    const Words value = Words(Floats(magnitude) * 0x1p112f);
-    return Floats((magnitude >= 0x0f800000 ? magnitude | 0x7f800000 : value) | sign);
+    const Words absolute = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
+    // Rebias the exponent by a multiplication, which is exact for subnormal numbers too. It does not cover infinities
+    // and NaN.
+    const Words value = Words(Floats(absolute) * 0x1p112f);
+    return Floats((absolute >= 0x0f800000 ? absolute | 0x7f800000 : value) | sign);
 #endif
 }
 
-// Rounded to nearest, ties to even.
+// Round to nearest, ties to even.
 inline void store(double* at, Doubles x) { to_memory(at, x); }
 inline void store(float* at, Floats x) { to_memory(at, x); }
 inline void store(BFloat16* at, Floats x) {
-#if defined(__AVX512BF16__)  // subnormal numbers become 0
+#if defined(__AVX512BF16__)  // this instruction flushes subnormal numbers to 0
     to_memory(at, _mm512_cvtneps_pbh(__m512(x)));
 #else
     const Words bits = Words(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -108,56 +115,60 @@ inline void store(Float16* at, Floats x) {
 #elif defined(__F16C__)
     to_memory(at, _mm256_cvtps_ph(__m256(x), _MM_FROUND_TO_NEAREST_INT));
 #else
-    const Words bits = Words(x), magnitude = bits & 0x7fffffff;
-    const Words normal = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
-    // Added to 0.5, a subnormal number has its bits rounded to where a half keeps them.
-    const Words subnormal = Words(Floats(magnitude) + 0.5f) - 0x3f000000;
-    Words half = magnitude < 0x38800000 ? subnormal : normal;
-    half = magnitude >= 0x47800000 ? Words{} + 0x7c00 : half;  // 65,536 and more; what rounds up to it carries by itself
-    half = magnitude > 0x7f800000 ? Words{} + 0x7e00 : half;
+    const Words bits = Words(x), absolute = bits & 0x7fffffff;
+    const Words normal = (absolute - (112u << 23) + 0xfff + (absolute >> 13 & 1)) >> 13;
+    // Adding 0.5 aligns and rounds a number that is subnormal in half precision; its bits then start at the lowest one.
+    const Words subnormal = Words(Floats(absolute) + 0.5f) - 0x3f000000;
+    Words half = absolute < 0x38800000 ? subnormal : normal;
+    // 65,536 and above is infinity; smaller numbers that round up to it carry into the exponent by themselves.
+    half = absolute >= 0x47800000 ? Words{} + 0x7c00 : half;
+    half = absolute > 0x7f800000 ? Words{} + 0x7e00 : half;
     to_memory(at, __builtin_convertvector(half | (bits >> 16 & 0x8000), Shorts));
 #endif
 }
 
 // --- angles ----------------------------------------------------------------------------------------------------------
 
-// cos and sin of turns in units of 2^-64: the nearest quarter of a turn is taken off in integers, the rest is within
-// +-pi/4, where polynomials are right to 3e-8 (least squares at Chebyshev nodes, in the square of the angle).
-inline void cos_sin(int64_t turns, float factor, float& cos, float& sin) {
-    const uint64_t quarter = (uint64_t(turns) + (1ull << 61)) >> 62;
-    const int32_t rest = int32_t(int64_t(uint64_t(turns) - (quarter << 62)) >> 31);
-    const float angle = float(rest) * 7.31459163e-10f;  // 2 pi / 2^33
+// cos and sin of an angle in units of 2^-64 of a full rotation. Integer arithmetic subtracts the nearest quarter of a
+// rotation exactly. The remainder is within +-pi/4, where the polynomials are correct to 3e-8 (least squares at
+// Chebyshev nodes, in the square of the angle).
+inline void cos_sin(int64_t fixed_point_angle, float factor, float& cos, float& sin) {
+    const uint64_t quarter = (uint64_t(fixed_point_angle) + (1ull << 61)) >> 62;
+    const int32_t remainder = int32_t(int64_t(uint64_t(fixed_point_angle) - (quarter << 62)) >> 31);
+    const float angle = float(remainder) * 7.31459163e-10f;  // 2 pi / 2^33
     const float square = angle * angle;
-    const float even = 1 + square * (-0.5f + square * (0.0416666227f + square * (-0.0013886748f + square * 2.43892034e-05f)));
+    const float even =
+        1 + square * (-0.5f + square * (0.0416666227f + square * (-0.0013886748f + square * 2.43892034e-05f)));
     const float odd = angle + angle * square * (-0.166666502f + square * (0.00833195798f + square * -0.000194934967f));
-    const bool swapped = quarter & 1;
-    const float c = swapped ? odd : even, s = swapped ? even : odd;
+    const bool is_odd_quarter = quarter & 1;
+    const float c = is_odd_quarter ? odd : even, s = is_odd_quarter ? even : odd;
     cos = ((quarter + 1) & 2 ? -c : c) * factor;
     sin = (quarter & 2 ? -s : s) * factor;
 }
 
-// The tables of some tokens of one row of the batch, as `Half` and `Interleaved` read them.
+// Fill the table for `tokens` tokens from `first` on, of row b of the batch.
 template <class Real>
-void form_tables(const Task& task, int64_t b, int64_t first, int64_t tokens, Real* cos, Real* sin) {
+void fill_table(const Task& task, int64_t b, int64_t first, int64_t tokens, Real* cos, Real* sin) {
     const int64_t pairs = task.pairs;
     const Real sign = task.inverse ? -1 : 1;
-    for (int64_t t = 0; t < tokens; ++t, cos += task.width(), sin += task.width()) {
+    for (int64_t t = 0; t < tokens; ++t, cos += task.table_width(), sin += task.table_width()) {
         if (task.cos) {
-            const Real* c = reinterpret_cast<const Real*>(task.cos) + b * task.of_cos.b + (first + t) * task.of_cos.t;
-            const Real* s = reinterpret_cast<const Real*>(task.sin) + b * task.of_sin.b + (first + t) * task.of_sin.t;
-            for (int64_t p = 0; p < pairs; ++p) cos[p] = c[p * task.of_cos.p];
-            for (int64_t p = 0; p < pairs; ++p) sin[p] = sign * s[p * task.of_sin.p];
+            const Strides2 &cs = task.cos_strides, &ss = task.sin_strides;
+            const Real* c = reinterpret_cast<const Real*>(task.cos) + b * cs.b + (first + t) * cs.t;
+            const Real* s = reinterpret_cast<const Real*>(task.sin) + b * ss.b + (first + t) * ss.t;
+            for (int64_t p = 0; p < pairs; ++p) cos[p] = c[p * cs.p];
+            for (int64_t p = 0; p < pairs; ++p) sin[p] = sign * s[p * ss.p];
         } else {
             const uint64_t position = task.positions[b * task.positions_b + (first + t) * task.positions_t];
-            const int64_t* turns = task.turns + b * task.turns_b;
+            const int64_t* frequencies = task.frequencies + b * task.frequencies_b;
             const float factor = float(task.factors[b * task.factors_b]);
             for (int64_t p = 0; p < pairs; ++p) {
                 float c, s;
-                cos_sin(int64_t(position * uint64_t(turns[p * task.turns_p])), factor, c, s);
+                cos_sin(int64_t(position * uint64_t(frequencies[p * task.frequencies_p])), factor, c, s);
                 cos[p] = c, sin[p] = sign * s;
             }
         }
-        if (task.interleaved) {
+        if (task.interleaved) {  // spread to two values per pair, from the end because both overlap
             for (int64_t p = pairs; p--;) {
                 cos[2 * p] = cos[2 * p + 1] = cos[p];
                 sin[2 * p + 1] = sin[p], sin[2 * p] = -sin[p];
@@ -166,107 +177,117 @@ void form_tables(const Task& task, int64_t b, int64_t first, int64_t tokens, Rea
     }
 }
 
-// --- turning ---------------------------------------------------------------------------------------------------------
+// --- rotation --------------------------------------------------------------------------------------------------------
 
 template <class Real> using Vector = decltype(load(static_cast<const Real*>(nullptr)));
 
-// Neighbours exchanged.
-template <class Numbers> inline Numbers swapped(Numbers x) {
+// Exchange the two elements of each pair of neighbors.
+template <class Values> inline Values swap_neighbors(Values x) {
 #if defined(__clang__)
-    Numbers exchanged;
+    Values exchanged;
     for (int i = 0; i < LANES; ++i) exchanged[i] = x[i ^ 1];
     return exchanged;
 #else
-    decltype(x == x) neighbours;
-    for (int i = 0; i < LANES; ++i) neighbours[i] = i ^ 1;
-    return __builtin_shuffle(x, neighbours);
+    decltype(x == x) neighbors;
+    for (int i = 0; i < LANES; ++i) neighbors[i] = i ^ 1;
+    return __builtin_shuffle(x, neighbors);
 #endif
 }
 
-struct Half {  // the second channel of a pair lies `pairs` after the first
-    static constexpr int channels = 2;  // of x to one of a table
+// Both layouts define `rotate` for a whole vector of table values and `rotate_partial` for fewer than LANES of them.
+
+// The second channel of a pair is `pairs` channels after the first.
+struct Half {
+    static constexpr int channels_per_table_value = 2;
     int64_t pairs;
 
-    template <class X, class Numbers> void turn(const X* x, X* out, Numbers cos, Numbers sin) const {
-        turn(x, x + pairs, out, out + pairs, cos, sin);
+    template <class X, class Values> void rotate(const X* x, X* out, Values cos, Values sin) const {
+        rotate(x, x + pairs, out, out + pairs, cos, sin);
     }
-    template <class X, class Numbers>
-    static void turn(const X* x_a, const X* x_b, X* out_a, X* out_b, Numbers cos, Numbers sin) {
-        const Numbers a = load(x_a), b = load(x_b);
+    template <class X, class Values>
+    static void rotate(const X* x_a, const X* x_b, X* out_a, X* out_b, Values cos, Values sin) {
+        const Values a = load(x_a), b = load(x_b);
         store(out_a, a * cos - b * sin);
         store(out_b, b * cos + a * sin);
     }
-    template <class X, class Numbers> void turn_some(const X* x, X* out, int64_t some, Numbers cos, Numbers sin) const {
+    template <class X, class Values>
+    void rotate_partial(const X* x, X* out, int64_t count, Values cos, Values sin) const {
         X a[LANES]{}, b[LANES]{};
-        std::copy_n(x, some, a), std::copy_n(x + pairs, some, b);
-        turn(a, b, a, b, cos, sin);
-        std::copy_n(a, some, out), std::copy_n(b, some, out + pairs);
+        std::copy_n(x, count, a), std::copy_n(x + pairs, count, b);
+        rotate(a, b, a, b, cos, sin);
+        std::copy_n(a, count, out), std::copy_n(b, count, out + pairs);
     }
 };
 
-struct Interleaved {  // channel by channel: cos is there twice, and sin twice, of the sign that it has in each
-    static constexpr int channels = 1;
+// The table repeats cos for both channels of a pair, and holds -sin for the first and sin for the second.
+struct Interleaved {
+    static constexpr int channels_per_table_value = 1;
 
-    template <class X, class Numbers> void turn(const X* x, X* out, Numbers cos, Numbers sin) const {
-        const Numbers own = load(x);
-        store(out, own * cos + swapped(own) * sin);
+    template <class X, class Values> void rotate(const X* x, X* out, Values cos, Values sin) const {
+        const Values values = load(x);
+        store(out, values * cos + swap_neighbors(values) * sin);
     }
-    template <class X, class Numbers> void turn_some(const X* x, X* out, int64_t some, Numbers cos, Numbers sin) const {
-        X own[LANES]{};
-        std::copy_n(x, some, own);
-        turn(own, own, cos, sin);
-        std::copy_n(own, some, out);
+    template <class X, class Values>
+    void rotate_partial(const X* x, X* out, int64_t count, Values cos, Values sin) const {
+        X values[LANES]{};
+        std::copy_n(x, count, values);
+        rotate(values, values, cos, sin);
+        std::copy_n(values, count, out);
     }
 };
 
-template <class X> struct Rows {  // heads of one token, or tokens of one head: numbers to turn, and how far apart
+// Equally spaced rows of channels: the heads of one token, or the tokens of one head. Steps are in elements.
+template <class X> struct Rows {
     const X* x;
     X* out;
     int64_t count, x_step, out_step, table_step;
 };
 
-// How far ahead memory is asked for, bytes: half precision is so much arithmetic for its bytes that its loads come too
-// late by themselves, and memory stands idle.
-constexpr int AHEAD = 2048;
+// Prefetch distance in bytes. Half precision needs so much arithmetic per byte that without prefetching its loads are
+// issued too late to keep memory busy.
+constexpr int PREFETCH_BYTES = 2048;
 
-// Some vectors of every row. Where the rows share a table it stays in registers.
-template <int vectors, bool shared, class X, class Real, class Layout>
-void turn_vectors(Layout layout, Rows<X> rows, const Real* cos, const Real* sin) {
-    constexpr int row_bytes = Layout::channels * vectors * LANES * sizeof(X);
+// Rotate the first `vectors` vectors of every row. A table that all rows share stays in registers.
+template <int vectors, bool shared_table, class X, class Real, class Layout>
+void rotate_vectors(Layout layout, Rows<X> rows, const Real* cos, const Real* sin) {
+    constexpr int row_bytes = Layout::channels_per_table_value * vectors * LANES * sizeof(X);
     Vector<Real> c[vectors], s[vectors];
     for (int64_t row = 0; row < rows.count; ++row) {
-        if (!shared || row == 0) {
+        if (!shared_table || row == 0) {
             for (int i = 0; i < vectors; ++i) c[i] = load(cos + i * LANES), s[i] = load(sin + i * LANES);
             cos += rows.table_step, sin += rows.table_step;
         }
-        const X* ahead = rows.x + AHEAD / row_bytes * rows.x_step;
+        const X* ahead = rows.x + PREFETCH_BYTES / row_bytes * rows.x_step;
         for (int i = 0; i < row_bytes; i += 64) __builtin_prefetch(reinterpret_cast<const char*>(ahead) + i);
-        for (int i = 0; i < vectors; ++i) layout.turn(rows.x + i * LANES, rows.out + i * LANES, c[i], s[i]);
+        for (int i = 0; i < vectors; ++i) layout.rotate(rows.x + i * LANES, rows.out + i * LANES, c[i], s[i]);
         rows.x += rows.x_step, rows.out += rows.out_step;
     }
 }
 
-template <bool shared, class X, class Real, class Layout>
-void turn_rows(Layout layout, Rows<X> rows, const Real* cos, const Real* sin, int64_t width) {
+// Rotate all channels of every row; `width` is the number of table values per row.
+template <bool shared_table, class X, class Real, class Layout>
+void rotate_rows(Layout layout, Rows<X> rows, const Real* cos, const Real* sin, int64_t width) {
     while (width >= LANES) {
         const int64_t vectors = std::min<int64_t>(width / LANES, 4), done = vectors * LANES;
-        if (vectors == 4) turn_vectors<4, shared>(layout, rows, cos, sin);
-        else if (vectors == 3) turn_vectors<3, shared>(layout, rows, cos, sin);
-        else if (vectors == 2) turn_vectors<2, shared>(layout, rows, cos, sin);
-        else turn_vectors<1, shared>(layout, rows, cos, sin);
+        if (vectors == 4) rotate_vectors<4, shared_table>(layout, rows, cos, sin);
+        else if (vectors == 3) rotate_vectors<3, shared_table>(layout, rows, cos, sin);
+        else if (vectors == 2) rotate_vectors<2, shared_table>(layout, rows, cos, sin);
+        else rotate_vectors<1, shared_table>(layout, rows, cos, sin);
         rows.x += done, rows.out += done, cos += done, sin += done, width -= done;
     }
     for (int64_t row = 0; width && row < rows.count; ++row) {
-        layout.turn_some(rows.x, rows.out, width, load(cos), load(sin));
+        layout.rotate_partial(rows.x, rows.out, width, load(cos), load(sin));
         rows.x += rows.x_step, rows.out += rows.out_step, cos += rows.table_step, sin += rows.table_step;
     }
 }
 
-template <bool shared, class X, class Real>
-void turn_rows(const Task& task, Rows<X> rows, const Real* cos, const Real* sin) {
-    const Rows<X> turning{rows.x + task.start, rows.out + task.start, rows.count, rows.x_step, rows.out_step, rows.table_step};
-    if (task.interleaved) turn_rows<shared>(Interleaved{}, turning, cos, sin, task.width());
-    else turn_rows<shared>(Half{task.pairs}, turning, cos, sin, task.width());
+// The same for the layout of the task. Copy the channels that do not rotate, unless the task is in place.
+template <bool shared_table, class X, class Real>
+void rotate_rows(const Task& task, Rows<X> rows, const Real* cos, const Real* sin) {
+    Rows<X> rotary = rows;
+    rotary.x += task.start, rotary.out += task.start;
+    if (task.interleaved) rotate_rows<shared_table>(Interleaved{}, rotary, cos, sin, task.table_width());
+    else rotate_rows<shared_table>(Half{task.pairs}, rotary, cos, sin, task.table_width());
     const int64_t end = task.start + 2 * task.pairs;
     if (rows.x == rows.out || end - task.start == task.channels) return;
     for (int64_t row = 0; row < rows.count; ++row) {
@@ -277,63 +298,69 @@ void turn_rows(const Task& task, Rows<X> rows, const Real* cos, const Real* sin)
     }
 }
 
-// Some tokens of all heads, in the order in which they lie in memory.
+// Rotate `tokens` tokens from `first` on of all heads, in the order in which they lie in memory.
 template <class X, class Real>
-void turn_heads(const Task& task, const Heads& heads, int64_t b, int64_t first, int64_t tokens, const Real* cos, const Real* sin) {
-    const Strides3 &in = heads.of_x, &to = heads.of_out;
-    const X* x = reinterpret_cast<const X*>(heads.x) + b * in.b + first * in.t;
-    X* out = reinterpret_cast<X*>(heads.out) + b * to.b + first * to.t;
-    const int64_t width = task.width();
+void rotate_heads(const Task& task, const HeadTensor& tensor, int64_t b, int64_t first, int64_t tokens, const Real* cos,
+                  const Real* sin) {
+    const Strides3 &in = tensor.x_strides, &to = tensor.out_strides;
+    const X* x = reinterpret_cast<const X*>(tensor.x) + b * in.b + first * in.t;
+    X* out = reinterpret_cast<X*>(tensor.out) + b * to.b + first * to.t;
+    const int64_t width = task.table_width();
     if (in.h <= in.t) {
         for (int64_t t = 0; t < tokens; ++t) {
-            const Rows<X> of_token{x + t * in.t, out + t * to.t, heads.heads, in.h, to.h, 0};
-            turn_rows<true>(task, of_token, cos + t * width, sin + t * width);
+            const Rows<X> heads_of_token{x + t * in.t, out + t * to.t, tensor.heads, in.h, to.h, 0};
+            rotate_rows<true>(task, heads_of_token, cos + t * width, sin + t * width);
         }
     } else {
-        for (int64_t h = 0; h < heads.heads; ++h)
-            turn_rows<false>(task, Rows<X>{x + h * in.h, out + h * to.h, tokens, in.t, to.t, width}, cos, sin);
+        for (int64_t h = 0; h < tensor.heads; ++h)
+            rotate_rows<false>(task, Rows<X>{x + h * in.h, out + h * to.h, tokens, in.t, to.t, width}, cos, sin);
     }
 }
 
-constexpr int64_t TOKENS = 32;  // that are turned with one table, which fits the nearest cache
+constexpr int64_t BLOCK_TOKENS = 32;  // tokens per table, so that the table fits the L1 cache
 
-// New memory of some size is not there yet: it comes when it is first written to, a page at a time. Page by page of 4 KiB
-// that takes three times as long as turning; in pages of 2 MiB, as long as turning.
-void ask_for_large_pages(const Task& task, const Heads& heads, int64_t size) {
+// Ask Linux for 2 MiB pages for a large new output. New memory is mapped page by page when it is first written: with
+// pages of 4 KiB that takes three times as long as the rotation, with 2 MiB as long as the rotation.
+void request_large_pages(const Task& task, const HeadTensor& tensor, int64_t element_size) {
 #if defined(MADV_HUGEPAGE)
-    const auto last = [](int64_t count, int64_t stride) { return (count - 1) * stride; };
-    const int64_t numbers = last(task.batch, heads.of_out.b) + last(heads.heads, heads.of_out.h) +
-                            last(task.tokens, heads.of_out.t) + task.channels;
-    const uintptr_t page = 4096, large = 2 << 20, begin = reinterpret_cast<uintptr_t>(heads.out);
-    const uintptr_t from = (begin + page - 1) / page * page, to = (begin + numbers * size) / page * page;
-    if (heads.x != heads.out && from + 2 * large < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+    const auto last_offset = [](int64_t count, int64_t stride) { return (count - 1) * stride; };
+    const Strides3& strides = tensor.out_strides;
+    const int64_t elements = last_offset(task.batch, strides.b) + last_offset(tensor.heads, strides.h) +
+                             last_offset(task.tokens, strides.t) + task.channels;
+    const uintptr_t page = 4096, large = 2 << 20, begin = reinterpret_cast<uintptr_t>(tensor.out);
+    const uintptr_t from = (begin + page - 1) / page * page, to = (begin + elements * element_size) / page * page;
+    const bool is_in_place = tensor.x == tensor.out;
+    if (!is_in_place && from + 2 * large < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
 #endif
 }
 
-template <class X, class Real> void turn(const Task& task) {
+template <class X, class Real> void rotate(const Task& task) {
     if (task.batch * task.tokens == 0) return;
-    for (int64_t i = 0; i < task.tensors; ++i) ask_for_large_pages(task, task.heads[i], sizeof(X));
-    const int64_t blocks = (task.tokens + TOKENS - 1) / TOKENS;
+    for (int64_t i = 0; i < task.tensors; ++i) request_large_pages(task, task.head_tensors[i], sizeof(X));
+    const int64_t blocks = (task.tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
 #pragma omp parallel num_threads(int(task.threads)) if (task.threads > 1)
     {
-        const int64_t numbers = TOKENS * task.width() + LANES;  // a vector of the last token may reach past it
-        std::unique_ptr<Real[]> tables(new Real[2 * numbers]);
-        Real *cos = tables.get(), *sin = cos + numbers;
+        // A vector load for the last token may extend past its values.
+        const int64_t table_size = BLOCK_TOKENS * task.table_width() + LANES;
+        std::unique_ptr<Real[]> tables(new Real[2 * table_size]);
+        Real *cos = tables.get(), *sin = cos + table_size;
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < task.batch * blocks; ++block) {
-            const int64_t b = block / blocks, first = block % blocks * TOKENS;
-            const int64_t tokens = std::min(TOKENS, task.tokens - first);
-            form_tables(task, b, first, tokens, cos, sin);
-            for (int64_t i = 0; i < task.tensors; ++i) turn_heads<X>(task, task.heads[i], b, first, tokens, cos, sin);
+            const int64_t b = block / blocks, first = block % blocks * BLOCK_TOKENS;
+            const int64_t tokens = std::min(BLOCK_TOKENS, task.tokens - first);
+            fill_table(task, b, first, tokens, cos, sin);
+            for (int64_t i = 0; i < task.tensors; ++i)
+                rotate_heads<X>(task, task.head_tensors[i], b, first, tokens, cos, sin);
         }
     }
 }
 
 }  // namespace
 
-// How good a fit this processor is for what this was compiled for; 0: it cannot run, or `Task` is not of this size.
-extern "C" int ropewalk_fit(int bytes) {
-    if (bytes != sizeof(Task)) return 0;
+// Return how advanced the instruction set of this build is. Return 0 if this CPU lacks it, or if the caller's task has
+// another size.
+extern "C" int ropewalk_support_level(int task_bytes) {
+    if (task_bytes != sizeof(Task)) return 0;
 #if !defined(__x86_64__)
     return 1;
 #elif !defined(__AVX2__)
@@ -341,24 +368,24 @@ extern "C" int ropewalk_fit(int bytes) {
 #elif !defined(__AVX512F__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 2 : 0;
 #else
-    const bool runs = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #if !defined(__AVX512BF16__)
-    return runs ? 3 : 0;
+    return has_avx512 ? 3 : 0;
 #else
-    return runs && __builtin_cpu_supports("avx512bf16") ? 4 : 0;
+    return has_avx512 && __builtin_cpu_supports("avx512bf16") ? 4 : 0;
 #endif
 #endif
 }
 
-extern "C" void ropewalk_turn(const int64_t* packed) {
+extern "C" void ropewalk_rotate(const int64_t* packed) {
     Task task;
     static_assert(sizeof task == 44 * 8);
     std::memcpy(&task, packed, sizeof task);
-    switch (task.type) {
-        case FLOAT64: return turn<double, double>(task);
-        case FLOAT32: return turn<float, float>(task);
-        case BFLOAT16: return turn<BFloat16, float>(task);
-        default: return turn<Float16, float>(task);
+    switch (task.dtype) {
+        case FLOAT64: return rotate<double, double>(task);
+        case FLOAT32: return rotate<float, float>(task);
+        case BFLOAT16: return rotate<BFloat16, float>(task);
+        default: return rotate<Float16, float>(task);
     }
 }
