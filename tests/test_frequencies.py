@@ -63,8 +63,8 @@ def test_float32_angles_have_the_documented_errors():
 
 def test_attention_factor_multiplies_both_tables():
     plain, scaled = rw.Frequencies(np.array([1.0, 0.1])), rw.Frequencies(np.array([1.0, 0.1]), attention_factor=1.25)
-    for ours, theirs in zip(scaled.cos_sin([5, 6], "float64"), plain.cos_sin([5, 6], "float64"), strict=True):
-        np.testing.assert_allclose(ours, 1.25 * theirs, rtol=1e-15)
+    for table, plain_table in zip(scaled.cos_sin([5, 6], "float64"), plain.cos_sin([5, 6], "float64"), strict=True):
+        np.testing.assert_allclose(table, 1.25 * plain_table, rtol=1e-15)
 
 
 def test_softmax_factor_does_not_change_the_tables():

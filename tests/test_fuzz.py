@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize(("kind", "count"), [("configs", 400), ("ggufs", 200)])
+@pytest.mark.parametrize(("kind", "count"), [("configs", 300), ("ggufs", 200)])
 def test_corrupt_input_gives_a_result_or_an_error_of_one_line(kind, count):
     command = [sys.executable, "-m", "tests.helpers.fuzz", kind, str(count), "7"]
     root = Path(__file__).parents[1]

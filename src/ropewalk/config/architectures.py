@@ -70,7 +70,7 @@ INTERLEAVED_MODEL_TYPES = frozenset({
 
 # Architectures whose attention multiplies its softmax scale by m(factor, mscale_all_dim)^2 (DeepSeek-V2,
 # arXiv 2405.04434). All others leave the softmax scale alone, even if their rope dict contains mscale_all_dim.
-# Source: the attention classes of modeling_*.py in transformers 5.
+# Source: the attention classes of modeling_*.py in transformers 5; for kimi_k2, the code published with the model.
 SOFTMAX_SCALED_MODEL_TYPES = frozenset({
     "axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
     "hy_v4", "kimi_k2", "longcat_flash", "minicpm3", "mistral4", "mistral_large4", "youtu",
