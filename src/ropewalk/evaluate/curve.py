@@ -162,6 +162,7 @@ class CurveRun:
         self.text = read_text(text) if isinstance(text, str) else text
         model_config = load_config(model) if isinstance(model, str) else configs.read(model[0])
         self._rope = model_config.main_layer.rope
+        self.original_length = self._rope.original_length
         self._points = plan_points(self._rope, parsed, self._lengths, chunks, self._policy)
         header = {
             "model": identity["model"],
@@ -172,10 +173,6 @@ class CurveRun:
         if not isinstance(model, str):
             header["model_digest"] = model_digest(*model)  # loaded models with different weights may share a name
         self.store = CurveStore(out, header)
-
-    @property
-    def original_length(self) -> int | None:
-        return self._rope.original_length
 
     def rows(self) -> list[CurveRow]:
         """Return the rows of this run that are measured so far, ordered by scaling, way of reading, and length."""

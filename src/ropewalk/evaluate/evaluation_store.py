@@ -11,7 +11,7 @@ import io
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,7 +186,7 @@ class EvaluationStore:
     def sample_results(self, key: str) -> dict[int, SampleResult]:
         """Return the finished samples of a cell by index."""
         rows = self._read("select * from samples where cell = ? order by number", key)
-        return {row[1]: _sample_result(*row) for row in rows}
+        return {row[1]: _sample_result(row) for row in rows}
 
     def finished_keys(self) -> set[str]:
         """Return the keys of the cells whose samples are all finished."""
@@ -246,28 +246,12 @@ class EvaluationStore:
             raise RuntimeError(f"{self.path} cannot be read ({error})") from None
 
 
-def _sample_result(
-    _cell: str,
-    number: int,
-    prompt: str,
-    tokens: int,
-    answer: str,
-    refs: str,
-    scores: str,
-    about: str,
-    seconds: float,
-) -> SampleResult:
+def _sample_result(row: Sequence[Any]) -> SampleResult:
     """Return the sample of a row of the table `samples`."""
-    return SampleResult(
-        index=number,
-        prompt=prompt,
-        tokens=tokens,
-        answer=answer,
-        references=json.loads(refs),
-        scores=json.loads(scores),
-        about=json.loads(about),
-        seconds=seconds,
-    )
+    fields = dict(zip(SampleResult.__annotations__, row[1:], strict=True))  # without the key of the cell
+    for name in ("references", "scores", "about"):
+        fields[name] = json.loads(fields[name])
+    return SampleResult(**fields)  # type: ignore[typeddict-item]
 
 
 def _to_json(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,22 @@ class CellSummary:
 class Worker:
     """Computes cells with one model, which it loads when the first cell is started."""
 
-    def __init__(self, model: ModelSource | ServerTextGenerator, dtype: str | None = None) -> None:
-        """`model`: a name that `ropewalk.load` accepts, a loaded (model, tokenizer), or a generator on a server."""
+    def __init__(
+        self,
+        model: ModelSource | ServerTextGenerator,
+        dtype: str | None = None,
+        before_load: Callable[[], None] | None = None,
+    ) -> None:
+        """Prepare a worker.
+
+        Args:
+            model: a name that `ropewalk.load` accepts, a loaded (model, tokenizer), or a generator on a server.
+            dtype: see `ropewalk.load`.
+            before_load: called before the model is loaded, to limit what it may use of the machine.
+        """
         self._model = model
         self._dtype = dtype
+        self._before_load = before_load
         self._generator: TextGenerator | ServerTextGenerator | None = None
         self._samples_of: tuple[Task, int, int, int] | None = None
         self._samples: list[Sample] = []
@@ -66,6 +78,8 @@ class Worker:
     def _load_generator(self) -> TextGenerator | ServerTextGenerator:
         if isinstance(self._model, ServerTextGenerator):
             return self._model
+        if self._before_load is not None:
+            self._before_load()
         from ropewalk.evaluate.text_generator import TextGenerator
 
         return TextGenerator(*load_source(self._model, self._dtype))

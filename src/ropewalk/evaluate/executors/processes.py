@@ -92,19 +92,23 @@ def _worker_process(pipe: Connection, model: str, dtype: str | None, index: int,
     """Run in the worker process: receive cells, send messages, until the parent kills it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to the whole group; the parent ends this process
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    import torch
-    from tqdm import tqdm
-
-    # The default lock of tqdm is a semaphore between processes, which would leak when this process is killed.
-    tqdm.set_lock(threading.RLock())
-    torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(index % torch.cuda.device_count())
-    worker = Worker(model, dtype)
+    worker = Worker(model, dtype, before_load=lambda: _use_share_of_machine(index, threads))
     while True:
         cell, finished = pipe.recv()
         for message in worker_messages(worker, cell, finished):
             pipe.send(message)
+
+
+def _use_share_of_machine(index: int, threads: int) -> None:
+    """Limit this process to its share of the CPU threads, and to one of the GPUs."""
+    import torch
+    from tqdm import tqdm
+
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index % torch.cuda.device_count())
+    # The default lock of tqdm is a semaphore between processes, which would leak when this process is killed.
+    tqdm.set_lock(threading.RLock())
 
 
 def _exit_with_parent() -> None:
