@@ -5,7 +5,8 @@
     model, tokenizer = rw.load("smollm2")
     rw.extend(model, target=32_768)
 
-Importing ropewalk needs numpy only. Functions that need torch or transformers are imported when they are first used.
+Importing ropewalk needs numpy only. Functions are imported when they are first used, because most of them need torch
+and transformers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from ropewalk import scaling as _scaling
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
-from ropewalk.planning import plan
 from ropewalk.rope import Rope
 from ropewalk.scaling import Scaling, parse
 from ropewalk.scaling.policies import ContinuousPolicy, RequestPolicy, SteppedPolicy
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # names that are defined dynamically below, for editors and t
     from ropewalk.models.extend import extend, extended, restore
     from ropewalk.models.load import load
     from ropewalk.ops import rotate
+    from ropewalk.planning import plan
     from ropewalk.scaling.abf import ABF
     from ropewalk.scaling.by_parts import DynamicNTKByParts, NTKByParts
     from ropewalk.scaling.critical_base import CriticalBase
@@ -49,6 +50,7 @@ _LAZY_IMPORTS = {
     "extended": "ropewalk.models.extend",
     "load": "ropewalk.models.load",
     "perplexity_curve": "ropewalk.evaluate.curve",
+    "plan": "ropewalk.planning",
     "restore": "ropewalk.models.extend",
     "rotate": "ropewalk.ops",
     "run_evaluation": "ropewalk.evaluate.evaluation",
@@ -63,7 +65,7 @@ globals().update(_METHODS)
 
 __all__ = [  # noqa: PLE0604
     "ContinuousPolicy", "Frequencies", "InputError", "RequestPolicy", "Rope", "Scaling", "SteppedPolicy", "parse",
-    "plan", *_LAZY_IMPORTS, *_METHODS,
+    *_LAZY_IMPORTS, *_METHODS,
 ]  # fmt: skip
 
 
