@@ -122,6 +122,7 @@ def read_tokenizer_limit(model: str) -> int | None:
 
 
 def _length_limit(tokenizer_config: Mapping[str, Any]) -> int | None:
+    """Return the tokenizer's limit in tokens, or None if it has none."""
     limit = tokenizer_config.get("model_max_length")
     return int(limit) if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT else None
 

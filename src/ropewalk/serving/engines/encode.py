@@ -89,6 +89,7 @@ def frequencies_match(left: Frequencies, right: Frequencies) -> bool:
 def _find_candidate(
     engine: Engine, config: Config, model_config: ModelConfig, scaling: Scaling, length: int
 ) -> Candidate | None:
+    """Return the first candidate that the engine interprets as the scaling, or None. Arguments as for `encode`."""
     expected = expected_scalings(model_config, scaling)
     for candidate in engine.candidates(config, model_config, scaling, length):
         # The changes on a command line must give the same frequencies as the configuration in a folder.
@@ -115,6 +116,7 @@ def _is_interpreted_as(
 
 
 def _layer_matches(interpreted: LayerRope, trained: LayerRope, expected: Scaling, length: int) -> bool:
+    """Return whether a layer, as interpreted by the engine, has the frequencies of `expected` on the trained layer."""
     original = trained.rope.original_length or length
     # Most engines serve one of LongRoPE's two lists at every length, so only the list for `length` is compared.
     is_dynamic = interpreted.scaling.is_dynamic or (expected.is_dynamic and not isinstance(expected, LongRoPE))

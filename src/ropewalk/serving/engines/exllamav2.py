@@ -47,6 +47,7 @@ class ExLlamaV2(FolderEngine):
         return with_main_scaling(model_config, self._read_scaling(rope_dict, declared, config))
 
     def _read_scaling(self, rope_dict: Mapping[str, Any], declared: int, config: Config) -> Scaling:
+        """Return the scaling of `rope_scaling` for a model that declares `declared` tokens."""
         rope_type = rope_dict.get("type") or rope_dict.get("rope_type")
         if rope_type == "linear":
             return Linear(require_number(self.title, rope_dict, "factor"))

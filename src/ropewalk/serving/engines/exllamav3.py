@@ -55,6 +55,7 @@ class ExLlamaV3(FolderEngine):
         return map_scalings(model_config, lambda layer: self._interpret_layer(layer, model_config, text))
 
     def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig, text: Config) -> Scaling:
+        """Return the scaling that the engine computes for one layer type."""
         rope_dict = layer.rope_dict
         rope_type = get_rope_type(rope_dict)
         if rope_type not in _SUPPORTED_TYPES:

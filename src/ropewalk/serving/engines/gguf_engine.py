@@ -118,6 +118,7 @@ def _encodings(
 
 
 def _yarn_fields(architecture: str, scaling: Scaling, factor: float, frequencies: Frequencies) -> dict[str, Any]:
+    """Return the fields of YaRN with a given factor, and with the attention and softmax factors of `frequencies`."""
     fields: dict[str, Any] = {"rope.scaling.type": "yarn", "rope.scaling.factor": factor}
     if architecture in YARN_BETA_DEFAULTS:
         beta_fast, beta_slow = YARN_BETA_DEFAULTS[architecture]
@@ -137,6 +138,7 @@ def _yarn_fields(architecture: str, scaling: Scaling, factor: float, frequencies
 
 
 def _attention_fields(factor: float) -> dict[str, float]:
+    """Return the field of an attention factor; none is needed for 1."""
     return {"rope.scaling.attn_factor": factor} if abs(factor - 1) > _TOLERANCE else {}
 
 

@@ -105,6 +105,7 @@ class LlamaCpp(GgufEngine):
         return with_main_scaling(model_config, with_one_list(layer.scaling, use_long=is_long))
 
     def _check_tensors(self, architecture: str, tensors: set[str], rope_type: str | None) -> None:
+        """Raise EngineConfigError if the file has a divisor tensor that the architecture does not read."""
         known: set[str] = set()
         if architecture in _READS_ROPE_FACTORS or (
             architecture in _READS_ROPE_FACTORS_IF_LONGROPE and rope_type == "longrope"

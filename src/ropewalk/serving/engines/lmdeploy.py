@@ -67,6 +67,7 @@ class LMDeploy(FolderEngine):
         return map_scalings(model_config, lambda layer: interpret_layer(layer, model_config))
 
     def _interpret_turbomind(self, layer: LayerRope, model_config: ModelConfig) -> Scaling:
+        """Return the scaling that the TurboMind backend computes for one layer type."""
         rope_dict, scaling, declared = layer.rope_dict, layer.scaling, model_config.max_length
         rope_type = get_rope_type(rope_dict)
         if rope_type not in _TURBOMIND_TYPES:
@@ -97,6 +98,7 @@ class LMDeploy(FolderEngine):
         )
 
     def _interpret_pytorch(self, layer: LayerRope, model_config: ModelConfig) -> Scaling:
+        """Return the scaling that the PyTorch backend computes for one layer type."""
         rope_dict, scaling = layer.rope_dict, layer.scaling
         rope_type = get_rope_type(rope_dict)
         if rope_type not in _PYTORCH_TYPES:
@@ -149,6 +151,7 @@ def _for_turbomind(candidate: Candidate, rope_dict: Mapping[str, Any]) -> Candid
 
 
 def _softmax_mscale(scaling: YaRN, model_config: ModelConfig) -> float | None:
+    """Return the `mscale_all_dim` that the architecture's attention applies to its softmax scale, or None."""
     return scaling.mscale_all_dim if model_config.model_type in SOFTMAX_SCALED_MODEL_TYPES else None
 
 

@@ -36,6 +36,7 @@ def check_loads_in_transformers(engine: str, version: int, text: Config) -> None
 
 
 def _check_rope_dict(engine: str, version: int, text: Config, rope_dict: Mapping[str, Any]) -> None:
+    """Raise EngineConfigError if the class refuses this rope dict; the arguments are those of the function above."""
     model_type, rope_type = text.get("model_type"), get_rope_type(rope_dict)
     field = "rope_scaling" if version == 4 else "rope_parameters"
     why = f", which the class of {model_type} requires"

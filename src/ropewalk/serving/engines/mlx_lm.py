@@ -86,6 +86,7 @@ class MLXLM(FolderEngine):
         return with_main_scaling(model_config, self._interpret_layer(layer, model_config))
 
     def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig) -> Scaling:
+        """Return the scaling that the engine computes for one layer type."""
         rope_dict, declared = layer.rope_dict, model_config.max_length
         rope_type = str(rope_dict.get("type") or rope_dict.get("rope_type") or "default")
         if model_config.model_type == "phi3":
@@ -119,6 +120,7 @@ class MLXLM(FolderEngine):
         )
 
     def _interpret_phi3(self, layer: LayerRope, declared: int | None) -> Scaling:
+        """Return the scaling of Phi-3, whose own rotary code only has LongRoPE."""
         rope_dict = layer.rope_dict
         if "type" not in rope_dict or "long_factor" not in rope_dict:
             keys = ", ".join(map(str, rope_dict))

@@ -82,6 +82,7 @@ class SGLang(FolderEngine):
         return dataclasses.replace(model_config, ropes=ropes, max_length=max_length)
 
     def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig, length: int) -> Scaling:
+        """Return the scaling that the engine computes for one layer type, when it serves `length` tokens."""
         rope_dict, scaling, rope = layer.rope_dict, layer.scaling, layer.rope
         rope_type = get_rope_type(rope_dict)
         if rope_type == "default":
@@ -112,6 +113,7 @@ class SGLang(FolderEngine):
         raise self.config_error("rope_type", rope_type, _SUPPORTED_TYPES)
 
     def _interpret_longrope(self, layer: LayerRope, declared: int | None, length: int) -> Scaling:
+        """Return LongRoPE with the attention factor that the engine uses when it serves `length` tokens."""
         if layer.rope.layout == "interleaved":
             expected = "another type, because longrope does not support interleaved pairs"
             raise self.config_error("rope_type", "longrope", expected)

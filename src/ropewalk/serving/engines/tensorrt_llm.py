@@ -56,6 +56,7 @@ class TensorRTLLM(FolderEngine):
         return map_scalings(model_config, lambda layer: self._interpret_layer(layer, model_config, length))
 
     def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig, length: int) -> Scaling:
+        """Return the scaling that the engine computes for one layer type, when it serves `length` tokens."""
         rope_dict, scaling = layer.rope_dict, layer.scaling
         if model_config.model_type == "gpt_oss":  # always YaRN, whatever the type; all four fields are required
             return YaRN(

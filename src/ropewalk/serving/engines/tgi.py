@@ -53,6 +53,7 @@ class TGI(FolderEngine):
         return with_main_scaling(model_config, scaling)
 
     def _interpret_main_layer(self, model_config: ModelConfig, text: Config, length: int) -> Scaling:
+        """Return the scaling of `rope_scaling` when the engine serves `length` tokens."""
         rope_dict, rope = model_config.main_layer.rope_dict, model_config.main_layer.rope
         rope_type = rope_dict.get("rope_type") or rope_dict.get("type")
         if rope_type in ("default", "linear", "mrope"):
@@ -78,6 +79,7 @@ class TGI(FolderEngine):
         raise self.config_error("rope_scaling type", rope_type, _SUPPORTED_TYPES)
 
     def _interpret_longrope(self, rope_dict: Mapping[str, Any], text: Config, declared: int | None) -> LongRoPE:
+        """Return LongRoPE with two equal lists. Raises EngineConfigError if they differ."""
         lists = read_longrope(self.title, rope_dict, text.get("original_max_position_embeddings"), declared)
         if "short_mscale" in rope_dict and "long_mscale" in rope_dict:
             # It multiplies the angles by these two, not cos and sin.

@@ -59,6 +59,7 @@ class Transformers(FolderEngine):
         return dataclasses.replace(model_config, ropes=ropes)
 
     def _interpret_layer(self, layer_type: str, layer: LayerRope, model_type: str, text: Config) -> LayerRope:
+        """Return the rope and the scaling that the rotary module computes for one layer type."""
         scaling = layer.scaling
         if model_type in MODULE_REJECTS_SCALING_MODEL_TYPES and not isinstance(scaling, NoScaling):
             raise self.config_error(

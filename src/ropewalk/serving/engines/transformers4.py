@@ -76,6 +76,7 @@ class Transformers4(FolderEngine):
     def _read_scaling(
         self, rope_type: str, rope_dict: dict[str, Any], model_config: ModelConfig, text: Config
     ) -> Scaling:
+        """Return the scaling of a `rope_scaling` dict, whose original length each type looks for in another place."""
         declared = model_config.max_length
         if rope_type == "longrope":
             # Only longrope looks for the original length next to the dict, and nowhere else.

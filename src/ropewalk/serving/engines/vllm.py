@@ -92,6 +92,7 @@ class VLLM(FolderEngine):
         return dataclasses.replace(model_config, ropes=ropes, max_length=max_length)
 
     def _check_rope_type(self, rope_dict: Mapping[str, Any]) -> str:
+        """Return the rope type under its present name. Raises EngineConfigError if type and rope_type contradict."""
         new, old = rope_dict.get("rope_type"), rope_dict.get("type")
         if new and old and new != old and (old, new) not in _RENAMED_TYPES.items():
             raise self.config_error("type", f"{old}, and rope_type {new}", "one of the two, or the same value")
