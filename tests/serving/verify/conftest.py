@@ -12,6 +12,18 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs the engines' environments: make test-engines"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Use one thread, here and in subprocesses: for a model of this size, more of them cost more than they gain."""
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory):
     """Folder of a random Llama with original length 64, whose output depends on positions, and a byte tokenizer."""

@@ -23,10 +23,12 @@ CONFIG_FAULTS = config_faults(original_length=64, base=10_000.0)
 
 
 @pytest.fixture
-def run_verify(small_model, tmp_path):
+def run_verify(small_model, work, tmp_path):
     def run_verify(scaling=EXPECTED, served=None, fault=()):
+        # A fault of the code is in the control, too, so that control must not be kept for other tests.
+        cache_folder = tmp_path / "work" if fault else work
         with transformers_in_process(*fault):
-            return verify(small_model, scaling, "transformers", length=LENGTH, served=served, work=tmp_path / "work")
+            return verify(small_model, scaling, "transformers", length=LENGTH, served=served, work=cache_folder)
 
     return run_verify
 

@@ -1,10 +1,11 @@
-"""`ropewalk verify` with transformers in a subprocess."""
+"""`ropewalk verify` with transformers, once in a subprocess."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from tests.helpers.planted_faults import transformers_in_process
 
 from ropewalk.cli import main
 from ropewalk.serving.export import export_model
@@ -33,7 +34,8 @@ def test_json_result_has_the_documented_fields(small_model, capsys):
 
 def test_served_config_with_another_factor_fails(small_model, tmp_path, capsys):
     export = export_model(small_model, "yarn:factor=2", "transformers", tmp_path / "out", 256)
-    status, captured = run_command(capsys, small_model, *OPTIONS, "--served", f"{export.path}/config.json")
+    with transformers_in_process():  # a subprocess would import transformers twice
+        status, captured = run_command(capsys, small_model, *OPTIONS, "--served", f"{export.path}/config.json")
     assert status == 1
     assert "fail" in captured.out
     assert "ignored the scaling" in captured.out
