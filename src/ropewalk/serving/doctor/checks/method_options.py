@@ -47,8 +47,7 @@ def beta_impossible(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
             yield Fault(path, value, means, {path: usual})
         elif original and value > original / math.tau:
             rotations = f"{original / math.tau:,.0f} rotations over {original:,} tokens"
-            means = f"the fastest pair makes only {rotations}, so all pairs are scaled"
-            yield Fault(path, value, means, {path: usual})
+            yield Fault(path, value, f"the fastest pair makes only {rotations}, so all pairs are scaled", {path: usual})
 
 
 @fault_kind("mscale-alone", "suspicious")

@@ -1,4 +1,4 @@
-"""Keys and values of the rope dict: of the wrong type, misspelled, ignored, or given in two places."""
+"""Keys and values of the rope dict: a wrong rope type, wrong types of values, keys that are misspelled or ignored."""
 
 from __future__ import annotations
 
@@ -7,11 +7,28 @@ from difflib import get_close_matches
 from typing import Any
 
 from ropewalk.scaling import from_rope_dict
-from ropewalk.serving.doctor.examined_config import ExaminedConfig, RopeDict
+from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, RopeDict
 from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
-from ropewalk.serving.doctor.rope_type_options import ALL_OPTIONS, ROPE_TYPE_OPTIONS
 from ropewalk.serving.doctor.values import finite_number, parse_number
 
+# The rope types of transformers and the options of each in a rope dict.
+# Source: modeling_rope_utils.py of transformers 5, and the models that write `alpha`, `attn_factor` and the mscales.
+_ROPE_TYPE_OPTIONS: dict[str, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor", "alpha", "original_max_position_embeddings"},
+    "yarn": {
+        "factor", "original_max_position_embeddings", "attention_factor", "attn_factor", "beta_fast", "beta_slow",
+        "mscale", "mscale_all_dim", "truncate",
+    },
+    "longrope": {
+        "factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor",
+        "short_mscale", "long_mscale",
+    },
+    "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
+    "proportional": {"factor"},
+}  # fmt: skip
+_ALL_OPTIONS = set().union(*_ROPE_TYPE_OPTIONS.values())
 _ROPE_FIELDS = ("rope_scaling", "rope_parameters")
 # Keys of a rope dict that belong to the model and not to a scaling.
 _MODEL_KEYS = {
@@ -32,7 +49,8 @@ _NUMBER_KEYS = (
     "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor",
     "high_freq_factor", "rope_theta", "partial_rotary_factor", "alpha",
 )  # fmt: skip
-_MISSPELLING_SIMILARITY = 0.8
+_MISSPELLED_KEY_SIMILARITY = 0.8
+_MISSPELLED_TYPE_SIMILARITY = 0.5
 
 
 @fault_kind("not-an-object", "wrong")
@@ -42,6 +60,52 @@ def not_an_object(config: ExaminedConfig) -> Faults:
         value, path = config.text.get(name), config.path_of(name)
         if value and not isinstance(value, dict):
             yield Fault(path, value, "transformers and the engines refuse it", {path: _parse_rope_dict(value)})
+
+
+@fault_kind("type-contradicts", "wrong")
+@for_each_rope_dict()
+def type_contradicts(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+    """`type` and `rope_type` name different methods."""
+    new, old = rope_dict.values.get("rope_type"), rope_dict.values.get("type")
+    if not new or not old or RopeDict(rope_dict.path, "", {"type": old}).method == rope_dict.method:
+        return
+    path = rope_dict.path_of("type")
+    means = f"transformers uses rope_type, {new}; engines that read the older key use type, {old}"
+    actual = config.with_changes({rope_dict.path_of("rope_type"): old}).interpretation
+    yield Fault(path, old, means, {path: new}, actual)
+
+
+@fault_kind("type-unknown", "wrong")
+@for_each_rope_dict()
+def type_unknown(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+    """Transformers does not know the rope type."""
+    if rope_dict.method in _ROPE_TYPE_OPTIONS:
+        return
+    path = rope_dict.rope_type_path
+    similar = get_close_matches(rope_dict.method.lower(), _ROPE_TYPE_OPTIONS, n=1, cutoff=_MISSPELLED_TYPE_SIMILARITY)
+    fix = {path: similar[0]} if similar else rope_dict.fix_without_scaling
+    yield Fault(path, rope_dict.rope_type, f"transformers knows only {', '.join(_ROPE_TYPE_OPTIONS)}", fix)
+
+
+@fault_kind("type-su", "suspicious")
+@for_each_rope_dict("longrope")
+def type_su(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+    """The rope type is `su`, the former name of longrope."""
+    if rope_dict.rope_type == "su" and not config.model_type.startswith("phi"):
+        path = rope_dict.rope_type_path
+        yield Fault(path, "su", "only the classes of Phi-3 accept this name", {path: "longrope"})
+
+
+@fault_kind("type-missing", "wrong")
+@for_each_rope_dict("default")
+def type_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+    """The rope dict has options of a scaling, but no rope type, so nothing is scaled."""
+    options = set(rope_dict.values) & _ALL_OPTIONS - {ORIGINAL_LENGTH}
+    if rope_dict.values.get("rope_type") or rope_dict.values.get("type") or not options:
+        return
+    path = rope_dict.path_of("rope_type")
+    means = "without rope_type the method is default, which scales nothing"
+    yield Fault(path, None, means, {path: _likely_method(rope_dict, options)})
 
 
 @fault_kind("not-a-number", "wrong")
@@ -56,7 +120,7 @@ def not_a_number(config: ExaminedConfig) -> Faults:
 
 
 @fault_kind("key-misspelled", "wrong")
-@for_each_rope_dict(*ROPE_TYPE_OPTIONS)
+@for_each_rope_dict(*_ROPE_TYPE_OPTIONS)
 def key_misspelled(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """A key is misspelled, or is the name of the parameter in another library."""
     for key, intended in _unused_keys(rope_dict).items():
@@ -67,7 +131,7 @@ def key_misspelled(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 
 @fault_kind("key-ignored", "suspicious")
-@for_each_rope_dict(*ROPE_TYPE_OPTIONS)
+@for_each_rope_dict(*_ROPE_TYPE_OPTIONS)
 def key_ignored(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """A key belongs to another method, or to none."""
     if rope_dict.method == "default" and not (rope_dict.values.get("rope_type") or rope_dict.values.get("type")):
@@ -97,7 +161,7 @@ def _ropes(config: ExaminedConfig) -> Any:
 
 def _unused_keys(rope_dict: RopeDict) -> dict[str, str | None]:
     """Return the keys that the method does not use, each with the key that was probably intended, or None."""
-    used = ROPE_TYPE_OPTIONS[rope_dict.method] | _MODEL_KEYS
+    used = _ROPE_TYPE_OPTIONS[rope_dict.method] | _MODEL_KEYS
     if rope_dict.values.get("alpha") is not None:
         used = used | _IGNORED_BESIDE_ALPHA
     unused: dict[str, str | None] = {}
@@ -105,8 +169,8 @@ def _unused_keys(rope_dict: RopeDict) -> dict[str, str | None]:
         if key in used or isinstance(value, dict):
             continue
         intended = _OTHER_NAMES.get(key)
-        if intended is None and key not in ALL_OPTIONS:
-            similar = get_close_matches(key, used, n=1, cutoff=_MISSPELLING_SIMILARITY)
+        if intended is None and key not in _ALL_OPTIONS:
+            similar = get_close_matches(key, used, n=1, cutoff=_MISSPELLED_KEY_SIMILARITY)
             intended = similar[0] if similar else None
         is_free = intended in used and rope_dict.values.get(intended or "") is None
         unused[key] = intended if is_free else None
@@ -122,3 +186,12 @@ def _parse_rope_dict(value: object) -> dict[str, Any] | None:
         return rope_dict if isinstance(rope_dict, dict) and from_rope_dict(rope_dict, strict=False) else None
     except (ValueError, RecursionError):
         return None
+
+
+def _likely_method(rope_dict: RopeDict, options: set[str]) -> str:
+    """Return the method that alone has one of these options; otherwise yarn if there is an original length."""
+    for method in ("llama3", "longrope", "yarn", "dynamic"):
+        others = set().union(*(_ROPE_TYPE_OPTIONS[other] for other in _ROPE_TYPE_OPTIONS if other != method))
+        if options & _ROPE_TYPE_OPTIONS[method] - others:
+            return method
+    return "yarn" if ORIGINAL_LENGTH in rope_dict.values else "linear"
