@@ -1,4 +1,7 @@
-"""Metrics by name, each from the well-kept library of its field. All of them run from 0 to 1; tables show percent."""
+"""Metrics that score an answer against correct answers, by name.
+
+Each metric calls the reference implementation of its field and returns a score from 0 to 1; tables show percentages.
+"""
 
 from __future__ import annotations
 
@@ -10,50 +13,53 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from ropewalk.errors import InputError
+from ropewalk.errors import MissingPackageError
 from ropewalk.registry import find_by_name
 
 
 class Metric(ABC):
-    """How good an answer is, given the answers that are right."""
+    """A score for an answer, given one or more correct answers."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def score(self, answer: str, references: Sequence[str]) -> float:
-        """Of one answer, 0 to 1; of several references the best counts, unless the metric says otherwise."""
+        """Return the score of one answer, from 0 to 1: against the best matching reference, unless stated otherwise."""
 
-    def corpus(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-        """Of all answers: the mean of their scores, unless the metric is defined otherwise."""
-        scores = [self.score(answer, right) for answer, right in zip(answers, references, strict=True)]
+    def corpus_score(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+        """Return the score of all answers of a corpus: the mean of their scores, unless stated otherwise."""
+        scores = [self.score(answer, correct) for answer, correct in zip(answers, references, strict=True)]
         return sum(scores) / len(scores)
 
 
 @dataclass(frozen=True)
 class ExactMatch(Metric):
-    """1 for an answer that is a reference, but for case, punctuation and outer spaces (lm-evaluation-harness)."""
+    """1 if the answer equals a reference, ignoring case, punctuation and outer spaces (lm-evaluation-harness)."""
 
     name = "exact-match"
 
     def score(self, answer: str, references: Sequence[str]) -> float:
-        same = _library("lm_eval.api.metrics", self.name).exact_match_hf_evaluate
+        exact_match = _import("lm_eval.api.metrics", self.name).exact_match_hf_evaluate
         options = {"ignore_case": True, "ignore_punctuation": True}
-        return max(float(same([answer.strip()], [each.strip()], **options)["exact_match"]) for each in references)
+        return max(
+            float(exact_match([answer.strip()], [reference.strip()], **options)["exact_match"])
+            for reference in references
+        )
 
 
 @dataclass(frozen=True)
 class StringMatch(Metric):
-    """The share of the references that the answer contains, in either case (RULER, as in lm-evaluation-harness)."""
+    """The fraction of references that the answer contains, ignoring case (RULER, as in lm-evaluation-harness)."""
 
     name = "string-match"
 
     def score(self, answer: str, references: Sequence[str]) -> float:
-        return float(_library("lm_eval.tasks.ruler.common_utils", self.name).string_match_all([answer], [references]))
+        return float(_import("lm_eval.tasks.ruler.common_utils", self.name).string_match_all([answer], [references]))
 
 
 @dataclass(frozen=True)
 class Bleu(Metric):
-    """BLEU (Papineni et al. 2002) by sacrebleu; of all answers it is the corpus's own, not a mean of sentences."""
+    """BLEU (Papineni et al. 2002) by sacrebleu; the score of a corpus is corpus BLEU, not a mean of sentence scores."""
 
     name: str  # type: ignore[misc]
     tokenize: str
@@ -61,37 +67,38 @@ class Bleu(Metric):
     def score(self, answer: str, references: Sequence[str]) -> float:
         return float(self._bleu(effective_order=True).sentence_score(answer, list(references)).score) / 100
 
-    def corpus(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-        most = max(map(len, references))
-        streams = [[right[at] if at < len(right) else None for right in references] for at in range(most)]
+    def corpus_score(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+        # sacrebleu expects the first references of all answers, then the second ones, and so on, padded with None.
+        most = max(len(correct) for correct in references)
+        streams = [[correct[i] if i < len(correct) else None for correct in references] for i in range(most)]
         return float(self._bleu().corpus_score(list(answers), streams).score) / 100
 
     def _bleu(self, **options: Any) -> Any:
-        return _library("sacrebleu.metrics", self.name).BLEU(tokenize=self.tokenize, **options)
+        return _import("sacrebleu.metrics", self.name).BLEU(tokenize=self.tokenize, **options)
 
 
 @dataclass(frozen=True)
 class Rouge(Metric):
-    """ROUGE (Lin 2004), F-measure, by rouge-score, which reads the letters a-z and digits alone."""
+    """ROUGE F-measure (Lin 2004) by rouge-score, which ignores all characters other than a-z and digits."""
 
     name: str  # type: ignore[misc]
-    kind: str
+    rouge_type: str
 
     def score(self, answer: str, references: Sequence[str]) -> float:
-        scorer = _library("rouge_score.rouge_scorer", self.name).RougeScorer([self.kind])
-        return float(scorer.score_multi(list(references), answer)[self.kind].fmeasure)
+        scorer = _import("rouge_score.rouge_scorer", self.name).RougeScorer([self.rouge_type])
+        return float(scorer.score_multi(list(references), answer)[self.rouge_type].fmeasure)
 
 
 @dataclass(frozen=True)
 class LongBenchScore(Metric):
-    """A score of LongBench (arXiv 2308.14508), as lm-evaluation-harness has it."""
+    """A metric of LongBench (arXiv 2308.14508), as implemented in lm-evaluation-harness."""
 
     name: str  # type: ignore[misc]
     function: str
 
     def score(self, answer: str, references: Sequence[str]) -> float:
-        score = getattr(_library("lm_eval.tasks.longbench.metrics", self.name), self.function)
-        return max(float(score(answer, each)) for each in references)
+        function = getattr(_import("lm_eval.tasks.longbench.metrics", self.name), self.function)
+        return max(float(function(answer, reference)) for reference in references)
 
 
 METRICS: dict[str, Metric] = {
@@ -117,15 +124,17 @@ METRICS: dict[str, Metric] = {
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that name. Raises InputError for an unknown one."""
+    """Return the metric with a name. Raises UnknownNameError."""
     return find_by_name("metric", name, METRICS)
 
 
 @cache
-def _library(module: str, metric: str) -> Any:
+def _import(module: str, metric: str) -> Any:
+    """Import the module that implements a metric. Raises MissingPackageError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of libraries that suggest faster libraries
+            warnings.simplefilter("ignore")  # some libraries recommend faster ones when they are imported
             return importlib.import_module(module)
     except ImportError as error:
-        raise InputError("metric", metric, f"its library installed: pip install 'ropewalk[eval]' ({error})") from None
+        package = error.name or module.partition(".")[0]
+        raise MissingPackageError(f"the metric {metric}", package, "pip install 'ropewalk[eval]'") from None

@@ -1,4 +1,4 @@
-"""Prompts that are too long: the middle of their text is left out, for questions stand at the ends."""
+"""Truncation of prompts that are too long: the middle of the text is dropped, because instructions are at the ends."""
 
 from __future__ import annotations
 
@@ -7,20 +7,30 @@ from typing import Any
 from ropewalk.errors import InputError
 
 
-def truncate_middle(tokenizer: Any, text: str, after: str, length: int, where: str) -> tuple[list[int], bool]:
-    """The token ids of text and what comes after it, at most `length`, and whether the text was cut.
+def truncate_middle(tokenizer: Any, text: str, question: str, length: int, field: str) -> tuple[list[int], bool]:
+    """Tokenize a text and the question after it, dropping as much of the middle of the text as necessary.
 
-    `where`: for the error. Raises InputError when what comes after it alone is longer.
+    Args:
+        tokenizer: of the model.
+        text: the text that may be truncated.
+        question: what follows the text; it is never truncated.
+        length: most tokens to return.
+        field: the origin of the text, for error messages.
+
+    Returns the token ids and whether the text was truncated.
+    Raises InputError if the question alone has more than `length` tokens.
     """
-    ids = tokenizer(text + after, verbose=False)["input_ids"]
-    if len(ids) <= length:
-        return ids, False
-    of_text = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    keep = len(of_text) - (len(ids) - length)
+    token_ids = tokenizer(text + question, verbose=False)["input_ids"]
+    if len(token_ids) <= length:
+        return token_ids, False
+    text_ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    keep = len(text_ids) - (len(token_ids) - length)
     while keep > 0:
-        head, tail = of_text[: keep // 2], of_text[len(of_text) - (keep - keep // 2) :]
-        ids = tokenizer(tokenizer.decode(head) + tokenizer.decode(tail) + after, verbose=False)["input_ids"]
-        if len(ids) <= length:
-            return ids, True
-        keep -= len(ids) - length  # at the seam, and where tokens were decoded, there may be some more
-    raise InputError(where, f"{len(ids)} tokens without its context", f"at most the {length} tokens asked for")
+        head, tail = text_ids[: keep // 2], text_ids[len(text_ids) - (keep - keep // 2) :]
+        shortened = tokenizer.decode(head) + tokenizer.decode(tail) + question
+        token_ids = tokenizer(shortened, verbose=False)["input_ids"]
+        if len(token_ids) <= length:
+            return token_ids, True
+        # The decoded text can have more tokens than it was decoded from, at the joint in particular.
+        keep -= len(token_ids) - length
+    raise InputError(field, f"{len(token_ids)} tokens without its context", f"at most the {length} requested tokens")

@@ -15,21 +15,21 @@ LINES = [
 
 @pytest.fixture
 def file(tmp_path):
-    path = tmp_path / "own.jsonl"
+    path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in LINES) + "\n\n", encoding="utf-8")
     return path
 
 
-def test_prompts_hold_context_and_input(file, smollm2):
-    samples = parse_task(f"generate:{file},metric=f1+rouge-l").samples(smollm2[1], 4096, 10, seed=0)
+def test_prompts_are_context_and_input(file, smollm2):
+    samples = parse_task(f"generate:{file},metric=f1+rouge-l").make_samples(smollm2[1], 4096, 10, seed=0)
     texts = [smollm2[1].decode(sample.prompt) for sample in samples]
     assert texts == [f"{line['context']}\n\n{line['input']}" for line in LINES]
     assert [sample.references for sample in samples] == [("300 yards",), ("纱线",)]
     assert [dict(sample.metadata) for sample in samples] == [{"line": 1, "cut": False}, {"line": 2, "cut": False}]
 
 
-def test_a_long_context_loses_its_middle(file, smollm2):
-    (sample,) = parse_task(f"generate:{file}").samples(smollm2[1], 200, 1, seed=0)
+def test_a_context_that_is_too_long_loses_its_middle(file, smollm2):
+    (sample,) = parse_task(f"generate:{file}").make_samples(smollm2[1], 200, 1, seed=0)
     text = smollm2[1].decode(sample.prompt)
     assert 190 <= len(sample.prompt) <= 200
     assert sample.metadata["cut"]
@@ -37,9 +37,9 @@ def test_a_long_context_loses_its_middle(file, smollm2):
     assert text.endswith("yards long. \n\nHow long is it?")
 
 
-def test_scores_and_summary(file, smollm2):
+def test_answers_are_scored_and_summarized_by_each_metric(file, smollm2):
     task = parse_task(f"generate:{file},metric=f1+bleu")
-    samples = task.samples(smollm2[1], 4096, 2, seed=0)
+    samples = task.make_samples(smollm2[1], 4096, 2, seed=0)
     answers = ["it is 300 yards", "棉花"]
     sample_results = [
         {"answer": answer, "references": list(sample.references), "scores": task.score(sample, answer)}
@@ -47,9 +47,9 @@ def test_scores_and_summary(file, smollm2):
     ]
     # {it, is, 300, yards} against {300, yards}: precision 1/2, recall 1, F1 2/3; the other has nothing in common.
     assert [outcome["scores"]["f1"] for outcome in sample_results] == [pytest.approx(2 / 3), 0]
-    assert task.main == "f1"
-    assert task.summary(sample_results)["f1"] == pytest.approx(1 / 3)
-    assert set(task.summary(sample_results)) == {"f1", "bleu"}
+    assert task.main_score == "f1"
+    assert task.summarize(sample_results)["f1"] == pytest.approx(1 / 3)
+    assert set(task.summarize(sample_results)) == {"f1", "bleu"}
 
 
 @pytest.mark.parametrize(
@@ -62,21 +62,23 @@ def test_scores_and_summary(file, smollm2):
         ('{"context": "a", "input": "b", "answers": []}', r"line 2, answers: got \[\]; expected a string or a list"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, smollm2, line, message):
+def test_an_invalid_line_is_named(tmp_path, smollm2, line, message):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(LINES[0]) + "\n" + line)
     with pytest.raises(InputError, match=message):
-        parse_task(f"generate:{path}").samples(smollm2[1], 1000, 5, seed=0)
+        parse_task(f"generate:{path}").make_samples(smollm2[1], 1000, 5, seed=0)
 
 
-def test_bad_files_and_options(tmp_path, smollm2):
-    with pytest.raises(InputError, match=r"generate: file: got 'no.jsonl \(No such file"):
+def test_invalid_files_and_options_are_refused(tmp_path, smollm2):
+    with pytest.raises(
+        InputError, match=r"generate: file: got 'no.jsonl'; expected a file that can be read \(No such file"
+    ):
         parse_task("generate:no.jsonl").fingerprint()
     with pytest.raises(InputError, match=r"metric: got 'f3'"):
         parse_task("generate:no.jsonl,metric=f3")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match="which is empty"):
-        parse_task(f"generate:{tmp_path}/empty.jsonl").samples(smollm2[1], 1000, 5, seed=0)
+        parse_task(f"generate:{tmp_path}/empty.jsonl").make_samples(smollm2[1], 1000, 5, seed=0)
     (tmp_path / "long.jsonl").write_text(json.dumps({"context": "", "input": "word " * 500, "answers": "x"}))
     with pytest.raises(InputError, match=r"line 1: got '50\d tokens without its context'; expected at most the 100"):
-        parse_task(f"generate:{tmp_path}/long.jsonl").samples(smollm2[1], 100, 5, seed=0)
+        parse_task(f"generate:{tmp_path}/long.jsonl").make_samples(smollm2[1], 100, 5, seed=0)

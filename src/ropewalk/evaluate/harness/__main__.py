@@ -3,10 +3,11 @@
     python -m ropewalk.evaluate.harness run --model ropewalk --model_args pretrained=smollm2 scaling=yarn:factor=2 \
         max_length=16384 --tasks arc_easy
 
-The harness takes what is given to `--model_args` apart at commas. A scaling with several options is given as JSON:
+The harness splits the value of `--model_args` at commas, so pass a scaling with several options as JSON:
 `--model_args '{"pretrained": "smollm2", "scaling": "yarn:factor=2,beta_fast=16"}'`.
-Its RULER tasks load a tokenizer by name: a hub id or a folder, by `--metadata '{"tokenizer": "FOLDER"}'` where
-`pretrained` is neither.
+
+Its RULER tasks load a tokenizer by name. If `pretrained` is neither a hub id nor a folder, name one of these with
+`--metadata '{"tokenizer": "FOLDER"}'`.
 """
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+"""The model `ropewalk` of lm-evaluation-harness. Importing this module registers it."""
+
 from __future__ import annotations
 
 import copy
@@ -8,13 +10,13 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from ropewalk.errors import InputError
+from ropewalk.errors import UnknownNameError
 from ropewalk.models.extend import ScalingLike, extend, extension_of
 from ropewalk.models.load import load
 from ropewalk.scaling.policies import DEFAULT_POLICY, Policy
 
-# Options of the harness's model that mean something for a model which is loaded already.
-_OPTIONS = {
+# Options of HFLM that apply to a model that is already loaded.
+_HFLM_OPTIONS = {
     *("max_length", "max_batch_size", "add_bos_token", "prefix_token_id", "truncation", "logits_cache"),
     *("softmax_dtype", "mixed_precision_dtype", "think_end_token", "enable_thinking", "chat_template_args"),
 }
@@ -22,9 +24,9 @@ _OPTIONS = {
 
 @register_model("ropewalk")
 class RopewalkLM(HFLM):
-    """A model under a scaling, for every task of lm-evaluation-harness: `simple_evaluate(model="ropewalk", ...)`.
+    """A model with a scaling, for every task of lm-evaluation-harness: `simple_evaluate(model="ropewalk", ...)`.
 
-    With a dynamic scaling requests are read one by one, each at the frequencies of its own length.
+    With a dynamic scaling the batch size is 1, so that each request gets the frequencies of its own length.
     """
 
     def __init__(
@@ -40,27 +42,36 @@ class RopewalkLM(HFLM):
         batch_size: int | str = 1,
         **options: Any,
     ) -> None:
-        """Load and extend a model, or take one as it is.
+        """Load and extend a model, or use a loaded one.
 
         Args:
-            pretrained: a name that `ropewalk.load` takes, or a loaded model; then `tokenizer` is needed.
-            scaling, policy: as `ropewalk.extend` takes them.
-            dtype, device, trust_remote_code: as `ropewalk.load` takes them; a GPU that is not there is passed over.
-            batch_size, options: the harness's own, as `max_length`, past which it cuts the beginning off.
+            pretrained: a name for `ropewalk.load`, or a loaded model, which needs `tokenizer` as well.
+            tokenizer: of a loaded model.
+            scaling: for `ropewalk.extend`; by default the model is not extended.
+            policy: for `ropewalk.extend`.
+            dtype: for `ropewalk.load`.
+            device: for `ropewalk.load`; a GPU that does not exist is ignored, because the harness asks for one by
+                default.
+            trust_remote_code: for `ropewalk.load`.
+            batch_size: requests in a batch.
+            options: other options of the harness's HFLM, such as `max_length`, past which prompts lose their beginning.
+
+        Raises UnknownNameError for an option that a loaded model cannot use, and InputError as `load` and `extend` do.
         """
-        if unknown := sorted(set(options) - _OPTIONS):
-            raise InputError("model_args", ", ".join(unknown), ", ".join(sorted(_OPTIONS)))
+        for option in options:
+            if option not in _HFLM_OPTIONS:
+                raise UnknownNameError("model_args", option, sorted(_HFLM_OPTIONS))
         if isinstance(pretrained, str):
-            missing = str(device).startswith("cuda") and not torch.cuda.is_available()
-            pretrained, tokenizer = load(
-                pretrained, dtype=dtype, device=None if missing else device, trust_remote_code=trust_remote_code
-            )
+            if str(device).startswith("cuda") and not torch.cuda.is_available():
+                device = None
+            pretrained, tokenizer = load(pretrained, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         if scaling is not None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # nothing is saved
+                # The warnings are about the saved configuration; this model is never saved.
+                warnings.simplefilter("ignore")
                 extend(pretrained, scaling, policy=policy)
         extension = extension_of(pretrained)
-        if extension is not None and any(each.is_dynamic for each in extension.scalings.values()):
+        if extension is not None and any(scaling.is_dynamic for scaling in extension.scalings.values()):
             batch_size = 1
-        tokenizer = copy.deepcopy(tokenizer)  # the harness gives it a token to pad with
+        tokenizer = copy.deepcopy(tokenizer)  # HFLM sets its padding token
         super().__init__(pretrained=pretrained, tokenizer=tokenizer, batch_size=batch_size, **options)

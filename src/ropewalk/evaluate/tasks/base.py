@@ -1,4 +1,4 @@
-"""What a task is: it makes samples of a length, and scores the answers."""
+"""The interface of an evaluation task: it makes prompts of a given length and scores the answers to them."""
 
 from __future__ import annotations
 
@@ -16,65 +16,80 @@ if TYPE_CHECKING:
 
 
 class Task(ABC):
-    """A kind of question, with its options: a frozen dataclass, one file a task.
+    """A kind of question with its options.
 
-    Class variables: `name`; `version`, raised whenever the same options give other samples or scores, so that results
-    kept earlier are not taken for new ones; `better`, which way the scores are; `share`, whether they run from 0 to
-    1 and are shown as percent; `positional`, the option that stands for itself in a spec (`lm_eval:arc_easy`).
+    Each subclass is a frozen dataclass whose fields are the options, in a file of its own in this folder.
+
+    Class variables:
+        name: the name in specs, as in `needle:text=book.txt`.
+        version: increase it whenever the same options produce other samples or scores, so that stored results of the
+            old version are not used for the new one.
+        higher_is_better: False if a lower score is better.
+        is_fraction: whether scores are from 0 to 1, and shown as percentages.
+        positional: the option whose name can be left out of a spec, as in `lm_eval:arc_easy`; empty for none.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    better: ClassVar[str] = "higher"
-    share: ClassVar[bool] = True
+    higher_is_better: ClassVar[bool] = True
+    is_fraction: ClassVar[bool] = True
     positional: ClassVar[str] = ""
 
     @property
     @abstractmethod
-    def main(self) -> str:
-        """The score that tables show."""
+    def main_score(self) -> str:
+        """The name of the score that tables show."""
 
     def expand(self) -> Sequence[Task]:
-        """The tasks to run for this one: itself, or the members of a suite."""
+        """Return the tasks to run for this one: the members of a suite, or the task itself."""
         return [self]
 
     def fingerprint(self) -> dict[str, str]:
-        """What beyond the options determines samples and scores: digests of texts and files, versions of packages.
+        """Return what determines samples and scores besides the options: digests of files, versions of packages.
 
-        Raises InputError when one of them is missing.
+        Raises InputError if a file or a package is missing.
         """
         return {}
 
     @abstractmethod
-    def samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
-        """`count` samples whose prompts have at most `length` tokens, the same for the same arguments.
+    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
+        """Return samples with prompts of at most `length` tokens; equal arguments give equal samples.
 
-        Raises InputError when there is not so much to ask.
+        Args:
+            tokenizer: of the model.
+            length: most tokens of a prompt.
+            count: number of samples; a task with less data may return fewer.
+            seed: for everything that is drawn at random.
+
+        Raises InputError if no prompt of this length can be made.
         """
 
-    def answers(
-        self, reader: TextGenerator | ServerTextGenerator, samples: Sequence[Sample]
+    def generate_answers(
+        self, generator: TextGenerator | ServerTextGenerator, samples: Sequence[Sample]
     ) -> Iterator[tuple[Sample, str]]:
-        """Each sample with the answer of the model, in any order, as they come."""
-        return reader.generate(samples)
+        """Yield each sample with the answer of the model, in any order, as soon as it is known."""
+        return generator.generate(samples)
 
     @abstractmethod
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
-        """The scores of one answer, by name."""
+        """Return the scores of one answer by name."""
 
-    def summary(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
-        """The scores of a whole cell: the mean of each."""
-        names = dict.fromkeys(name for outcome in sample_results for name in outcome["scores"])
-        return {name: mean([o["scores"][name] for o in sample_results if name in o["scores"]]) for name in names}
+    def summarize(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
+        """Return the scores of a whole cell by name: by default the mean over the samples that have the score."""
+        values: dict[str, list[float]] = {}
+        for result in sample_results:
+            for name, value in result["scores"].items():
+                values.setdefault(name, []).append(value)
+        return {name: mean(numbers) for name, numbers in values.items()}
 
     def options(self) -> dict[str, Any]:
-        """All options, as they go into the key of a cell."""
+        """Return all options; they are part of the key of a stored cell."""
         return asdict(self)  # type: ignore[call-overload]
 
     def __str__(self) -> str:
-        return specs.write_spec(self)
+        return specs.format_spec(self)
 
 
 def mean(numbers: Sequence[float]) -> float:
-    """The arithmetic mean of at least one number."""
+    """Return the arithmetic mean of at least one number."""
     return sum(numbers) / len(numbers)

@@ -13,13 +13,16 @@ from ropewalk.evaluate.sample import Sample, SampleResult
 from ropewalk.evaluate.tasks.base import Task
 from ropewalk.evaluate.truncation import truncate_middle
 
+_FIELDS = ("context", "input", "answers")
+
 
 @dataclass(frozen=True)
 class Generate(Task):
-    """Questions of the user's own: a JSONL file with `context`, `input` and `answers` (a string or a list) a line.
+    """The user's own questions: a JSONL file with `context`, `input` and `answers` (a string or a list) on each line.
 
-    The prompt is the context, an empty line, and the input; where it is longer than the length asked for, the middle of
-    the context is left out. `metric`: one metric or several, joined by `+`; tables show the first.
+    The prompt is the context, an empty line, and the input. If it is too long, the context loses its middle.
+
+    Options: `file`; `metric`, one metric or several joined by `+`, of which tables show the first; `max_new_tokens`.
     """
 
     name = "generate"
@@ -31,58 +34,61 @@ class Generate(Task):
 
     def __post_init__(self) -> None:
         check_length("generate: max_new_tokens", self.max_new_tokens)
-        self._metrics()
+        self._metrics()  # refuse an unknown metric now
 
     @property
-    def main(self) -> str:
+    def main_score(self) -> str:
         return self._metrics()[0].name
 
     def fingerprint(self) -> dict[str, str]:
-        return {"file": hashlib.sha256("\n".join(self._lines()).encode()).hexdigest()}
+        return {"file": hashlib.sha256("\n".join(self._read_lines()).encode()).hexdigest()}
 
-    def samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
-        made: list[Sample] = []
-        for number, line in enumerate(self._lines(), 1):
-            if line.strip() and len(made) < count:
-                made.append(self._sample(tokenizer, length, len(made), number, line))
-        if not made:
+    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
+        samples: list[Sample] = []
+        for number, line in enumerate(self._read_lines(), 1):
+            if len(samples) == count:
+                break
+            if line.strip():
+                samples.append(self._make_sample(tokenizer, length, len(samples), number, line))
+        if not samples:
             raise InputError("generate: file", f"{self.file}, which is empty", "at least one line")
-        return made
+        return samples
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
         return {metric.name: metric.score(answer.strip(), sample.references) for metric in self._metrics()}
 
-    def summary(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
-        answers = [outcome["answer"].strip() for outcome in sample_results]
-        references = [outcome["references"] for outcome in sample_results]
-        return {metric.name: metric.corpus(answers, references) for metric in self._metrics()}
+    def summarize(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
+        answers = [result["answer"].strip() for result in sample_results]
+        references = [result["references"] for result in sample_results]
+        return {metric.name: metric.corpus_score(answers, references) for metric in self._metrics()}
 
     def _metrics(self) -> list[Metric]:
         return [find_metric(name) for name in self.metric.split("+")]
 
-    def _lines(self) -> list[str]:
+    def _read_lines(self) -> list[str]:
         path = Path(self.file).expanduser()
         try:
             return path.read_text(encoding="utf-8").split("\n")
         except UnicodeDecodeError as error:
-            found = f"{self.file}, which is not UTF-8 at byte {error.start}"
-            raise InputError("generate: file", found, "a JSONL file in UTF-8") from None
+            value = f"{self.file}, which is not UTF-8 at byte {error.start}"
+            raise InputError("generate: file", value, "a JSONL file in UTF-8") from None
         except OSError as error:
-            raise InputError("generate: file", f"{self.file} ({error.strerror})", "a file that can be read") from None
+            raise InputError("generate: file", self.file, "a file that can be read", str(error.strerror)) from None
 
-    def _sample(self, tokenizer: Any, length: int, index: int, number: int, line: str) -> Sample:
-        where = f"{self.file} line {number}"
+    def _make_sample(self, tokenizer: Any, length: int, index: int, line_number: int, line: str) -> Sample:
+        field = f"{self.file} line {line_number}"
         try:
-            fields = json.loads(line)
-            context, question, answers = (fields[name] for name in ("context", "input", "answers"))
-        except (ValueError, TypeError) as error:
-            raise InputError(where, line, f"a JSON object ({error})") from None
+            record = json.loads(line)
+            context, question, answers = (record[name] for name in _FIELDS)
         except KeyError as error:
-            raise InputError(where, f"no field {error.args[0]}", "the fields context, input and answers") from None
+            raise InputError(field, f"no field {error.args[0]}", f"the fields {', '.join(_FIELDS)}") from None
+        except (ValueError, TypeError) as error:
+            raise InputError(field, line, "a JSON object", str(error)) from None
         references = [answers] if isinstance(answers, str) else answers
         if not (isinstance(context, str) and isinstance(question, str)):
-            raise InputError(where, line, "strings as context and input")
-        if not (isinstance(references, list) and references and all(isinstance(each, str) for each in references)):
-            raise InputError(f"{where}, answers", answers, "a string or a list of strings")
-        prompt, cut = truncate_middle(tokenizer, context, f"\n\n{question}", length, where)
-        return Sample(index, prompt, tuple(references), self.max_new_tokens, metadata={"line": number, "cut": cut})
+            raise InputError(field, line, "strings as context and input")
+        if not (isinstance(references, list) and references and all(isinstance(text, str) for text in references)):
+            raise InputError(f"{field}, answers", answers, "a string or a list of strings")
+        prompt, was_cut = truncate_middle(tokenizer, context, f"\n\n{question}", length, field)
+        metadata = {"line": line_number, "cut": was_cut}
+        return Sample(index, prompt, tuple(references), self.max_new_tokens, metadata=metadata)

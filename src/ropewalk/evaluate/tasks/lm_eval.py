@@ -6,22 +6,23 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from ropewalk.errors import InputError
-from ropewalk.evaluate import harness
-from ropewalk.evaluate.tasks.harness_task import HarnessTask
+from ropewalk.compat import lm_eval
+from ropewalk.errors import InputError, UnknownNameError
+from ropewalk.evaluate.tasks.harness_task import HarnessTask, dataset_errors_as_input_error, digest_files
 
-_SHARES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "em"}  # metrics from 0 to 1
+_FRACTION_METRICS = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "em"}  # from 0 to 1
+_INVALID_TASK_ERRORS = (KeyError, TypeError, ValueError, AttributeError)  # from a YAML that does not fit its data
 
 
 @dataclass(frozen=True)
 class LmEval(HarnessTask):
-    """Any task, group or tag of lm-evaluation-harness, or the user's own in its YAML.
+    """Any task, group or tag of lm-evaluation-harness, or the user's own in its YAML format.
 
-    The length is the most that the model sees: the beginning of a longer prompt is cut off, as the harness does.
-    Samples are the first documents, or all where there are fewer. The harness's own functions sum them up, so that a
-    corpus metric is one.
+    A prompt that is longer than `length` loses its beginning, as in the harness. Samples are the first documents, or
+    all of a smaller task. Scores are aggregated by the harness's own functions.
 
-    Options: `task`, its name there; `include`, a folder with YAML of the user's; `fewshot`, examples before a question.
+    Options: `task`, its name in the harness; `include`, a folder with the user's YAML files; `fewshot`, the number of
+    examples before each question.
     """
 
     name = "lm-eval"
@@ -34,92 +35,88 @@ class LmEval(HarnessTask):
             raise InputError("lm_eval: fewshot", self.fewshot, "a whole number of examples")
 
     def expand(self) -> Sequence[LmEval]:
-        return [replace(self, task=name) for name in harness.members(self.task, self._entry)]
+        return [replace(self, task=name) for name in lm_eval.expand_group(self.task, self._find_entry)]
 
     @property
-    def main(self) -> str:
-        """The first metric that the task names."""
-        filters = self._entry(self.task).cfg.get("filter_list") or []
-        first = f",{filters[0]['name']}" if len(filters) > 1 else ""
-        return self._metric()[0] + first
+    def main_score(self) -> str:
+        """The first metric of the task, with its first filter if it has several."""
+        config = self._find_entry(self.task).cfg
+        metric, _ = lm_eval.first_metric(config)
+        filters = config.get("filter_list") or []
+        return f"{metric},{filters[0]['name']}" if len(filters) > 1 else metric
 
     @property
-    def better(self) -> str:  # type: ignore[override]
-        return "higher" if self._metric()[1] else "lower"
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        return lm_eval.first_metric(self._find_entry(self.task).cfg)[1]
 
     @property
-    def share(self) -> bool:  # type: ignore[override]
-        return self._metric()[0] in _SHARES
+    def is_fraction(self) -> bool:  # type: ignore[override]
+        return lm_eval.first_metric(self._find_entry(self.task).cfg)[0] in _FRACTION_METRICS
 
     def fingerprint(self) -> dict[str, str]:
-        entry = self._entry(self.task)
-        said = {"lm_eval": harness.version(), "task": str((entry.cfg.get("metadata") or {}).get("version"))}
-        where = entry.cfg.get("dataset_kwargs") or {}
-        files = _local_files([where.get("data_files"), where.get("data_dir"), entry.cfg.get("dataset_path")])
+        config = self._find_entry(self.task).cfg
+        version = str((config.get("metadata") or {}).get("version"))
+        fingerprint = {"lm_eval": lm_eval.installed_version(), "task": version}
+        options = config.get("dataset_kwargs") or {}
+        files = _local_files([options.get("data_files"), options.get("data_dir"), config.get("dataset_path")])
         if self.include is not None:
-            files = [*sorted(file for file in self._folder().rglob("*") if file.is_file()), *files]
-        return {**said, "files": harness.digest(files)} if files else said
+            files = [*sorted(file for file in self._include_folder().rglob("*") if file.is_file()), *files]
+        return {**fingerprint, "files": digest_files(files)} if files else fingerprint
 
-    def built(self, tokenizer: Any, length: int, count: int, seed: int) -> tuple[Any, list[list[Any]]]:
-        entry = self._entry(self.task)
-        with harness.fetching(
-            "task",
-            f"{self.task}, whose data set {entry.cfg.get('dataset_path')} cannot be read",
-            "one in the cache of Hugging Face, or to be fetched; or include=DIR with your own YAML for local files",
-        ):
-            try:
-                task = harness.load(entry, {}, seed)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise _unbuilt(self.task, error) from None
-        for unfit in ("UNSAFE_CODE", "MULTIMODAL"):
-            if getattr(task, unfit, False):
-                found = f"{self.task}, which the harness marks {unfit}"
-                raise InputError("task", found, "a task of text alone that runs no code which a model wrote")
+    def load(self, tokenizer: Any, length: int, count: int, seed: int) -> tuple[Any, list[list[Any]]]:
         from jinja2 import TemplateError
 
+        entry = self._find_entry(self.task)
+        with dataset_errors_as_input_error(
+            "task",
+            f"{self.task}, whose data set {entry.cfg.get('dataset_path')} cannot be read",
+            "a data set that is cached or can be downloaded, or include=DIR with a YAML file for local data",
+        ):
+            try:
+                task = lm_eval.load_task(entry, seed)
+            except _INVALID_TASK_ERRORS as error:
+                raise self._invalid(error) from None
+        for marker in ("UNSAFE_CODE", "MULTIMODAL"):
+            if getattr(task, marker, False):
+                value = f"{self.task}, which the harness marks {marker}"
+                raise InputError("task", value, "a task of text alone that runs no code which a model wrote")
         try:
-            return task, harness.requests(task, count, seed, self.fewshot)
-        except (KeyError, TypeError, ValueError, AttributeError, TemplateError) as error:
-            raise _unbuilt(self.task, error) from None
+            return task, lm_eval.build_requests(task, count, seed, self.fewshot)
+        except (*_INVALID_TASK_ERRORS, TemplateError) as error:
+            raise self._invalid(error) from None
 
-    def _entry(self, name: str) -> Any:
-        """What the index says of a name: of the user's folder, or else of the harness."""
-        own = harness.index(self._folder()) if self.include is not None else {}
-        if name in own:
-            return own[name]
-        everything = harness.index()
-        harness.known("lm_eval: task", name, [*everything, *own], "a task, group or tag of lm-evaluation-harness")
-        return everything[name]
+    def _find_entry(self, name: str) -> Any:
+        """Return the index entry of a task, group or tag: the user's, else the harness's."""
+        included = lm_eval.index_tasks(self._include_folder()) if self.include is not None else {}
+        if name in included:
+            return included[name]
+        built_in = lm_eval.index_tasks()
+        if name not in built_in:
+            names = [*built_in, *included]
+            raise UnknownNameError("lm_eval: task", name, names, "a task, group or tag of lm-evaluation-harness")
+        return built_in[name]
 
-    def _folder(self) -> Path:
+    def _include_folder(self) -> Path:
         folder = Path(str(self.include)).expanduser()
         if not folder.is_dir():
             raise InputError("lm_eval: include", str(self.include), "a folder with YAML files of tasks")
         return folder
 
-    def _metric(self) -> tuple[str, bool]:
-        """The first metric of the task, and whether more of it is better."""
-        from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, is_higher_better
-
-        said = self._entry(self.task).cfg
-        (first, *_) = said.get("metric_list") or [
-            {"metric": name} for name in DEFAULT_METRIC_REGISTRY[said.get("output_type", "generate_until")]
-        ]
-        name = first["metric"].rpartition(".")[2] if "/" in first["metric"] else first["metric"]  # a Python function
-        better = first.get("higher_is_better")
-        return name, bool(is_higher_better(name) if better is None else better)
+    def _invalid(self, error: Exception) -> InputError:
+        reason = f"{type(error).__name__}: {error}"
+        return InputError("task", self.task, "a task whose YAML and data fit together", reason)
 
 
-def _unbuilt(task: str, error: Exception) -> InputError:
-    told = f"{type(error).__name__}: {error}"
-    return InputError("task", task, f"a task whose YAML and data fit together ({told})")
+def _local_files(source: Any) -> list[Path]:
+    """Return the local files that a data source names: a path, a folder, a glob, or a list or dict of such sources.
 
-
-def _local_files(said: Any) -> list[Path]:
-    """The files of this machine that a task names as data: a path, a folder, a pattern, or a list or dict of them."""
-    if isinstance(said, dict | list):
-        return [file for each in (said.values() if isinstance(said, dict) else said) for file in _local_files(each)]
-    if not isinstance(said, str) or not said:
+    Anything else, such as the name of a data set on the hub, gives no files.
+    """
+    if isinstance(source, dict):
+        source = list(source.values())
+    if isinstance(source, list):
+        return [file for part in source for file in _local_files(part)]
+    if not isinstance(source, str) or not source:
         return []
-    found = [Path(said), *Path(said).rglob("*")] if Path(said).is_dir() else [Path(each) for each in sorted(glob(said))]
-    return sorted(file for file in found if file.is_file())
+    paths = Path(source).rglob("*") if Path(source).is_dir() else map(Path, glob(source))
+    return sorted(path for path in paths if path.is_file())

@@ -7,30 +7,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ropewalk.errors import InputError
-from ropewalk.evaluate import harness
+from ropewalk.compat import lm_eval
+from ropewalk.errors import InputError, UnknownNameError
 from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.tasks.base import mean
-from ropewalk.evaluate.tasks.harness_task import HarnessTask
+from ropewalk.evaluate.tasks.harness_task import HarnessTask, dataset_errors_as_input_error, digest_files
 
-_HUB = "Xnhyacinth/LongBench"
-_FIELDS = ("context", "answers", "length", "all_classes")
-_BINS = ((4000, "0-4k"), (8000, "4-8k"), (float("inf"), "8k+"))  # LongBench-E's, in words or Chinese characters
+_REQUIRED_FIELDS = ("question", "context", "answers", "length", "all_classes")
+# LongBench-E's bins: upper limit of a document's length in words (or Chinese characters), and name.
+_LENGTH_BINS = ((4000, "0-4k"), (8000, "4-8k"), (float("inf"), "8k+"))
 
 
 @dataclass(frozen=True)
 class LongBench(HarnessTask):
     """LongBench (Y. Bai et al., arXiv 2308.14508): 21 data sets, or with `e` the 13 of LongBench-E, in bins of length.
 
-    A prompt that is too long is cut in its middle, as LongBench's own code does; `about` says so. Samples are the first
-    of the data set, or all where it has fewer.
+    A prompt that is too long loses its middle, as in LongBench's own code, and is marked `cut`. Samples are the first
+    documents of the data set, or all of a smaller one.
 
-    Options: `task`, one data set, by default all; `data`, a folder with NAME.jsonl or data/NAME.jsonl in LongBench's
-    own format (NAME_e.jsonl with `e`); without it they are fetched as the harness does.
+    Options: `task`, one data set, by default all; `data`, a folder that contains NAME.jsonl or data/NAME.jsonl in
+    LongBench's own format (NAME_e.jsonl with `e`), by default downloaded as the harness does.
     """
 
     name = "longbench"
-    main = "score"
+    main_score = "score"
 
     task: str = ""
     e: bool = False
@@ -41,101 +41,104 @@ class LongBench(HarnessTask):
             raise InputError("longbench: e", self.e, "true or false")
 
     def expand(self) -> Sequence[LongBench]:
-        names = [name for names in _groups(self.e).values() for name in names]
+        names = [name for group in _data_sets_by_group(self.e).values() for name in group]
         if not self.task:
             return [replace(self, task=name) for name in names]
-        harness.known("longbench: task", self.task, names, ", ".join(names))
+        if self.task not in names:
+            raise UnknownNameError("longbench: task", self.task, names)
         return [self]
 
     def fingerprint(self) -> dict[str, str]:
-        entry = self._entry()
-        said = {"lm_eval": harness.version(), "task": str(entry.cfg["metadata"]["version"])}
-        return {**said, "data": harness.digest([self._file()])} if self.data is not None else said
+        version = str(self._index_entry().cfg["metadata"]["version"])
+        fingerprint = {"lm_eval": lm_eval.installed_version(), "task": version}
+        if self.data is not None:
+            fingerprint["data"] = digest_files([self._data_file()])
+        return fingerprint
 
-    def built(self, tokenizer: Any, length: int, count: int, seed: int) -> tuple[Any, list[list[Any]]]:
-        wanted = f"{self.name}:data=DIR with DIR/{self._set}.jsonl of LongBench's own data"
-        with harness.fetching("longbench: data", f"no data for {self._set}", wanted):
-            if self.data is None:
-                task = harness.load(self._entry(), {}, seed)
-            else:
-                with harness.served(_HUB, lambda name: {"test": _documents(self._file(), count)}):
-                    task = harness.load(self._entry(), {}, seed)
-        return task, harness.requests(task, count, seed)
+    def load(self, tokenizer: Any, length: int, count: int, seed: int) -> tuple[Any, list[list[Any]]]:
+        from datasets import Dataset
 
-    def fit(self, ids: list[int], length: int, room: int) -> list[int]:
-        half = room // 2
-        return ids[:half] + ids[half - room :]
+        expected = f"longbench:data=DIR with DIR/{self._data_set}.jsonl of LongBench's own data"
+        with dataset_errors_as_input_error("longbench: data", f"no data for {self._data_set}", expected):
+            dataset = None if self.data is None else Dataset.from_list(_read_documents(self._data_file(), count))
+            task = lm_eval.load_task(self._index_entry(), seed, dataset)
+        return task, lm_eval.build_requests(task, count, seed)
 
-    def metadata(self, document: Any) -> dict[str, Any]:
-        group = next(group for group, names in _groups(self.e).items() if self.task in names)
-        return {"group": group, "bin": next(name for limit, name in _BINS if document["length"] < limit)}
+    def truncate(self, token_ids: list[int], length: int, max_tokens: int) -> list[int]:
+        """Drop the middle of the prompt, as LongBench's own pred.py does."""
+        half = max_tokens // 2
+        return token_ids[:half] + token_ids[half - max_tokens :]
 
-    def summary(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
-        whole = super().summary(sample_results)
-        for _, name in _BINS if self.e else ():
-            inside = [outcome["scores"][self.main] for outcome in sample_results if outcome["about"]["bin"] == name]
-            if inside:
-                whole[f"{self.main} {name}"] = mean(inside)
-        return whole
+    def document_metadata(self, content: Any) -> dict[str, Any]:
+        group = next(group for group, names in _data_sets_by_group(self.e).items() if self.task in names)
+        return {"group": group, "bin": next(name for limit, name in _LENGTH_BINS if content["length"] < limit)}
+
+    def summarize(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
+        summary = super().summarize(sample_results)
+        if self.e:
+            for _, name in _LENGTH_BINS:
+                scores = [r["scores"][self.main_score] for r in sample_results if r["about"]["bin"] == name]
+                if scores:
+                    summary[f"{self.main_score} {name}"] = mean(scores)
+        return summary
 
     @property
-    def _set(self) -> str:
-        """The data set, as its file and its configuration are called."""
+    def _data_set(self) -> str:
+        """The name of the data set's file and of its configuration on the hub."""
         return f"{self.task}_e" if self.e else self.task
 
-    def _entry(self) -> Any:
-        return harness.suite("longbench")[f"longbench_{self._set}"]
+    def _index_entry(self) -> Any:
+        return lm_eval.index_suite("longbench")[f"longbench_{self._data_set}"]
 
-    def _file(self) -> Path:
+    def _data_file(self) -> Path:
         folder = Path(str(self.data)).expanduser()
-        for path in (folder / f"{self._set}.jsonl", folder / "data" / f"{self._set}.jsonl"):
+        for path in (folder / f"{self._data_set}.jsonl", folder / "data" / f"{self._data_set}.jsonl"):
             if path.is_file():
                 return path
-        raise InputError(
-            "longbench: data", str(self.data), f"a folder with {self._set}.jsonl, or data/{self._set}.jsonl"
-        )
+        expected = f"a folder with {self._data_set}.jsonl, or data/{self._data_set}.jsonl"
+        raise InputError("longbench: data", str(self.data), expected)
 
 
-def _groups(e: bool) -> dict[str, list[str]]:
-    """The data sets of each group (code, single ...), as the harness sorts them.
+def _data_sets_by_group(e: bool) -> dict[str, list[str]]:
+    """Return the data sets of each group (code, single, multi, ...) of LongBench, or of LongBench-E.
 
-    Its own groups of LongBench-E leave two out, so that they are taken from LongBench's.
+    The harness's groups of LongBench-E omit two of its data sets, so both are derived from the groups of LongBench.
     """
-    index = harness.suite("longbench")
-    return {
-        group.removeprefix("longbench_"): [
-            task.removeprefix("longbench_") for task in index[group].cfg["task"] if not e or f"{task}_e" in index
-        ]
-        for group in index["longbench"].cfg["task"]
-    }
+    index = lm_eval.index_suite("longbench")
+    groups = {}
+    for group in index["longbench"].cfg["task"]:
+        tasks = [task for task in index[group].cfg["task"] if not e or f"{task}_e" in index]
+        groups[group.removeprefix("longbench_")] = [task.removeprefix("longbench_") for task in tasks]
+    return groups
 
 
-def _documents(path: Path, count: int) -> Any:
-    """The first documents of a file of LongBench, with the names that the harness's prompts have for their fields."""
-    from datasets import Dataset
-
+def _read_documents(path: Path, count: int) -> list[dict[str, Any]]:
+    """Read the first `count` documents of one of LongBench's own files."""
     try:
         with path.open(encoding="utf-8") as lines:
-            documents = list(itertools.islice(_read(path, lines), count))
+            documents = list(itertools.islice(_parse_lines(path, lines), count))
     except UnicodeDecodeError as error:
-        raise InputError("longbench: data", str(path), f"a file in UTF-8 ({error})") from None
+        raise InputError("longbench: data", str(path), "a file in UTF-8", str(error)) from None
     if not documents:
         raise InputError("longbench: data", str(path), "a file with at least one line")
-    return Dataset.from_list(documents)
+    return documents
 
 
-def _read(path: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+def _parse_lines(path: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Yield the document in each line, with `question` as the prompts of the harness call LongBench's `input`."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        place = f"{path} line {number}"
+        field = f"{path} line {number}"
         try:
             document = json.loads(line)
         except ValueError as error:
-            raise InputError(place, line, f"a line of JSON ({error})") from None
-        if isinstance(document, dict) and "input" in document:
+            raise InputError(field, line, "a line of JSON", str(error)) from None
+        if not isinstance(document, dict):
+            raise InputError(field, line, "a JSON object with the fields of LongBench's own files")
+        if "input" in document:
             document = {"question": document["input"], **document}
-        lacking = [field for field in ("question", *_FIELDS) if not isinstance(document, dict) or field not in document]
-        if lacking:
-            raise InputError(place, f"no field {', '.join(lacking)}", "the fields of LongBench's own files")
+        missing = [name for name in _REQUIRED_FIELDS if name not in document]
+        if missing:
+            raise InputError(field, f"no field {', '.join(missing)}", "the fields of LongBench's own files")
         yield document

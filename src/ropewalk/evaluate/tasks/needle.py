@@ -3,13 +3,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from ropewalk.evaluate.tasks.retrieval import RetrievalTask, Wording
+from ropewalk.evaluate.tasks.retrieval import PromptTemplate, RetrievalTask
 from ropewalk.evaluate.texts import BUILT_IN, Text, read_text
 
 
 @dataclass(frozen=True)
 class Needle(RetrievalTask):
-    """A statement hidden in a text of the user's (the idea: G. Kamradt, needle in a haystack, 2023; own words)."""
+    """A statement hidden in the user's own text (after G. Kamradt's needle in a haystack, 2023, in different words).
+
+    Options besides those of all retrieval tasks: `text`, a name for `read_text`.
+    """
 
     name = "needle"
     positional = "text"
@@ -17,21 +20,25 @@ class Needle(RetrievalTask):
     text: str = BUILT_IN
 
     def fingerprint(self) -> dict[str, str]:
-        return {"text": _text(self.text).digest}
+        return {"text": _read_text_once(self.text).digest}
 
-    def wording(self) -> Wording:
-        one, verb = ("the lucky number", "is") if self.values == 1 else ("a lucky number", "are")
-        asked = one if self.values == 1 else "the lucky numbers"
-        return Wording(
+    def prompt_template(self) -> PromptTemplate:
+        if self.values == 1:
+            stated, asked, verb = "the lucky number", "the lucky number", "is"
+        else:
+            stated, asked, verb = "a lucky number", "the lucky numbers", "are"
+        return PromptTemplate(
             before="",
-            statement=f"\nRemember: {one} of {{name}} is {{value}}. {one.capitalize()} of {{name}} is {{value}}.\n",
+            statement=(
+                f"\nRemember: {stated} of {{name}} is {{value}}. {stated.capitalize()} of {{name}} is {{value}}.\n"
+            ),
             question=f"\n\nRemember: {asked} of {{name}} {verb}",
         )
 
-    def haystack(self, characters: int) -> str:
-        return _text(self.text).content[:characters]
+    def read_haystack(self, characters: int) -> str:
+        return _read_text_once(self.text).content[:characters]
 
 
 @cache
-def _text(name: str) -> Text:
+def _read_text_once(name: str) -> Text:
     return read_text(name)
