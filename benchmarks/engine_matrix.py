@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.common import RESULTS
-
+from benchmarks.common import RESULTS_FOLDER
 from ropewalk.report.formatting import shorten_middle
 from ropewalk.scaling import REGISTRY
 from ropewalk.serving.engines import ENGINES
@@ -33,12 +32,12 @@ and is served at {SERVED_LENGTH:,}:
 - **no**: the engine cannot compute these frequencies.
 
 `ropewalk export` writes the configuration. ✓ marks what `ropewalk verify` confirmed on the running engine, ✗ what it
-refuted. Everything else follows from the engine's source code."""
+refuted. Everything else follows from the engine's source code, in the version listed at the end."""
 
 
 def main() -> None:
     """Print the page."""
-    print(render_page(read_verify_results(RESULTS / "verify")))
+    print(render_page(read_verify_results(RESULTS_FOLDER / "verify")))
 
 
 def render_page(verify_results: Sequence[Mapping[str, Any]]) -> str:
@@ -64,7 +63,7 @@ def _render_matrix(support: Sequence[MethodSupport]) -> str:
     for method in REGISTRY:
         cells = {entry.engine: entry for entry in support if entry.method == method}
         rows.append([f"`{method}`", *(_render_cell(cells[engine]) for engine in ENGINES)])
-    return _render_table(["", *(f"{engine.title} {engine.version}" for engine in ENGINES.values())], rows)
+    return _render_table(["", *(engine.title for engine in ENGINES.values())], rows)
 
 
 def _render_cell(entry: MethodSupport) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from benchmarks.engine_matrix import render_page
 
 from ropewalk.serving.support import read_verify_results
@@ -24,12 +25,18 @@ def test_the_page_in_docs_is_up_to_date():
     assert (ROOT / "docs" / "matrix.md").read_text() == render_page(results) + "\n"
 
 
-def test_a_failed_verification_is_shown_with_its_numbers():
-    assert "`yarn:factor=2` | native | 12,000 | 42 | fail | 2026-01-02" in render_page([RESULT])
+@pytest.fixture(scope="module")
+def page():
+    return render_page([RESULT])
 
 
-def test_all_rows_of_a_table_have_the_same_number_of_cells():
-    tables = [part.splitlines() for part in render_page([RESULT]).split("\n\n") if part.startswith("|")]
+def test_a_failed_verification_is_shown_with_its_numbers(page):
+    assert "`yarn:factor=2` | native | 12,000 | 42 | fail | 2026-01-02" in page
+    assert page.count("✗") == 2  # in the legend and in the matrix
+
+
+def test_all_rows_of_a_table_have_the_same_number_of_cells(page):
+    tables = [part.splitlines() for part in page.split("\n\n") if part.startswith("|")]
     assert len(tables) == 2
     for table in tables:
         assert len({line.count(" |") for line in table}) == 1

@@ -1,4 +1,4 @@
-"""`ropewalk backends`."""
+from __future__ import annotations
 
 import json
 import os
@@ -7,16 +7,16 @@ import sys
 
 import pytest
 
-from ropewalk.ops import BACKENDS, backend_for
+from ropewalk.ops.backends import BACKENDS, backend_for, use_backend
 
 
-def asked(*arguments, **environment):
-    """In a process of its own, since the choice is made once."""
-    command = [sys.executable, "-c", "from ropewalk.cli import main; main()", "backends", *arguments]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+@pytest.fixture
+def restore_backend():
+    yield
+    use_backend()
 
 
-def test_says_what_serves(run):
+def test_json_lists_every_backend_and_its_devices(run):
     status, out, _ = run("backends", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert status == 0
@@ -27,13 +27,17 @@ def test_says_what_serves(run):
 
 
 @pytest.mark.parametrize("name", ["reference", "REFERENCE"])
-def test_another_by_the_environment(name):
-    shown = asked(ROPEWALK_ROTATION=name).stdout
-    assert "reference  serves cpu, cuda, other devices" in shown
-    assert "serves nothing" in shown
+def test_a_selected_backend_is_used_on_all_devices(run, restore_backend, name):
+    use_backend(name)
+    _, out, _ = run("backends")
+    assert "reference  used on cpu, cuda, other devices" in out
+    assert "available, not used" in out
 
 
-def test_one_that_is_none():
-    done = asked(ROPEWALK_ROTATION="cuda")
-    assert done.returncode == 2
-    assert done.stderr == "ropewalk: error: ROPEWALK_ROTATION: got 'cuda'; expected reference, c++\n"
+def test_an_unknown_backend_in_the_environment_is_an_input_error():
+    # A new process, because the environment is read at import.
+    command = [sys.executable, "-c", "from ropewalk.cli import main; main()", "backends"]
+    environment = os.environ | {"ROPEWALK_ROTATION": "cuda"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr == "ropewalk: error: ROPEWALK_ROTATION: got 'cuda'; expected reference, c++\n"

@@ -99,7 +99,7 @@ def test_an_interrupted_run_keeps_its_samples_and_can_be_continued(argv, run, tm
     [
         ("--task", "passkye", "task: got 'passkye'; expected .*passkey"),
         ("--task", "generate:QUESTIONS,metric=f7", "metric: got 'f7'; expected exact-match, "),
-        ("--task", "generate:nowhere.jsonl", r"generate: file: got 'nowhere.jsonl \(No such file"),
+        ("--task", "generate:nowhere.jsonl", r"generate: file: got 'nowhere.jsonl'; .*No such file"),
         ("--task", "perplexity:no.txt", "text: got 'no.txt'"),
         ("--lengths", "40,20000", "lengths: got 20000; expected from 2 to the 300 tokens of the text"),
         ("--lengths", "", r"lengths: got \[\]; expected at least one"),

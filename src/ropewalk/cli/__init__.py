@@ -20,6 +20,12 @@ EXIT_FAILED = 1
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
 _DEFAULT_OPTION_VALUES = {"--ray": "auto"}  # options whose value may be omitted, and the value that they then have
+_EXTRAS = {  # which extra of ropewalk installs a package that is imported without a check of its own
+    "hf": ("torch", "transformers", "accelerate", "safetensors", "gguf", "filelock", "requests", "huggingface_hub"),
+    "eval": ("datasets", "lm_eval", "sacrebleu", "rouge_score"),
+    "ray": ("ray",),
+    "plot": ("matplotlib", "jinja2"),
+}
 _UsageError: Any = typer.BadParameter.__base__  # of click, which recent versions of typer bundle under another name
 
 
@@ -28,14 +34,21 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
-def run(argv: list[str]) -> int:
-    """Run a command and return its exit status. Every error is one line on standard error."""
+def run(argv: list[str], app: typer.Typer | None = None) -> int:
+    """Run a command and return its exit status. Every error is one line on standard error.
+
+    `app`: the commands; by default those of ropewalk.
+    """
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of libraries would fill a log file
     try:
-        status = _build_app()(_insert_default_values(argv), standalone_mode=False)
+        status = (app or _build_app())(_insert_default_values(argv), standalone_mode=False)
+        if status == EXIT_INTERRUPTED:
+            raise typer.Abort  # as older versions of typer do on Ctrl-C; newer ones return the status
     except MissingPackageError as error:
         return _report(str(error), EXIT_INPUT_ERROR)
+    except ModuleNotFoundError as error:
+        return _report(str(_name_missing_package(error, argv)), EXIT_INPUT_ERROR)
     except InputError as error:
         return _report(f"error: {error}", EXIT_INPUT_ERROR)
     except _UsageError as error:
@@ -71,6 +84,15 @@ def _insert_default_values(argv: list[str]) -> list[str]:
         if argument in _DEFAULT_OPTION_VALUES and following.startswith("-"):
             completed.append(_DEFAULT_OPTION_VALUES[argument])
     return completed
+
+
+def _name_missing_package(error: ModuleNotFoundError, argv: list[str]) -> MissingPackageError:
+    """Return an error that says how to install the package; raise the given one if no extra of ropewalk has it."""
+    package = (error.name or "").split(".")[0]
+    for extra, packages in _EXTRAS.items():
+        if package in packages:
+            return MissingPackageError(f"ropewalk {argv[0]}", package, f"pip install 'ropewalk[{extra}]'")
+    raise error
 
 
 def _report(message: str, status: int) -> int:

@@ -15,8 +15,7 @@ def command(json: JsonOption = False) -> None:
     """
     from ropewalk.ops import BACKENDS, backend_for
 
-    devices = sorted({device for backend in BACKENDS.values() for device in backend.devices})
-    devices.append("other devices")
+    devices = [*sorted({device for backend in BACKENDS.values() for device in backend.devices}), "other devices"]
     rows: list[dict[str, Any]] = []
     for backend in BACKENDS.values():
         reason = backend.unavailable_reason()

@@ -12,9 +12,7 @@ from ropewalk.cli.output import console, print_json
 
 
 def command(
-    verified: Annotated[
-        str, typer.Option(help="Folder with results of `ropewalk verify --json` to include in the JSON.", metavar="DIR")
-    ] = "",
+    verified: Annotated[str, typer.Option(help="Folder with results of `ropewalk verify --json` to include.")] = "",
     json: JsonOption = False,
 ) -> None:
     """List the serving engines and the scaling methods that each of them supports."""

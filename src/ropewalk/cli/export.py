@@ -15,15 +15,8 @@ def command(
     model: ModelArgument,
     scaling: ScalingOption,
     engine: EngineOption,
-    out: Annotated[
-        str, typer.Option(help="Folder to write; without it, the changes are only printed.", metavar="DIR")
-    ] = "",
-    length: Annotated[
-        str,
-        typer.Option(
-            help="Tokens to serve: 32768, 32k.", metavar="LENGTH", show_default="the length the scaling is for"
-        ),
-    ] = "",
+    out: Annotated[str, typer.Option(help="Folder to write; without it, the changes are only printed.")] = "",
+    length: Annotated[str, typer.Option(help="Tokens to serve, by default the length that the scaling is for.")] = "",
     json: JsonOption = False,
 ) -> None:
     """Write the configuration with which a serving engine applies a scaling, and print the command to start it."""

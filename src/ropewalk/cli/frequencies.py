@@ -16,15 +16,8 @@ from ropewalk.scaling import Scaling, parse
 
 def command(
     model: ModelArgument,
-    scaling: Annotated[
-        str,
-        typer.Option(
-            help="Scaling as name:option=value,... or JSON.", metavar="SPEC", show_default="the model's current scaling"
-        ),
-    ] = "",
-    length: Annotated[
-        str, typer.Option(help="Length of the text, which a dynamic scaling needs: 8192, 8k, 1m.", metavar="LENGTH")
-    ] = "",
+    scaling: Annotated[str, typer.Option(help="name:option=value,... or JSON, by default the model's own.")] = "",
+    length: Annotated[str, typer.Option(help="Length of the text, which a dynamic scaling needs: 8192, 8k.")] = "",
     json: JsonOption = False,
 ) -> None:
     """Show the inverse frequencies of a model under a scaling. Loads no weights."""

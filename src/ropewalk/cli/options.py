@@ -8,33 +8,17 @@ import typer
 
 from ropewalk.lengths import parse_length
 
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        help="Hugging Face hub id, model folder, config.json, .gguf file, or the built-in smollm2.",
-        metavar="MODEL",
-        show_default=False,
-    ),
-]
-ScalingOption = Annotated[
-    str,
-    typer.Option(
-        help="Scaling as name:option=value,... or JSON; `ropewalk methods` lists them.",
-        metavar="SPEC",
-        show_default=False,
-    ),
-]
-EngineOption = Annotated[
-    str,
-    typer.Option(
-        help="Engine that will serve the model; `ropewalk engines` lists them.", metavar="NAME", show_default=False
-    ),
-]
-TargetOption = Annotated[
-    str,
-    typer.Option(help="Length of the texts to read, in tokens: 32768, 32k, 1m.", metavar="LENGTH", show_default=False),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout and nothing else.")]
+_MODEL_HELP = "Hugging Face hub id, model folder, config.json, .gguf file, or the built-in smollm2."
+_SCALING_HELP = "Scaling as name:option=value,... or JSON; `ropewalk methods` lists them."
+_ENGINE_HELP = "Engine that will serve the model; `ropewalk engines` lists them."
+_TARGET_HELP = "Length of the texts to read, in tokens: 32768, 32k, 1m."
+_JSON_HELP = "Print one JSON document to stdout and nothing else."
+
+ModelArgument = Annotated[str, typer.Argument(help=_MODEL_HELP, metavar="MODEL", show_default=False)]
+ScalingOption = Annotated[str, typer.Option(help=_SCALING_HELP, show_default=False)]
+EngineOption = Annotated[str, typer.Option(help=_ENGINE_HELP, show_default=False)]
+TargetOption = Annotated[str, typer.Option(help=_TARGET_HELP, show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help=_JSON_HELP)]
 
 
 def parse_optional_length(text: str, field: str) -> int | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-
 console = Console(soft_wrap=True)
 err_console = Console(stderr=True, soft_wrap=True)
 

@@ -13,9 +13,7 @@ from ropewalk.cli.output import console, print_json
 
 def command(
     folder: Annotated[str, typer.Argument(help="Folder that `ropewalk eval` wrote to.", show_default=False)],
-    out: Annotated[
-        str, typer.Option(help="HTML file to write.", show_default="FOLDER/report.html", metavar="FILE")
-    ] = "",
+    out: Annotated[str, typer.Option(help="HTML file to write, by default FOLDER/report.html.")] = "",
     json: JsonOption = False,
 ) -> None:
     """Write an HTML page of an evaluation, finished or not, with tables, pictures and samples."""

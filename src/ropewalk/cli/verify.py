@@ -17,34 +17,12 @@ if TYPE_CHECKING:
 def command(
     model: ModelArgument,
     scaling: ScalingOption,
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="Engine to run: transformers, transformers4, vllm or llama.cpp.", metavar="NAME", show_default=False
-        ),
-    ],
-    length: Annotated[
-        str,
-        typer.Option(
-            help="Tokens to verify up to: 12000, 32k.", metavar="LENGTH", show_default="1.5 times the original length"
-        ),
-    ] = "",
-    served: Annotated[
-        str,
-        typer.Option(help="Model folder, config.json or .gguf file to verify instead of an export.", metavar="PATH"),
-    ] = "",
-    url: Annotated[
-        str, typer.Option(help="Running server to verify, started with the scaling: http://127.0.0.1:8000/v1.")
-    ] = "",
-    control_url: Annotated[
-        str, typer.Option(help="The same server without the scaling, for a more precise verdict.")
-    ] = "",
-    python: Annotated[
-        str,
-        typer.Option(
-            help="Python that has the engine installed.", metavar="PATH", show_default="what `make engines` installed"
-        ),
-    ] = "",
+    engine: Annotated[str, typer.Option(help="transformers, transformers4, vllm or llama.cpp.", show_default=False)],
+    length: Annotated[str, typer.Option(help="Tokens to verify up to, by default 1.5 times the original length.")] = "",
+    served: Annotated[str, typer.Option(help="Folder, config.json or .gguf to verify instead of an export.")] = "",
+    url: Annotated[str, typer.Option(help="Server to verify, started with the scaling: http://HOST:PORT/v1.")] = "",
+    control_url: Annotated[str, typer.Option(help="The same server without the scaling: a sharper verdict.")] = "",
+    python: Annotated[str, typer.Option(help="Python with the engine, by default that of `make engines`.")] = "",
     json: JsonOption = False,
 ) -> int:
     """Run a serving engine and compare its rotations and log-probabilities with the exact scaling.

@@ -73,11 +73,5 @@ def draw_curve(rows: Sequence[CurveRow], path: Path, *, model: str, text: str, o
         points = sorted((row["length"], row["ppl"]) for row in label_rows)
         style = "o-" if label_rows[0]["chunk"] is None else "s--"
         lines.append(Line(label, points, colors[label_rows[0]["scaling"]], style))
-    draw_line_chart(
-        lines,
-        path,
-        title=f"{model} reading {text}",
-        score="perplexity over the tokens read",
-        is_share=False,
-        original_length=original_length,
-    )
+    title, score = f"{model} reading {text}", "perplexity over the tokens read"
+    draw_line_chart(lines, path, title=title, score=score, is_share=False, original_length=original_length)

@@ -89,16 +89,9 @@ def _set_length_axis(axes: Any, lengths: Sequence[int], original_length: int | N
     axes.set_xlabel("length in tokens")
     if original_length is not None and lengths[0] <= original_length <= lengths[-1]:
         axes.axvline(original_length, color="#888888", linestyle="--", linewidth=1)
-        axes.text(
-            original_length,
-            1.01,
-            f"trained on {original_length:,}",
-            transform=axes.get_xaxis_transform(),  # x in data, y in axes: just above the chart
-            color="#666666",
-            ha="center",
-            va="bottom",
-            fontsize=9,
-        )
+        above = axes.get_xaxis_transform()  # x in data coordinates, y in axes coordinates
+        style = {"color": "#666666", "ha": "center", "va": "bottom", "fontsize": 9}
+        axes.text(original_length, 1.01, f"trained on {original_length:,}", transform=above, **style)
 
 
 def _set_log_axis(axes: Any) -> None:

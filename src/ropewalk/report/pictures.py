@@ -117,13 +117,14 @@ class PictureWriter:
             return
         first, last = rows[0], rows[-1]
         path = self._path(f"{name} by length")
+        title, original_length = f"{self._model}, {first.task}", self._original_length
         draw_line_chart(
             style_lines(points),
             path,
-            title=f"{self._model}, {first.task}",
+            title=title,
             score=first.score,
             is_share=first.is_share,
-            original_length=self._original_length,
+            original_length=original_length,
         )
         ends = ", ".join(f"{column} {last.format(column)}" for column in points)
         yield Picture(path, f"{first.task}: {first.heading}, against length; at {last.length:,} tokens {ends}.")
