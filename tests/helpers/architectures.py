@@ -1,11 +1,13 @@
-"""Tiny models of every architecture, random weights: the catalogue, in one place, and how they are built.
+"""Tiny models of all architectures of transformers with random weights: the catalogue, and how they are built.
 
-`COVERED` says what of a tiny config is not in `SMALL`; `REFUSED` and `NOT_TRIED` say why the others are not there.
+`TEXT_MODELS` and `MULTIMODAL_MODELS` list the architectures that the tests cover, each with the config fields that
+differ from the common small sizes. `UNSUPPORTED` lists the others, each with the reason.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 
 import torch
 import transformers
@@ -16,17 +18,17 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-LENGTH = 32  # tokens that the tiny models were "trained on"
-FAR = 20_000
+LENGTH = 32  # original length of the tiny models, tokens
+FAR_POSITION = 20_000
 IDS = torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(1))
 LONG_IDS = torch.randint(3, 97, (2, 3 * LENGTH // 2), generator=torch.Generator().manual_seed(2))
-# float32 logits of order 1, off by rounding alone
-EXACT = 1e-5
-# ... and by what float32 angles are off at FAR, which transformers forms
-FAR_IN_FLOAT32 = 2e-2
+# Largest difference of float32 logits, relative to their standard deviation, from rounding.
+TOLERANCE = 1e-5
+# The same at FAR_POSITION, where the float32 angles of transformers are inaccurate.
+FLOAT32_FAR_TOLERANCE = 2e-2
 
-# Given to a config for the fields that it has.
-SMALL = {
+# Values for those of these fields that a config has.
+SMALL_SIZES = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": LENGTH, "sliding_window": 16,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -40,8 +42,8 @@ SMALL = {
     "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 97,
     "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": LENGTH, "d_model": 64, "rotary_dim": 8,
 }  # fmt: skip
-# The same for the parts that see or hear, which the tests never ask anything.
-SMALL_SENSES = {
+# The same for vision and audio encoders, which the tests never run.
+SMALL_ENCODER_SIZES = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "depth": 1, "num_attention_heads": 2,
     "num_heads": 2, "num_key_value_heads": 2, "embed_dim": 16, "out_hidden_size": 64, "image_size": 28,
     "patch_size": 14, "num_blocks": 1, "encoder_layers": 1, "d_model": 16, "encoder_attention_heads": 2,
@@ -186,7 +188,8 @@ TEXT_MODELS = {
     "phi": {},
     "phi3": {"original_max_position_embeddings": LENGTH},
     "phi4_multimodal": {
-        "original_max_position_embeddings": LENGTH, "vision_config": SMALL_SENSES, "audio_config": SMALL_SENSES,
+        "original_max_position_embeddings": LENGTH, "vision_config": SMALL_ENCODER_SIZES,
+        "audio_config": SMALL_ENCODER_SIZES,
     },
     "phimoe": {},
     "qwen2": {},
@@ -208,7 +211,7 @@ TEXT_MODELS = {
     "stablelm": {},
     "starcoder2": {},
     "vaultgemma": {},
-    "youtu": {"tie_word_embeddings": False},  # tied, transformers loads it with a new random embedding
+    "youtu": {"tie_word_embeddings": False},  # transformers loads tied ones with a random embedding
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid"], "layer_types": ["linear_attention", "hybrid"],
         "use_mem_rope": True, "n_mamba_heads": 4, "chunk_size": 16, "num_key_value_heads": 4,
@@ -216,8 +219,8 @@ TEXT_MODELS = {
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }  # fmt: skip
 
-# Models that also see or hear, by their text path.
-SEEING_MODELS = {
+# Multimodal models. The tests feed them text only.
+MULTIMODAL_MODELS = {
     "chameleon": {
         "vocabulary_map": {"<image>": 5},
         "vq_config": {
@@ -264,15 +267,29 @@ SEEING_MODELS = {
 
 
 def build(name: str, **changes: object) -> torch.nn.Module:
-    """The tiny model of that architecture, its weights such that logits are of order 1 and depend on positions."""
-    if name in SEEING_MODELS:
-        return of_config(_class(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[name]), _composite(name))
+    """Return a tiny model of an architecture, with weights for which logits are of order 1 and depend on positions.
+
+    `changes`: fields of the config of a text model. Without them the model is a copy of one that is built once.
+    """
+    return copy.deepcopy(_build_once(name)) if not changes else _build_text_model(name, changes)
+
+
+@functools.cache
+def _build_once(name: str) -> torch.nn.Module:
+    if name in MULTIMODAL_MODELS:
+        architecture = _class(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[name])
+        return build_with_random_weights(architecture, _multimodal_config(name))
+    return _build_text_model(name, {})
+
+
+def _build_text_model(name: str, changes: dict[str, object]) -> torch.nn.Module:
     config = type(CONFIG_MAPPING[name]().get_text_config(decoder=True))
-    fields = _small(config(), SMALL) | TEXT_MODELS.get(name, {}) | changes
-    return of_config(_class(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name]), config(**copy.deepcopy(fields)))
+    fields = _small_fields(config(), SMALL_SIZES) | TEXT_MODELS.get(name, {}) | changes
+    architecture = _class(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name])
+    return build_with_random_weights(architecture, config(**copy.deepcopy(fields)))
 
 
-def of_config(architecture: type, config: object) -> torch.nn.Module:
+def build_with_random_weights(architecture: type, config: object) -> torch.nn.Module:
     model = architecture(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -285,15 +302,15 @@ def of_config(architecture: type, config: object) -> torch.nn.Module:
     return model
 
 
-def rebuilt(model: torch.nn.Module) -> torch.nn.Module:
-    """What transformers builds from the model's config, with the same weights."""
+def build_from_config(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model that transformers builds from the config of another, with the same weights."""
     twin = type(model)(copy.deepcopy(model.config)).eval()
     twin.load_state_dict(model.state_dict())
     return twin
 
 
-def logits(model: torch.nn.Module, start: int = 0, ids: Tensor = IDS, **options: object) -> Tensor:
-    """Of a text that stands at `start`, without a cache."""
+def compute_logits(model: torch.nn.Module, start: int = 0, ids: Tensor = IDS, **options: object) -> Tensor:
+    """Return the logits of a text whose first token is at position `start`, computed without a cache."""
     positions = torch.arange(start, start + ids.shape[1]).expand(ids.shape)
     with torch.no_grad():
         return model(input_ids=ids, position_ids=positions, use_cache=False, **options).logits.float()
@@ -303,60 +320,62 @@ def _class(name: str | tuple[str, ...]) -> type:
     return getattr(transformers, name if isinstance(name, str) else name[0])
 
 
-def _small(config: object, sizes: dict) -> dict:
-    written = config.to_dict()
-    fields = {name: size for name, size in sizes.items() if name in written}
-    if "qk_rope_head_dim" in fields:  # latent attention: as many keys as queries, and the config makes the head_dim
+def _small_fields(config: object, sizes: dict) -> dict:
+    known = config.to_dict()
+    fields = {name: size for name, size in sizes.items() if name in known}
+    if "qk_rope_head_dim" in fields:
+        # Latent attention has as many key heads as query heads, and its config computes head_dim.
         fields["num_key_value_heads"] = fields["num_attention_heads"]
         fields.pop("head_dim", None)
     return fields
 
 
-def _composite(name: str) -> object:
+def _multimodal_config(name: str) -> object:
     config = CONFIG_MAPPING[name]()
     text = config.get_text_config(decoder=True)
-    parts = _small(config, SMALL) if text is config else {}
+    parts = _small_fields(config, SMALL_SIZES) if text is config else {}
     for part in type(config).sub_configs:
         sub = getattr(config, part)
         if sub is not None:
-            parts[part] = {"model_type": sub.model_type, **_small(sub, SMALL if sub is text else SMALL_SENSES)}
-    for part, fields in SEEING_MODELS[name].items():
+            sizes = SMALL_SIZES if sub is text else SMALL_ENCODER_SIZES
+            parts[part] = {"model_type": sub.model_type, **_small_fields(sub, sizes)}
+    for part, fields in MULTIMODAL_MODELS[name].items():
         parts[part] = {**parts[part], **fields} if isinstance(parts.get(part), dict) else fields
     return type(config)(**copy.deepcopy(parts))
 
 
-def off(got: Tensor, want: Tensor) -> float:
-    """How far apart, relative to what the logits are like."""
-    return float((got - want).abs().max() / want.std())
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the standard deviation of the expected tensor."""
+    return float((actual - expected).abs().max() / expected.std())
 
 
-# Where a text that is moved as a whole gives other logits, whatever the rotary embedding does.
-NOT_SHIFTED = {
+# Architectures whose logits change when all positions are shifted, apart from the rotary embedding.
+DEPENDS_ON_POSITION = {
     "beam": "scales queries by their position in layers without rotary embedding",
     "deepseek_v4": "counts its compressed windows from the start of the cache",
-    "hunyuan_v1_dense": "weighs the channels of queries and keys after they are turned",
-    "hunyuan_v1_moe": "weighs the channels of queries and keys after they are turned",
-    "hunyuan_vl": "weighs the channels of queries and keys after they are turned",
+    "hunyuan_v1_dense": "scales the channels of queries and keys after the rotation",
+    "hunyuan_v1_moe": "scales the channels of queries and keys after the rotation",
+    "hunyuan_vl": "scales the channels of queries and keys after the rotation",
     "ministral3": "scales queries by their position",
     "mistral4": "scales queries by their position",
     "mistral_large4": "scales queries by their position",
-    "recurrent_gemma": "its recurrence starts anew at position 0",
+    "recurrent_gemma": "its recurrence resets at position 0",
 }
-# What transformers cannot be told, so that `extend` works and warns; tiny.SCALINGS by name.
-ALL_SCALED = {"linear", "yarn", "llama3", "longrope", "ntk", "dynamic"}
-NOT_SAID = {
-    "cosmos3_edge": ALL_SCALED,  # its config is valid with unscaled frequencies only
-    "ernie4_5_vl_moe": ALL_SCALED,  # as above
-    "gemma4_text": ALL_SCALED,  # p-RoPE with a scaling needs longrope, which its config cannot be validated with
-    "gemma4_unified_text": ALL_SCALED,  # as above
-    "lfm3": {"longrope", "dynamic"},  # p-RoPE is said as a static longrope
-    "phi3": {"dynamic"},  # its config is valid with longrope only, which says every static scaling
+# Scalings that transformers cannot express for an architecture, so that `extend` warns.
+EVERY_SCALING = {"linear", "yarn", "llama3", "longrope", "ntk", "dynamic"}
+NOT_EXPRESSIBLE = {
+    "cosmos3_edge": EVERY_SCALING,  # its config validates unscaled frequencies only
+    "ernie4_5_vl_moe": EVERY_SCALING,  # as above
+    "gemma4_text": EVERY_SCALING,  # p-RoPE with a scaling requires longrope, which its config rejects
+    "gemma4_unified_text": EVERY_SCALING,  # as above
+    "lfm3": {"longrope", "dynamic"},  # p-RoPE is expressed as a static longrope
+    "phi3": {"dynamic"},  # its config validates longrope only, which expresses every static scaling
     "phi4_multimodal": {"dynamic"},  # as above
-    "phimoe": ALL_SCALED,  # its rotary module reads short_mscale and long_mscale
-    "recurrent_gemma": ALL_SCALED,  # its rotary module is built unscaled only
+    "phimoe": EVERY_SCALING,  # its rotary module reads short_mscale and long_mscale
+    "recurrent_gemma": EVERY_SCALING,  # its rotary module is built unscaled only
 }
 
-# The other causal language models of transformers 5.23: those that `extend` refuses, and names of what is covered.
+# The other causal language models of transformers 5.23: those that `extend` refuses, and aliases of covered ones.
 WITHOUT_ROTARY = [
     "bart", "bert", "bert-generation", "big_bird", "bigbird_pegasus", "biogpt", "blenderbot", "blenderbot-small",
     "bloom", "camembert", "cpmant", "ctrl", "data2vec-text", "electra", "ernie", "falcon_mamba", "git", "gpt-sw3",
@@ -365,18 +384,18 @@ WITHOUT_ROTARY = [
     "pegasus", "plbart", "prophetnet", "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "rwkv",
     "trocr", "whisper", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xlstm", "xmod", "zamba",
 ]  # fmt: skip
-ANOTHER_ROTARY = ["codegen", "gptj", "roformer"]  # tables of their own, without a rotary module
-REFUSED = {
+OTHER_ROTARY = ["codegen", "gptj", "roformer"]  # fixed tables without a rotary module
+UNSUPPORTED = {
     **dict.fromkeys(WITHOUT_ROTARY, "no rotary embedding"),
-    **dict.fromkeys(ANOTHER_ROTARY, "a rotary embedding of its own, not transformers' module"),
+    **dict.fromkeys(OTHER_ROTARY, "a rotary embedding without a rotary module"),
     "blt": "four stacks with a rotary embedding each, none of which is the text decoder",
 }
-THE_SAME_AS = {
+ALIASES = {
     "dots3_note": "dots3_note_text", "fuyu": "persimmon", "gemma3n": "gemma3n_text", "gemma4": "gemma4_text",
     "gemma4_assistant": "gemma4_text", "gemma4_unified": "gemma4_unified_text",
     "gemma4_unified_assistant": "gemma4_unified_text", "got_ocr2": "qwen2", "internlm3": "llama",
     "iquestcoder": "llama", "moss_transcribe_diarize": "qwen3", "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text", "qwen4_exp": "qwen4_exp_text",
 }  # fmt: skip
-# Those of REFUSED that are built and asked.
-BUILT_TO_REFUSE = ["bloom", "codegen", "gpt2", "gptj", "jamba", "mamba", "mpt", "opt", "roformer"]
+# Unsupported architectures that a test builds and passes to `extend`.
+UNSUPPORTED_SAMPLES = ["bloom", "codegen", "gpt2", "gptj", "jamba", "mamba", "mpt", "opt", "roformer"]

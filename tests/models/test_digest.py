@@ -21,7 +21,7 @@ def test_a_copy_has_the_same_digest(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_any_change_shows(folder, name):
+def test_any_changed_file_changes_the_digest(folder, name):
     before = model_digest(str(folder))
     file = folder / name
     content = bytearray(file.read_bytes())
@@ -30,7 +30,7 @@ def test_any_change_shows(folder, name):
     assert model_digest(str(folder)) != before
 
 
-def test_a_loaded_model(tiny):
+def test_a_loaded_model_is_identified_by_weights_and_config(tiny):
     import copy
 
     other = copy.deepcopy(tiny)
@@ -42,11 +42,11 @@ def test_a_loaded_model(tiny):
     assert model_digest(tiny) != model_digest(same)
 
 
-def test_the_built_in_model_is_named_by_its_file():
+def test_the_built_in_model_has_a_stable_digest():
     assert model_digest("smollm2") == model_digest("smollm2")
 
 
-def test_a_folder_without_weights(tmp_path):
+def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"model: got .*; expected a folder with weights"):
         model_digest(str(tmp_path))
