@@ -1,4 +1,4 @@
-"""What every benchmark here does: name the machine and the versions, and keep the numbers with the command."""
+"""Results files of the benchmarks: results/NAME.json with the command, the machine and the versions."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS_FOLDER = Path(__file__).parent / "results"
 
 
-def keep(name: str, document: dict[str, Any]) -> None:
-    """Write results/NAME.json: the numbers, the command, the machine, the versions."""
+def save_result(name: str, document: dict[str, Any]) -> None:
+    """Write results/NAME.json: the document, and the command, date, machine and versions that produced it."""
     import numpy
     import torch
     import transformers
-    from benchmarks.speed.device import cpu_model
 
     import ropewalk
+    from benchmarks.speed.environment import cpu_model
 
-    about = {
-        "command": " ".join(["python", *sys.argv]),
+    script = Path(sys.argv[0]).stem
+    origin = {
+        "command": " ".join(["python", "-m", f"benchmarks.{script}", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": {
@@ -34,13 +35,14 @@ def keep(name: str, document: dict[str, Any]) -> None:
             "numpy": numpy.__version__,
         },
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**about, **document}, indent=1) + "\n", encoding="utf-8")
-    print(f"kept in {RESULTS / name}.json")
+    path = RESULTS_FOLDER / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**origin, **document}, indent=1) + "\n", encoding="utf-8")
+    print(f"saved to {path}")
 
 
-def kept(name: str) -> dict[str, Any]:
-    """What an earlier run kept under that name; nothing when there was none."""
-    path = RESULTS / f"{name}.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+def load_result(name: str) -> dict[str, Any]:
+    """Return the document of an earlier run, or an empty one."""
+    path = RESULTS_FOLDER / f"{name}.json"
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return document

@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import keep, kept
 from tests.helpers.planted_faults import (
     CODE_FAULTS,
     EXPECTED,
@@ -24,6 +23,7 @@ from tests.helpers.planted_faults import (
 )
 
 import ropewalk as rw
+from benchmarks.common import load_result, save_result
 from ropewalk.serving.export import export_model
 from ropewalk.serving.verify import Verification, verify
 
@@ -37,14 +37,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ropewalk-verify")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = kept(RESULT_NAME).get("rows", [])
+    rows: list[dict[str, Any]] = load_result(RESULT_NAME).get("rows", [])
 
     def is_done(name: str, length: int) -> bool:
         return any(row["fault"] == name and row["length"] >= length for row in rows)
 
     def add_row(name: str, length: int, verification: Verification) -> None:
         rows.append({"fault": name, "length": length, **_summarize(verification)})
-        keep(RESULT_NAME, {"meant": EXPECTED, "rows": rows})
+        save_result(RESULT_NAME, {"meant": EXPECTED, "rows": rows})
         print(rows[-1], flush=True)
 
     for name, fields in [("nothing planted", None), *config_faults(8192, 100_000.0).items()]:

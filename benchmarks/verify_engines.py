@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, keep
-
+from benchmarks.common import RESULTS_FOLDER, save_result
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.serving.verify import verify
 
@@ -51,7 +50,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ropewalk-verify")
     parser.add_argument("--again", action="store_true", help="repeat results that exist")
     args = parser.parse_args()
-    (RESULTS / "verify").mkdir(parents=True, exist_ok=True)
+    (RESULTS_FOLDER / "verify").mkdir(parents=True, exist_ok=True)
     for engine in args.engines:
         for name in args.scalings:
             previous = _read_result(engine, name)
@@ -79,7 +78,7 @@ def _run(engine: str, name: str, length: int, work: Path) -> None:
         print(f"{engine:13} {name:22} {error}", flush=True)
         return
     seconds = round(time.perf_counter() - started, 1)
-    keep(f"verify/{engine}_{name}", {**result.to_dict(), "seconds": seconds})
+    save_result(f"verify/{engine}_{name}", {**result.to_dict(), "seconds": seconds})
     print(
         f"{engine:13} {name:22} {result.difference:.2e}, control {result.control:.2e} {result.unit}, "
         f"ratio {result.ratio:8.2f} {result.verdict:8} {seconds:,.0f} s",
@@ -88,7 +87,7 @@ def _run(engine: str, name: str, length: int, work: Path) -> None:
 
 
 def _read_result(engine: str, name: str) -> dict[str, Any] | None:
-    path = RESULTS / "verify" / f"{engine}_{name}.json"
+    path = RESULTS_FOLDER / "verify" / f"{engine}_{name}.json"
     if not path.exists():
         return None
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""`ropewalk bench rotate`, `bench curve`, `bench decode`."""
+"""The commands `python -m benchmarks.speed rotate`, `curve` and `decode`."""
 
 from __future__ import annotations
 
@@ -13,170 +13,168 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ropewalk.cli.output import Json, Model, people, print_json, results
+from ropewalk import cli
+from ropewalk.cli.options import JsonOption, ModelArgument
+from ropewalk.cli.output import console, err_console, print_json
 from ropewalk.errors import InputError, check_length
 from ropewalk.lengths import parse_length
+from ropewalk.registry import find_by_name
 from ropewalk.scaling import parse
 
 if TYPE_CHECKING:
-    from benchmarks.speed.results import Results
+    from benchmarks.speed.results import ResultsFile
 
-Out = Annotated[str, typer.Option(help="Folder for DEVICE-DATE.json.")]
-Rounds = Annotated[int, typer.Option(help="Times that all are measured, in turn.")]
-Dtype = Annotated[str, typer.Option(help="bfloat16, float16 or float32; chosen by the device if not given.")]
-Device = Annotated[str, typer.Option(help="As torch names it; a GPU where there is one if not given.")]
+OutOption = Annotated[str, typer.Option(help="Folder for DEVICE-DATE.json.")]
+RoundsOption = Annotated[int, typer.Option(help="How often each implementation or variant is timed.")]
+DtypeOption = Annotated[str, typer.Option(help="bfloat16, float16 or float32; by default what suits the device.")]
+DeviceOption = Annotated[str, typer.Option(help="A torch device; by default a GPU if there is one.")]
+ScalingOption = Annotated[str, typer.Option(help="Scaling as name:option=value,... or JSON.")]
 
-_OUT = "benchmarks/results"
+_RESULTS_FOLDER = "benchmarks/results"
 _DTYPES = ("float32", "bfloat16", "float16")
-_OF_A_CASE = 2**28  # bytes as whose moving the fixed work of a case (compiling, short rounds) counts in the bar
+# In the progress bar the fixed costs of a case, such as compilation, count as much as moving this many bytes.
+_CASE_OVERHEAD_BYTES = 2**28
 
-group = typer.Typer(help="Measure how fast the rotation and whole models are, against others.", no_args_is_help=True)
+app = typer.Typer(
+    name="benchmarks.speed",
+    help="Measure how fast the rotation and whole models are, compared with other projects.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
-@group.command("rotate")
+@app.command("rotate")
 def rotate(
-    shapes: Annotated[str, typer.Option(help="llama-3-8b,qwen3-32b,deepseek-v3,smollm2; all if not given.")] = "",
-    tokens: Annotated[str, typer.Option(help="Lengths of a prefill; none for decoding alone.")] = "4k,32k",
-    batches: Annotated[str, typer.Option(help="Rows of a decoding step; none for prefill alone.")] = "1,16,256",
-    dtype: Annotated[str, typer.Option(help=f"Of q and k: {', '.join(_DTYPES)}.")] = "float32,bfloat16",
-    device: Device = "",
-    rounds: Rounds = 20,
-    out: Out = _OUT,
-    json: Json = False,
+    shapes: Annotated[str, typer.Option(help="llama-3-8b,qwen3-32b,deepseek-v3,smollm2; by default all.")] = "",
+    tokens: Annotated[str, typer.Option(help="Lengths in prefill; empty for decoding only.")] = "4k,32k",
+    batches: Annotated[str, typer.Option(help="Batch sizes in decoding; empty for prefill only.")] = "1,16,256",
+    dtype: Annotated[str, typer.Option(help=f"Dtypes of q and k: {', '.join(_DTYPES)}.")] = "float32,bfloat16",
+    device: DeviceOption = "",
+    rounds: RoundsOption = 20,
+    out: OutOption = _RESULTS_FOLDER,
+    json: JsonOption = False,
 ) -> None:
-    """One rotation of q and k: ours, transformers', torch.compile's, flash-attn's, Liger's, vLLM's, FlashInfer's.
+    """Rotate q and k of one layer with ropewalk, transformers, torch.compile, flash-attn, Liger, vLLM and FlashInfer.
 
-    All are checked against float64, then timed in turn, beside a plain copy of the same bytes: the limit.
+    Each result is checked against float64. Then all alternate with a plain copy of the same bytes, which is the limit.
     """
     import torch
-    from benchmarks.speed.device import find_device
-    from benchmarks.speed.figure import draw_speed
-    from benchmarks.speed.peers import PEERS
-    from benchmarks.speed.results import Results
-    from benchmarks.speed.rotate import measure
-    from benchmarks.speed.shapes import SHAPES, Case
-    from benchmarks.speed.show import rotate_tables
 
+    from benchmarks.speed.cases import MODEL_SHAPES, Case
+    from benchmarks.speed.environment import find_device
+    from benchmarks.speed.figure import draw_rotation_speed
+    from benchmarks.speed.implementations import IMPLEMENTATIONS
+    from benchmarks.speed.results import ResultsFile
+    from benchmarks.speed.rotation import measure_rotation
+    from benchmarks.speed.tables import rotation_tables
     from ropewalk.models.load import default_device
     from ropewalk.ops import backend_for
-    from ropewalk.registry import find_by_name
 
     check_length("rounds", rounds, "rounds")
-    place = find_device(device or str(default_device()))
-    steps = [(1, _prefill(part)) for part in _parts(tokens)]
-    steps += [(_batch(part), 1) for part in _parts(batches)]
+    torch_device = find_device(device or str(default_device()))
+    batches_and_tokens = [(1, _parse_prefill_length(part)) for part in _split(tokens)]
+    batches_and_tokens += [(_parse_batch(part), 1) for part in _split(batches)]
+    model_shapes = [find_by_name("shapes", name, MODEL_SHAPES) for name in _split(shapes) or MODEL_SHAPES]
+    torch_dtypes = [getattr(torch, _check_dtype(name)) for name in _split(dtype)]
     cases = [
-        Case(find_by_name("shapes", shape, SHAPES), batch, length, getattr(torch, _dtype(kind)), place)
-        for kind in _parts(dtype)
-        for shape in _parts(shapes) or SHAPES
-        for batch, length in steps
+        Case(shape, batch, length, torch_dtype, torch_device)
+        for torch_dtype in torch_dtypes
+        for shape in model_shapes
+        for batch, length in batches_and_tokens
     ]
     cases = list(dict.fromkeys(cases))
     if not cases:
-        raise InputError("tokens", "none, and no batches or dtype", "at least one case to measure")
-    packages = tuple(dict.fromkeys(peer.package for peer in PEERS.values() if peer.package))
-    kept = Results(out, "rotate", place, _command(), packages, {"rotation": backend_for(place.type).variant})
-    with _progress(kept, sum(_OF_A_CASE + case.moved for case in cases)) as (say, advance):
+        raise InputError("tokens", "no lengths, batches or dtypes", "at least one case to measure")
+    packages = [implementation.package for implementation in IMPLEMENTATIONS.values() if implementation.package]
+    details = {"rotation": backend_for(torch_device.type).variant}
+    file = ResultsFile(out, "rotate", torch_device, _command_line(), dict.fromkeys(packages), details)
+    with _progress_bar(file, sum(_CASE_OVERHEAD_BYTES + case.bytes_moved for case in cases)) as (describe, advance):
         for case in cases:
-            say(str(case))
-            kept.add(measure(case, rounds))
-            advance(_OF_A_CASE + case.moved)
-    rows = kept.run["rows"]
+            describe(str(case))
+            file.add_row(measure_rotation(case, rounds))
+            advance(_CASE_OVERHEAD_BYTES + case.bytes_moved)
+    rows = file.run["rows"]
     contestants = [found for row in rows for found in row.get("contestants", {}).values()]
     ours = [found for found in contestants if found["role"] == "ours"]
-    _need_one(kept, "seconds", ours or rows)
+    _check_something_was_timed(file, "seconds", ours or rows)
     if find_spec("matplotlib"):
-        draw_speed(rows, kept.path.with_suffix(".png"), kept.document["device"])
+        draw_rotation_speed(rows, file.path.with_suffix(".png"), file.document["device"])
     else:
-        people.print("no picture: matplotlib is not installed")
-    _show(kept, json, rotate_tables(rows))
+        err_console.print("matplotlib is not installed, so no picture is drawn")
+    _show_results(file, json, rotation_tables(rows))
 
 
-@group.command("curve")
+@app.command("curve")
 def curve(
-    model: Model = "smollm2",
-    scaling: Annotated[str, typer.Option(help="name:option=value,... or JSON.")] = "yarn:factor=4",
-    tokens: Annotated[str, typer.Option(help="Lengths to read: 4k,32k.")] = "4k",
-    dtype: Dtype = "",
-    device: Device = "",
-    rounds: Rounds = 8,
-    out: Out = _OUT,
-    json: Json = False,
+    model: ModelArgument = "smollm2",
+    scaling: ScalingOption = "yarn:factor=4",
+    tokens: Annotated[str, typer.Option(help="Lengths of the text, such as 4k,32k.")] = "4k",
+    dtype: DtypeOption = "",
+    device: DeviceOption = "",
+    rounds: RoundsOption = 8,
+    out: OutOption = _RESULTS_FOLDER,
+    json: JsonOption = False,
 ) -> None:
-    """A whole pass over a text: scaling on against off, fused against unfused."""
-    _models(
-        "curve",
-        model,
-        scaling,
-        [parse_length(part, "tokens") for part in _parts(tokens)],
-        dtype,
-        device,
-        rounds,
-        out,
-        json,
-    )
+    """Time a forward pass over a whole text: scaling on against off, fused against unfused rotation."""
+    lengths = [parse_length(part, "tokens") for part in _split(tokens)]
+    if not lengths:
+        raise InputError("tokens", "none", "at least one length")
+    _benchmark_model("curve", model, scaling, lengths, dtype, device, rounds, out, json)
 
 
-@group.command("decode")
+@app.command("decode")
 def decode(
-    model: Model = "smollm2",
-    scaling: Annotated[str, typer.Option(help="name:option=value,... or JSON.")] = "yarn:factor=4",
-    context: Annotated[str, typer.Option(help="Tokens in the KV cache: 4k,32k.")] = "4k",
-    dtype: Dtype = "",
-    device: Device = "",
-    rounds: Rounds = 24,
-    out: Out = _OUT,
-    json: Json = False,
+    model: ModelArgument = "smollm2",
+    scaling: ScalingOption = "yarn:factor=4",
+    context: Annotated[str, typer.Option(help="Tokens in the KV cache, such as 4k,32k.")] = "4k",
+    dtype: DtypeOption = "",
+    device: DeviceOption = "",
+    rounds: RoundsOption = 24,
+    out: OutOption = _RESULTS_FOLDER,
+    json: JsonOption = False,
 ) -> None:
-    """Tokens per second behind a context: scaling on against off, fused against unfused."""
-    _models(
-        "decode",
-        model,
-        scaling,
-        [parse_length(part, "context") for part in _parts(context)],
-        dtype,
-        device,
-        rounds,
-        out,
-        json,
-    )
+    """Time decoding after a context: scaling on against off, fused against unfused rotation."""
+    lengths = [parse_length(part, "context") for part in _split(context)]
+    if not lengths:
+        raise InputError("context", "none", "at least one length")
+    _benchmark_model("decode", model, scaling, lengths, dtype, device, rounds, out, json)
 
 
-def _models(
+def _benchmark_model(
     bench: str, name: str, spec: str, lengths: list[int], dtype: str, device: str, rounds: int, out: str, json: bool
 ) -> None:
-    from benchmarks.speed import models
-    from benchmarks.speed.device import find_device
-    from benchmarks.speed.results import Results
-    from benchmarks.speed.show import models_tables
-
+    from benchmarks.speed.environment import find_device
+    from benchmarks.speed.models import VARIANTS, measure_model
+    from benchmarks.speed.results import ResultsFile
+    from benchmarks.speed.tables import model_tables
     from ropewalk.models.load import choose_dtype, default_device, load
     from ropewalk.ops import backend_for
 
     check_length("rounds", rounds, "rounds")
-    if not lengths:
-        raise InputError("context" if bench == "decode" else "tokens", "none", "at least one length")
     lengths = list(dict.fromkeys(lengths))
     scaling = parse(spec)
-    place = find_device(device or str(default_device()))
-    kind = choose_dtype(dtype or None, place)
-    about = {"model": name, "dtype": kind, "scaling": str(scaling), "rotation": backend_for(place.type).variant}
-    kept = Results(out, bench, place, _command(), (), about)
-    people.print(f"loading {name} ...")
-    model, _ = load(name, dtype=kind, device=str(place))
-    with _progress(kept, sum(lengths) * len(models.WAYS) * (1 + rounds)) as (say, advance):
+    torch_device = find_device(device or str(default_device()))
+    dtype_name = choose_dtype(dtype or None, torch_device)
+    rotation = backend_for(torch_device.type).variant
+    details = {"model": name, "dtype": dtype_name, "scaling": str(scaling), "rotation": rotation}
+    file = ResultsFile(out, bench, torch_device, _command_line(), (), details)
+    err_console.print(f"loading {name} ...")
+    model, _ = load(name, dtype=dtype_name, device=str(torch_device))
+    passes_per_length = len(VARIANTS) * (1 + rounds)  # one to warm up
+    with _progress_bar(file, sum(lengths) * passes_per_length) as (describe, advance):
         for length in lengths:
-            say(f"{length:,} tokens")
-            kept.add(models.measure(bench, model, scaling, length, rounds, partial(advance, length)))
-    _need_one(kept, "ways", kept.run["rows"])
-    _show(kept, json, models_tables(kept.run))
+            describe(f"{length:,} tokens")
+            file.add_row(measure_model(bench, model, scaling, length, rounds, partial(advance, length)))
+    _check_something_was_timed(file, "ways", file.run["rows"])
+    _show_results(file, json, model_tables(file.run))
 
 
 @contextmanager
-def _progress(kept: Results, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
-    """A bar with the time that is left; gives what says what is being measured, and what moves the bar on.
+def _progress_bar(file: ResultsFile, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+    """Show a bar with the remaining time; yield functions that describe the current step and advance the bar.
 
-    What others' code prints meanwhile goes to standard error.
+    Inside, print() writes to standard error: other projects print messages, which must not mix with `--json`.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -186,64 +184,68 @@ def _progress(kept: Results, total: int) -> Iterator[tuple[Callable[[str], None]
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    bars = Progress(*columns, console=people, disable=not people.is_terminal)
-    with redirect_stdout(sys.stderr), bars as progress:
-        bar = progress.add_task("", total=total)
+    is_terminal = err_console.is_terminal
+    with redirect_stdout(sys.stderr), Progress(*columns, console=err_console, disable=not is_terminal) as progress:
+        task = progress.add_task("", total=total)
 
-        def say(current: str) -> None:
-            progress.update(bar, description=current)
-            if not people.is_terminal:
-                people.print(current, highlight=False)
+        def describe(step: str) -> None:
+            progress.update(task, description=step)
+            if not is_terminal:
+                err_console.print(step, highlight=False)
 
-        def advance(done: int) -> None:
-            progress.update(bar, advance=done)
+        def advance(amount: int) -> None:
+            progress.update(task, advance=amount)
 
         try:
-            yield say, advance
+            yield describe, advance
         except KeyboardInterrupt:
             progress.stop()
-            people.print(f"{len(kept.run['rows'])} measurements are safe in {kept.path}", highlight=False)
+            err_console.print(f"{len(file.run['rows'])} measurements are saved in {file.path}", highlight=False)
             raise
 
 
-def _need_one(kept: Results, key: str, measured: Sequence[Mapping[str, Any]]) -> None:
-    """Raises RuntimeError with the reasons where nothing of ours has its numbers under `key`."""
-    if not any(key in found for found in measured):
-        reasons = dict.fromkeys(found["reason"] for found in measured)
-        raise RuntimeError(f"nothing of ours could be timed: {'; '.join(reasons)} ({kept.path})")
+def _check_something_was_timed(file: ResultsFile, key: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raise RuntimeError with all reasons if no entry has the timings under `key`."""
+    if not any(key in entry for entry in entries):
+        reasons = dict.fromkeys(entry["reason"] for entry in entries)
+        raise RuntimeError(f"nothing of ropewalk could be timed: {'; '.join(reasons)} ({file.path})")
 
 
-def _show(kept: Results, json: bool, tables: Iterable[Table | str]) -> None:
+def _show_results(file: ResultsFile, json: bool, tables: Iterable[Table | str]) -> None:
     if json:
-        print_json(kept.document)
+        print_json(file.document)
         return
     for table in tables:
-        results.print(table, highlight=False)
-    results.print(f"Results: {kept.path}", highlight=False)
+        console.print(table, highlight=False)
+    console.print(f"Results: {file.path}", highlight=False)
 
 
-def _command() -> str:
-    return shlex.join(["ropewalk", *sys.argv[1:]])
+def _command_line() -> str:
+    return shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]])
 
 
-def _parts(text: str) -> list[str]:
+def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _prefill(text: str) -> int:
+def _parse_prefill_length(text: str) -> int:
     tokens = parse_length(text, "tokens")
     if tokens == 1:
-        raise InputError("tokens", text, "a prefill of 2 tokens or more; --batches is for decoding")
+        raise InputError("tokens", text, "at least 2 tokens in prefill; --batches is for decoding")
     return tokens
 
 
-def _batch(text: str) -> int:
+def _parse_batch(text: str) -> int:
     if not text.isdecimal():
-        raise InputError("batches", text, "whole numbers of rows, as 1,16,256")
+        raise InputError("batches", text, "whole numbers of rows, such as 1,16,256")
     return check_length("batches", int(text), "rows")
 
 
-def _dtype(text: str) -> str:
+def _check_dtype(text: str) -> str:
     if text not in _DTYPES:
         raise InputError("dtype", text, ", ".join(_DTYPES))
     return text
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(sys.argv[1:], app))

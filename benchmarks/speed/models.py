@@ -1,30 +1,30 @@
-"""`bench curve` and `bench decode`: whole models, scaling on against off, fused against unfused.
+"""Measure whole models with and without a scaling, with and without the fused rotation.
 
 Shapes: B = 1 row, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from benchmarks.speed.device import current
-from benchmarks.speed.reason import reason_of
-from benchmarks.speed.timing import in_turn, rounded, seconds_of, speed, spread
 from torch import Tensor
 
+from benchmarks.speed.environment import current_device
+from benchmarks.speed.results import describe_failure
+from benchmarks.speed.timing import quartiles, relative_speed, round_seconds, run_in_rounds, time_calls
 from ropewalk.errors import InputError
-from ropewalk.models.extend import extend, restore
+from ropewalk.models.extend import extended
 from ropewalk.scaling import Scaling
 
-AT_A_TIME = 8  # tokens decoded in a way's part of a round
+DECODED_TOKENS = 8  # per variant and round
 
-# Each way: whether the scaling is on, whether the rotation is fused. All on one model, in turn.
-WAYS = {"plain": (False, False), "scaled": (True, False), "fused": (False, True), "scaled, fused": (True, True)}
-COMPARED = {
+# Whether each variant has the scaling, and whether it has the fused rotation. All run on one model, alternating.
+VARIANTS = {"plain": (False, False), "scaled": (True, False), "fused": (False, True), "scaled, fused": (True, True)}
+COMPARISONS = {
     "scaling on against off": ("scaled", "plain"),
     "scaling on against off, fused": ("scaled, fused", "fused"),
     "fused against unfused": ("fused", "plain"),
@@ -32,89 +32,99 @@ COMPARED = {
 }
 
 
-def measure(
-    bench: str, model: Any, scaling: Scaling, tokens: int, rounds: int, tell: Callable[[], None]
+def measure_model(
+    bench: str, model: Any, scaling: Scaling, tokens: int, rounds: int, on_pass: Callable[[], None]
 ) -> dict[str, Any]:
-    """The row of a length: what `prefill` ("curve") or `decode` says, or the `reason` why it could not be measured.
+    """Measure all variants of a model at one length. The model is unchanged afterwards.
 
-    Raises InputError for a scaling that the model cannot take.
+    Args:
+        bench: "curve" for a pass over the whole text, "decode" for tokens after a context of this length.
+        model: a transformers model.
+        scaling: the scaling of the scaled variants.
+        tokens: the length.
+        rounds: how often each variant is timed.
+        on_pass: called after each timing, for a progress bar.
+
+    Returns the row with `ways` (a timing per variant) and `speed` (their comparisons), or a `reason` if it failed.
+    Raises InputError if the scaling does not fit the model.
     """
+    measure = measure_prefill if bench == "curve" else measure_decode
     try:
-        found = (prefill if bench == "curve" else decode)(model, scaling, tokens, rounds, tell)
+        found = measure(model, scaling, tokens, rounds, on_pass)
     except InputError:
         raise
-    except Exception as error:  # memory that is short, a cache that the model does not take: other lengths may go
-        found = {"reason": reason_of(error)}
+    except Exception as error:  # too little memory, or a cache that the model cannot use; other lengths may work
+        found = {"reason": describe_failure(error)}
     return {"tokens": tokens, **found}
 
 
-def put(model: Any, way: str, scaling: Scaling) -> None:
-    """Make the model go that way from now on."""
-    scaled, fused = WAYS[way]
-    restore(model)
-    if scaled or fused:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # nothing is saved here
-            extend(model, scaling if scaled else {}, fuse=fused)  # {}: every layer type keeps the scaling it has
+def measure_prefill(
+    model: Any, scaling: Scaling, tokens: int, rounds: int, on_pass: Callable[[], None]
+) -> dict[str, Any]:
+    """Time a forward pass over `tokens` tokens in each variant; arguments as for `measure_model`."""
+    ids_BT = _random_ids(model, tokens)
 
-
-def prefill(model: Any, scaling: Scaling, tokens: int, rounds: int, tell: Callable[[], None]) -> dict[str, Any]:
-    """A whole pass over `tokens` tokens, each way. The model is left as it came. `tell`: called after each pass."""
-    ids_BT = _ids(model, tokens)
-
-    def work(way: str) -> float:
-        put(model, way, scaling)
-        _forward(model, ids_BT[:, :1], use_cache=False)  # what the first call after a change does once
-        seconds = seconds_of(partial(_forward, model, ids_BT, use_cache=False), model.device)
-        tell()
+    def time_pass(variant: str) -> float:
+        with as_variant(model, variant, scaling):
+            _forward(model, ids_BT[:, :1], use_cache=False)  # the first call in a variant initializes tables
+            seconds = time_calls(partial(_forward, model, ids_BT, use_cache=False), model.device)
+        on_pass()
         return seconds
 
-    return _measured(model, {way: partial(work, way) for way in WAYS}, tokens, rounds)
+    return _measure_variants(model, time_pass, tokens, rounds)
 
 
-def decode(model: Any, scaling: Scaling, context: int, rounds: int, tell: Callable[[], None]) -> dict[str, Any]:
-    """Token after token behind a context, each way with a KV cache of its own; otherwise as `prefill`."""
+def measure_decode(
+    model: Any, scaling: Scaling, context: int, rounds: int, on_pass: Callable[[], None]
+) -> dict[str, Any]:
+    """Time decoding after a context, with a KV cache per variant; arguments as for `measure_model`."""
     from transformers import DynamicCache
 
-    ids_BT, caches = _ids(model, context), {way: DynamicCache(config=model.config) for way in WAYS}
-    last: dict[str, Tensor] = {}
+    context_ids_BT = _random_ids(model, context)
+    caches = {variant: DynamicCache(config=model.config) for variant in VARIANTS}
+    next_ids: dict[str, Tensor] = {}
 
-    def steps(way: str, number: int) -> None:
-        for _ in range(number):
-            logits_BTV = _forward(model, last.get(way, ids_BT), past_key_values=caches[way])
-            last[way] = logits_BTV[:, -1:].argmax(-1)
+    def decode(variant: str, count: int) -> None:
+        for _ in range(count):
+            ids_BT = next_ids.get(variant, context_ids_BT)
+            logits_BTV = _forward(model, ids_BT, past_key_values=caches[variant])
+            next_ids[variant] = logits_BTV[:, -1:].argmax(-1)
 
-    def work(way: str) -> float:
-        put(model, way, scaling)
-        steps(way, 1)  # the context, when it is the first; then the first token after a change of way
-        seconds = seconds_of(partial(steps, way, AT_A_TIME), model.device)
-        tell()
+    def time_tokens(variant: str) -> float:
+        with as_variant(model, variant, scaling):
+            decode(variant, 1)  # the whole context in the first round; the first token in a variant initializes tables
+            seconds = time_calls(partial(decode, variant, DECODED_TOKENS), model.device)
+        on_pass()
         return seconds
 
-    return _measured(model, {way: partial(work, way) for way in WAYS}, AT_A_TIME, rounds)
+    return _measure_variants(model, time_tokens, DECODED_TOKENS, rounds)
 
 
-def _measured(model: Any, works: dict[str, Callable[[], float]], tokens: int, rounds: int) -> dict[str, Any]:
-    """The numbers of all ways, each of whose works takes so many tokens, and their comparisons."""
-    try:
-        with torch.inference_mode(), current(model.device):
-            for work in works.values():
-                work()  # warm
-            taken = in_turn(works, rounds)
-    finally:
-        restore(model)
-    ways = {}
-    for way, seconds in taken.items():
-        ways[way] = {
-            "taken": rounded(seconds),
-            "seconds": spread(seconds),
-            "tokens_per_second": spread([tokens / each for each in seconds]),
+def as_variant(model: Any, variant: str, scaling: Scaling) -> AbstractContextManager[None]:
+    """Turn a model into one of VARIANTS inside the block."""
+    is_scaled, is_fused = VARIANTS[variant]
+    if not is_scaled and not is_fused:
+        return nullcontext()
+    return extended(model, scaling if is_scaled else {}, fuse=is_fused)  # with {} every layer type keeps its scaling
+
+
+def _measure_variants(model: Any, time_variant: Callable[[str], float], tokens: int, rounds: int) -> dict[str, Any]:
+    """Time all variants, each of which processes `tokens` tokens, and compare them."""
+    timers = {variant: partial(time_variant, variant) for variant in VARIANTS}
+    with torch.inference_mode(), current_device(model.device):
+        for timer in timers.values():
+            timer()  # warm up
+        seconds = run_in_rounds(timers, rounds)
+    variants = {
+        variant: {
+            "taken": round_seconds(values),
+            "seconds": quartiles(values),
+            "tokens_per_second": quartiles([tokens / value for value in values]),
         }
-    return {
-        "rounds": rounds,
-        "ways": ways,
-        "speed": {name: speed(taken[one], taken[other]) for name, (one, other) in COMPARED.items()},
+        for variant, values in seconds.items()
     }
+    comparisons = {name: relative_speed(seconds[one], seconds[other]) for name, (one, other) in COMPARISONS.items()}
+    return {"rounds": rounds, "ways": variants, "speed": comparisons}
 
 
 def _forward(model: Any, ids_BT: Tensor, **options: Any) -> Tensor:
@@ -122,7 +132,7 @@ def _forward(model: Any, ids_BT: Tensor, **options: Any) -> Tensor:
     return logits_BTV
 
 
-def _ids(model: Any, tokens: int) -> Tensor:
-    """Any tokens: how long a pass takes does not depend on what it reads."""
+def _random_ids(model: Any, tokens: int) -> Tensor:
+    """Return random token ids, [1, T]: the time of a pass does not depend on the text."""
     vocabulary = model.get_input_embeddings().num_embeddings
     return torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)

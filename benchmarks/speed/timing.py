@@ -1,4 +1,7 @@
-"""Seconds, taken in turn: machines drift, so contestants alternate and are compared within a round."""
+"""Timing of competing functions in alternating rounds.
+
+The speed of a machine drifts. So the functions alternate, and they are compared within each round.
+"""
 
 from __future__ import annotations
 
@@ -9,95 +12,106 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-_LEAST_SECONDS = 0.02  # what one contestant's part of a round lasts at least: shorter ones measure the clock
-_LEAST_ROUNDS = 4
-_MOST_GROWTH = 100  # of the number of calls at once: the shortest parts are mostly the clock and the waiting
+_MIN_SECONDS = 0.02  # duration of a measurement; shorter ones measure the clock
+_MIN_ROUNDS = 4
+_MAX_GROWTH = 100  # of the number of calls per trial: the shortest trials are mostly overhead
 
-Spread = dict[str, float]
+Quartiles = dict[str, float]
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
-    """Seconds until the device has done `calls` calls."""
-    synchronise(device)
+def time_calls(function: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Return the seconds until the device has finished `calls` calls."""
+    synchronize(device)
     started = time.perf_counter()
     for _ in range(calls):
-        work()
-    synchronise(device)
+        function()
+    synchronize(device)
     return time.perf_counter() - started
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all submitted work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def repeated(
-    call: Callable[[], object],
+def make_timer(
+    function: Callable[[], object],
     device: torch.device,
-    before: Callable[[int], object] | None = None,
-    at_a_time: int = 256,
+    before_batch: Callable[[int], object] | None = None,
+    batch_size: int = 256,
 ) -> Callable[[], float]:
-    """What makes a warm `call` as often as lasted 20 ms when it was tried, and gives the seconds of one.
+    """Warm a function up and return a timer, which calls it for about 20 ms and returns the seconds per call.
 
-    `before`: called, outside the time that is taken, ahead of every `at_a_time` calls, with their number.
+    `before_batch` is called, untimed, before every `batch_size` calls with their number.
     """
 
-    def part(calls: int) -> float:
-        spent, step = 0.0, at_a_time if before else calls
-        for done in range(0, calls, step):
-            number = min(step, calls - done)
-            if before:
-                before(number)
-            spent += seconds_of(call, device, number)
-        return spent
+    def time_batches(calls: int) -> float:
+        seconds = 0.0
+        size = batch_size if before_batch else calls
+        for done in range(0, calls, size):
+            batch = min(size, calls - done)
+            if before_batch:
+                before_batch(batch)
+            seconds += time_calls(function, device, batch)
+        return seconds
 
-    part(1)  # what only a first call does
+    time_batches(1)  # the first call compiles and allocates
     calls = 1
-    # Grown and tried again, not reckoned from one call: of a short one most is waiting for the device.
-    while (spent := part(calls)) < _LEAST_SECONDS:
-        calls = math.ceil(calls * min(1.1 * _LEAST_SECONDS / max(spent, 1e-9), _MOST_GROWTH))
-    return lambda: part(calls) / calls
+    # Increase the number and try again, rather than divide by the time of one call: most of that is synchronization.
+    while (seconds := time_batches(calls)) < _MIN_SECONDS:
+        calls = math.ceil(calls * min(1.1 * _MIN_SECONDS / max(seconds, 1e-9), _MAX_GROWTH))
+    return lambda: time_batches(calls) / calls
 
 
-def in_turn(
-    works: Mapping[str, Callable[[], float]],
+def run_in_rounds(
+    timers: Mapping[str, Callable[[], float]],
     rounds: int,
-    at_most: float = math.inf,
-    failed: Callable[[str, Exception], object] | None = None,
+    max_seconds: float = math.inf,
+    on_failure: Callable[[str, Exception], object] | None = None,
 ) -> dict[str, list[float]]:
-    """What each work gives, round after round, the order reversed in every other one.
+    """Run all timers in every round, in reverse order in every other round.
 
-    `at_most`: seconds after which no round begins, once there were four. `failed`: told of a work that raises, which is
-    then left out, and the others go on; without it the error is raised.
+    Args:
+        timers: functions that return seconds, by name.
+        rounds: number of rounds.
+        max_seconds: after this time no further round begins, except for the first four.
+        on_failure: called with the name of a timer that raises and its error; the other timers continue. Without it the
+            error is raised.
+
+    Returns the seconds of all rounds, for each timer that never failed.
     """
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
     started = time.perf_counter()
-    for number in range(rounds):
-        if number >= _LEAST_ROUNDS and time.perf_counter() - started > at_most:
+    for index in range(rounds):
+        if index >= _MIN_ROUNDS and time.perf_counter() - started > max_seconds:
             break
-        for name in list(taken) if number % 2 == 0 else list(reversed(taken)):
+        order = list(seconds) if index % 2 == 0 else list(reversed(seconds))
+        for name in order:
             try:
-                taken[name].append(works[name]())
+                seconds[name].append(timers[name]())
             except Exception as error:
-                if failed is None:
+                if on_failure is None:
                     raise
-                failed(name, error)
-                del taken[name]
-    return taken
+                on_failure(name, error)
+                del seconds[name]
+    return seconds
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * [values[0]]
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """Return the median and the lower and upper quartile."""
+    if len(values) == 1:
+        low = median = high = values[0]
+    else:
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": median, "low": low, "high": high}
 
 
-def rounded(values: Sequence[float]) -> list[float]:
-    """Each to 5 significant digits: more than any clock here can tell."""
+def relative_speed(seconds: Sequence[float], other_seconds: Sequence[float]) -> Quartiles:
+    """Return how many times as fast as another function a function is, from the seconds of both in the same rounds."""
+    return quartiles([other / own for own, other in zip(seconds, other_seconds, strict=True)])
+
+
+def round_seconds(values: Sequence[float]) -> list[float]:
+    """Round each value to 5 significant digits, the precision of the clock."""
     return [float(f"{value:.5g}") for value in values]
-
-
-def speed(own: Sequence[float], other: Sequence[float]) -> Spread:
-    """How many times as fast as the other one is, from the seconds of both in the same rounds."""
-    return spread([theirs / ours for ours, theirs in zip(own, other, strict=True)])

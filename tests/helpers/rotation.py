@@ -1,4 +1,4 @@
-"""The rotation written with complex numbers in numpy float64, to compare backends with.
+"""The rotation written with complex numbers in numpy float64, to compare backends with, and the C++ builds to test.
 
 Shapes: B batch rows, H heads, T tokens, D channels of a head, P pairs.
 """
@@ -11,10 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ropewalk.ops.backends.cpu import NATIVE_FOLDER, Cpu
+
 # Error of computing in float64 or float32, relative to the length of a pair.
 COMPUTE_ERROR = {torch.float64: 2e-15, torch.float32: 3e-7, torch.bfloat16: 3e-7, torch.float16: 3e-7}
 # Error of rounding the result, relative to the result: half of the last bit of the dtype.
 ROUNDING_ERROR = {torch.float64: 0, torch.float32: 0, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+
+
+# rotate.cpp, compiled for each instruction set that this CPU has.
+USABLE_LIBRARIES = [path for path in sorted(NATIVE_FOLDER.glob("*.so")) if Cpu([path]).unavailable_reason() is None]
 
 
 def random_normal(*shape: int, seed: int = 0) -> Tensor:

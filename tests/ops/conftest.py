@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from tests.helpers.rotation import USABLE_LIBRARIES
 
 from ropewalk.ops import BACKENDS, backend_for, use_backend
-from ropewalk.ops.backends.cpu import NATIVE_FOLDER, Cpu
-
-USABLE_LIBRARIES = [path for path in sorted(NATIVE_FOLDER.glob("*.so")) if Cpu([path]).unavailable_reason() is None]
+from ropewalk.ops.backends.cpu import Cpu
 
 
 @pytest.fixture(params=["reference", *USABLE_LIBRARIES], ids=lambda param: getattr(param, "stem", param))

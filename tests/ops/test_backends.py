@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 
 import pytest
-from tests.ops.conftest import USABLE_LIBRARIES
+from tests.helpers.rotation import USABLE_LIBRARIES
 
 from ropewalk.errors import InputError, UnknownNameError
 from ropewalk.ops import BACKENDS, backend_for, use_backend

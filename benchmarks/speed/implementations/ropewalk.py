@@ -1,20 +1,19 @@
-"""This project's rotation."""
+"""The rotation of this project."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from benchmarks.speed.peers.base import Call, Peer
-from benchmarks.speed.shapes import Inputs
+from benchmarks.speed.cases import Inputs
+from benchmarks.speed.implementations.base import Call, Implementation, Role
+from ropewalk.ops import rotate, to_fixed_point
 
-from ropewalk.ops import rotate, turns
 
-
-class Ropewalk(Peer):
-    """From the tables of the rotary module, as in a transformers model."""
+class Ropewalk(Implementation):
+    """From tables, as the rotary module of a transformers model returns them."""
 
     name = "ropewalk"
-    role: ClassVar[Literal["ours"]] = "ours"
+    role: ClassVar[Role] = "ours"
 
     def prepare(self, inputs: Inputs) -> Call:
         q, k, layout, tables = inputs.q_BHTD, inputs.k_BHTD, inputs.case.shape.layout, inputs.tables
@@ -23,19 +22,19 @@ class Ropewalk(Peer):
 
 
 class RopewalkInPlace(Ropewalk):
-    """The same, over q and k."""
+    """From tables, in place."""
 
     name = "ropewalk in place"
     in_place = True
 
 
-class RopewalkFromPositions(Peer):
-    """Angles formed where they are used: no table is made or read."""
+class RopewalkFromPositions(Implementation):
+    """From positions: the kernel computes cos and sin, and no table is made or read."""
 
     name = "ropewalk from positions"
-    role: ClassVar[Literal["ours"]] = "ours"
+    role: ClassVar[Role] = "ours"
 
     def prepare(self, inputs: Inputs) -> Call:
         q, k, layout, positions = inputs.q_BHTD, inputs.k_BHTD, inputs.case.shape.layout, inputs.positions_BT
-        frequencies = turns(inputs.frequencies, inputs.case.device)
+        frequencies = to_fixed_point(inputs.frequencies, inputs.case.device)
         return lambda: rotate(q, k, positions, frequencies, layout)
