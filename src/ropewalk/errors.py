@@ -6,6 +6,7 @@ Every message is one line. The command line prints it and exits with status 2.
 from __future__ import annotations
 
 import copyreg
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -123,9 +124,9 @@ def check_number(field: str, value: object, *, minimum: float, exclusive: bool =
 
     Raises InputError for any other value. Booleans are not numbers here.
     """
-    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else None
-    too_small = number is not None and (number <= minimum if exclusive else number < minimum)
-    if number is None or too_small or not number <= _MAX_NUMBER:
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    is_large_enough = number > minimum if exclusive else number >= minimum
+    if not (is_large_enough and number <= _MAX_NUMBER):
         bound = f"above {minimum:g}" if exclusive else f"of at least {minimum:g}"
         raise InputError(field, value, f"a finite number {bound}, at most 1e12")
     return float(number)

@@ -32,15 +32,15 @@ _DTYPES = ("float64", "float32", "float16")
 Integers = TypeVar("Integers")
 
 
-def fractional_turns(positions: Any, high: Integers, low: Integers) -> Integers:
+def fixed_point_angle(positions: Any, high: Integers, low: Integers) -> Integers:
     """Return the angle at each position modulo one rotation, as int64 in units of 2^-64 rotation.
 
     Args:
         positions: int64 array or tensor, within +-2^31; must broadcast with the others.
         high, low: fixed-point frequencies, as returned by `Frequencies.to_fixed_point`.
     """
-    turns: Integers = positions * high + ((positions * low) >> 31)
-    return turns
+    angle: Integers = positions * high + ((positions * low) >> 31)
+    return angle
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +124,6 @@ class Frequencies:
                 "positions", f"{position_array.min()} to {position_array.max()}", "positions from -2^31 to 2^31"
             )
         high, low = self.to_fixed_point()
-        angle = fractional_turns(position_array.astype(np.int64)[..., None], high, low) * RADIANS_PER_UNIT
+        angle = fixed_point_angle(position_array.astype(np.int64)[..., None], high, low) * RADIANS_PER_UNIT
         cos, sin = self.attention_factor * np.cos(angle), self.attention_factor * np.sin(angle)
         return cos.astype(dtype), sin.astype(dtype)

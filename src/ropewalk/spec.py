@@ -6,7 +6,6 @@ Scalings, policies and tasks are written this way on the command line and in res
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
@@ -55,14 +54,13 @@ def build_from_options(cls: type[T], options: Mapping[str, Any]) -> T:
 
 def format_spec(instance: Any) -> str:
     """Return the spec of a dataclass instance that has a `name`, without the options that have their default value."""
-    options = [f"{option}={_format_value(value)}" for option, value in changed_options(instance).items()]
+    options = [f"{option}={_format_value(value)}" for option, value in non_default_options(instance).items()]
     return str(instance.name) + (":" + ",".join(options) if options else "")
 
 
-def changed_options(instance: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass instance whose values differ from their defaults."""
-    values = {f.name: (getattr(instance, f.name), f.default) for f in fields(instance)}
-    return {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
+def non_default_options(instance: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass instance whose values differ from their defaults, or that have no default."""
+    return {f.name: getattr(instance, f.name) for f in fields(instance) if getattr(instance, f.name) != f.default}
 
 
 def _split_at_commas(text: str) -> list[str]:
@@ -80,6 +78,6 @@ def _split_at_commas(text: str) -> list[str]:
 def _format_value(value: object) -> str:
     if isinstance(value, tuple):
         return "[" + ",".join(_format_value(item) for item in value) + "]"
-    if isinstance(value, float) and math.isfinite(value) and abs(value) < 1e15 and value == int(value):
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -6,7 +6,6 @@ import pytest
 from transformers import AutoConfig
 
 from ropewalk import config as configs
-from ropewalk.config.defaults import read_with_defaults
 
 GEMMA = {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 12}
 INCOMPLETE = {
@@ -25,8 +24,7 @@ INCOMPLETE = {
 @pytest.mark.parametrize("config", INCOMPLETE.values(), ids=INCOMPLETE)
 def test_incomplete_configuration_is_parsed_as_by_transformers(config):
     before = copy.deepcopy(config)
-    ours = read_with_defaults(config)
-    assert ours == configs.from_dict(configs.fill_missing_defaults(config))
+    ours = configs.from_dict(configs.fill_defaults_if_incomplete(config))
     assert config == before
     reference = configs.read(AutoConfig.for_model(**copy.deepcopy(config)))
     assert ours.ropes == reference.ropes
@@ -38,4 +36,4 @@ def test_complete_unknown_and_invalid_configurations_stay_unchanged():
     unknown = {"model_type": "unknown", "rope_theta": 1e4}
     invalid = {"model_type": "llama", "num_hidden_layers": 10**30}
     for config in (complete, unknown, invalid):
-        assert configs.fill_missing_defaults(config) is config
+        assert configs.fill_defaults_if_incomplete(config) is config

@@ -16,7 +16,9 @@ from ropewalk.planning import plan
 
 MODELS = {published.model: published.config for published in published_models().values()}
 LONGER = {
-    f"{published.model} longer": published.longer for published in published_models().values() if published.longer
+    f"{published.model} longer": published.config_for_long_texts
+    for published in published_models().values()
+    if published.config_for_long_texts
 }
 # transformers has no class for Kimi K2; the code that is published with the model is that of DeepSeek V3.
 EQUIVALENT_MODEL_TYPES = {"kimi_k2": "deepseek_v3"}

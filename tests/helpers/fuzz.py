@@ -243,7 +243,7 @@ class Tally:
 def fuzz_configs(count, seed):
     import ropewalk as rw
     from ropewalk.config import from_dict
-    from ropewalk.config.defaults import fill_defaults
+    from ropewalk.config.defaults import fill_all_defaults
     from ropewalk.serving.doctor import ExaminedConfig, examine
     from ropewalk.serving.engines import ENGINES
     from ropewalk.serving.engines.encode import encode
@@ -253,7 +253,7 @@ def fuzz_configs(count, seed):
         return encode(engine, case, interpret_as_trained(case), spec, length)
 
     # Import transformers before the first case: a timeout in the middle of this import can crash the interpreter.
-    fill_defaults({"model_type": "llama"})
+    fill_all_defaults({"model_type": "llama"})
     draw, tally = random.Random(seed), Tally()
     published = Path(rw.__file__).parent / "config" / "published"
     models = [json.loads(file.read_text())["config"] for file in sorted(published.glob("*.json"))] + VALID_CONFIGS
@@ -272,7 +272,7 @@ def fuzz_configs(count, seed):
 def fuzz_ggufs(count, seed):
     from tests.helpers.gguf_model import small_gguf
 
-    from ropewalk.config import from_gguf
+    from ropewalk.config.gguf import from_gguf
     from ropewalk.serving.doctor import ExaminedConfig, examine
     from ropewalk.serving.export import export_model
 

@@ -9,8 +9,7 @@ model already has, and the sizes of its KV cache. `build_rope_parameters` builds
 
 from __future__ import annotations
 
-from ropewalk.config.defaults import fill_missing_defaults
-from ropewalk.config.gguf import from_gguf
+from ropewalk.config.defaults import fill_defaults_if_incomplete
 from ropewalk.config.model_config import (
     ALL_LAYERS,
     AttentionShape,
@@ -20,35 +19,12 @@ from ropewalk.config.model_config import (
     is_local,
 )
 from ropewalk.config.rope_parameters import SCALING_KEYS, build_rope_parameters, compute_max_position_embeddings
-from ropewalk.config.sources import (
-    fetch_hub_config,
-    get_text_config,
-    locate,
-    read,
-    read_config_json,
-    read_json_object,
-)
+from ropewalk.config.sources import fetch_hub_config, get_text_config, locate, read, read_json_object
 from ropewalk.config.transformers import find_text_config_key, from_dict, get_text_config_dict
 
 __all__ = [
-    "ALL_LAYERS",
-    "SCALING_KEYS",
-    "AttentionShape",
-    "LayerRope",
-    "ModelConfig",
-    "build_rope_parameters",
-    "compute_layer_frequencies",
-    "compute_max_position_embeddings",
-    "fetch_hub_config",
-    "fill_missing_defaults",
-    "find_text_config_key",
-    "from_dict",
-    "from_gguf",
-    "get_text_config",
-    "get_text_config_dict",
-    "is_local",
-    "locate",
-    "read",
-    "read_config_json",
+    "ALL_LAYERS", "SCALING_KEYS", "AttentionShape", "LayerRope", "ModelConfig", "build_rope_parameters",
+    "compute_layer_frequencies", "compute_max_position_embeddings", "fetch_hub_config", "fill_defaults_if_incomplete",
+    "find_text_config_key", "from_dict", "get_text_config", "get_text_config_dict", "is_local", "locate", "read",
     "read_json_object",
-]
+]  # fmt: skip

@@ -8,42 +8,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config.architectures import DEFAULT_ROPE_THETA
-from ropewalk.config.model_config import ModelConfig, check_layer_count, is_local
+from ropewalk.config.model_config import check_layer_count, is_local
 from ropewalk.config.transformers import find_text_config_key, from_dict, get_rope_theta, get_text_config_dict
 from ropewalk.errors import IncompleteConfigError, InputError
 
 
-def fill_missing_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def fill_defaults_if_incomplete(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the configuration with all defaults of its architecture if it omits a field that positions depend on.
 
     These fields are the size of a head, and the base if `DEFAULT_ROPE_THETA` does not contain it. A complete
     configuration is returned as it is, and so is one with invalid values.
     """
-    return _fill_and_parse(config)[0]
-
-
-def read_with_defaults(config: Mapping[str, Any]) -> ModelConfig:
-    """Parse a config.json after `fill_missing_defaults`. Raises InputError as `from_dict` does."""
-    filled, model_config = _fill_and_parse(config)
-    return model_config or from_dict(filled)
-
-
-def _fill_and_parse(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ModelConfig | None]:
-    """Return the filled configuration, and its ModelConfig unless it needed defaults or has invalid values."""
     try:
         model_config = from_dict(config)
     except IncompleteConfigError:
-        return fill_defaults(config), None
+        return fill_all_defaults(config)
     except InputError:
-        return config, None
+        return config
     text_config = get_text_config_dict(config)
     has_base = any(get_rope_theta(text_config, layer.rope_dict) for layer in model_config.ropes.values())
-    if has_base or model_config.model_type in DEFAULT_ROPE_THETA:
-        return config, model_config
-    return fill_defaults(config), None
+    return config if has_base or model_config.model_type in DEFAULT_ROPE_THETA else fill_all_defaults(config)
 
 
-def fill_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def fill_all_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the configuration with the default of every field that it omits.
 
     Gemma 3, for example, is published without heads, base and length. Rope fields keep the format of their version of

@@ -139,11 +139,10 @@ class _GgufParser:
 
     def parse_yarn(self, factor: float, attn_factor: float) -> YaRN:
         """Return YaRN with that factor and that value of the field rope.scaling.attn_factor."""
-        beta_fast, beta_slow = 32.0, 1.0
+        beta_fast, beta_slow = YARN_BETA_DEFAULTS.get(self.architecture, (32.0, 1.0))
         if self.architecture in YARN_BETA_DEFAULTS:
-            default_fast, default_slow = YARN_BETA_DEFAULTS[self.architecture]
-            beta_fast = float(self.get("rope.scaling.yarn_beta_fast", default_fast))
-            beta_slow = float(self.get("rope.scaling.yarn_beta_slow", default_slow))
+            beta_fast = float(self.get("rope.scaling.yarn_beta_fast", beta_fast))
+            beta_slow = float(self.get("rope.scaling.yarn_beta_slow", beta_slow))
         multiplier_scale = YARN_LOG_MULTIPLIER_SCALE.get(self.architecture, 0.0)
         log_multiplier = float(self.get("rope.scaling.yarn_log_multiplier", 0.0)) * multiplier_scale
         attention_factor = attn_factor * yarn_mscale(factor)

@@ -70,7 +70,7 @@ class _HeaderReader:
             key = self.read_string(_MAX_NAME_BYTES)
             if key in fields:
                 raise ValueError(f"it contains {key!r} twice")
-            fields[key] = self.read_value(self.read_number("I"), skip_list=key.startswith("tokenizer."))
+            fields[key] = self.read_value(self.read_number("I"))
         tensors = self.read_tensor_infos(num_tensors)
         alignment = fields.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -100,8 +100,8 @@ class _HeaderReader:
             infos[name] = shape, self.read_number("I"), self.read_number("Q")
         return infos
 
-    def read_value(self, value_type: int, skip_list: bool) -> Any:
-        """Read a value of the metadata. Lists of strings, and all lists if `skip_list`, are skipped and become None."""
+    def read_value(self, value_type: int) -> Any:
+        """Read a value of the metadata. A list of strings is skipped and becomes None, because no rope field is one."""
         if value_type == _STRING_TYPE:
             return self.read_string(_MAX_STRING_BYTES)
         if value_type != _ARRAY_TYPE:
@@ -114,11 +114,12 @@ class _HeaderReader:
                 self.skip(self.read_number("Q"))
             return None
         item_format = self.number_format(item_type)
-        values = None if skip_list else self.unpack_list(item_format, count, self.offset)
+        values = self.unpack_list(item_format, count, self.offset)
         self.skip(struct.calcsize(item_format) * count)
         return values
 
     def read_string(self, max_bytes: int) -> str:
+        """Read a string after its length. Raises ValueError for one of more than `max_bytes`."""
         size = self.read_number("Q")
         if size > max_bytes:
             raise ValueError(f"it contains a string of {size} bytes")
@@ -127,6 +128,7 @@ class _HeaderReader:
         return self.data[start : self.offset].decode("utf-8")
 
     def read_number(self, number_format: str) -> Any:
+        """Read a number; `number_format` is its struct format without the byte order."""
         (value,) = struct.unpack_from(self.byte_order + number_format, self.data, self.offset)
         self.offset += struct.calcsize(number_format)
         return value

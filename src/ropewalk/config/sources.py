@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ropewalk.config.defaults import fill_defaults, read_with_defaults
+from ropewalk.config.defaults import fill_all_defaults, fill_defaults_if_incomplete
 from ropewalk.config.gguf import from_gguf
 from ropewalk.config.model_config import ModelConfig
 from ropewalk.config.transformers import from_dict
@@ -71,28 +71,20 @@ def locate(name: str) -> Path | None:
     return None
 
 
-def read_config_json(path: Path) -> dict[str, Any]:
-    """Return the content of a config.json, given as the file or as the folder that contains it.
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a model, given as the file or as the folder of its config.json.
 
     Raises InputError, with the given path, if the file is missing or does not contain a JSON object.
     """
+    file, expected = path, f"a readable {path.name}"
     if path.is_dir():
-        return _read_object(path / "config.json", str(path), "a folder with a readable config.json")
-    return read_json_object(path)
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a model. Raises InputError if it is missing or contains something else."""
-    return _read_object(path, str(path), f"a readable {path.name}")
-
-
-def _read_object(path: Path, given: str, expected: str) -> dict[str, Any]:
+        file, expected = path / "config.json", "a folder with a readable config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError("model", given, f"{expected} ({error})") from None
+        raise InputError("model", str(path), f"{expected} ({error})") from None
     if not isinstance(content, dict):
-        raise InputError("model", given, f"{expected} that contains an object")
+        raise InputError("model", str(path), f"{expected} that contains an object")
     return content
 
 
@@ -116,7 +108,7 @@ def fetch_hub_config(hub_id: str) -> dict[str, Any]:
 def _read_path(name: str) -> ModelConfig:
     path = locate(name)
     if path is None:
-        return from_dict(fill_defaults(fetch_hub_config(name)))
+        return from_dict(fill_all_defaults(fetch_hub_config(name)))
     if path.suffix == ".gguf":
         return from_gguf(path)
-    return read_with_defaults(read_config_json(path))
+    return from_dict(fill_defaults_if_incomplete(read_json_object(path)))

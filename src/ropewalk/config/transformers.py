@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.config.architectures import (
-    DEFAULT_LOCAL_ROPE_THETA,
-    DEFAULT_PARTIAL_ROTARY_FACTOR,
-    DEFAULT_ROPE_THETA,
-    DEFAULT_SLIDING_WINDOW_PATTERN,
-    INTERLEAVED_MODEL_TYPES,
-)
+from ropewalk.config import architectures
 from ropewalk.config.model_config import (
     ALL_LAYERS,
     AttentionShape,
@@ -48,7 +42,7 @@ def from_dict(config: Mapping[str, Any]) -> ModelConfig:
     rope_dict = config.get("rope_scaling") or config.get("rope_parameters") or {}  # the precedence of transformers 5
     if not isinstance(rope_dict, Mapping):
         raise InputError("rope_parameters", rope_dict, "a dict")
-    if not (rope_dict or get_rope_theta(config, {}) or model_type in DEFAULT_ROPE_THETA):
+    if not (rope_dict or get_rope_theta(config, {}) or model_type in architectures.DEFAULT_ROPE_THETA):
         expected = "one with rope fields (rope_theta, rope_parameters)"
         raise IncompleteConfigError("model", model_type or "a configuration", expected)
     max_length = _get_count(config, *_LENGTH_FIELDS)
@@ -112,9 +106,9 @@ def _split_by_layer_type(config: Mapping[str, Any], rope_dict: Mapping[str, Any]
         return nested
     model_type = str(config.get("model_type"))
     local_base = _get_first(config, "rope_local_base_freq", "local_rope_theta")
-    local_base = local_base or DEFAULT_LOCAL_ROPE_THETA.get(model_type)
+    local_base = local_base or architectures.DEFAULT_LOCAL_ROPE_THETA.get(model_type)
     if model_type == "olmo3":  # one base, but its sliding-window layers are never scaled
-        local_base = get_rope_theta(config, rope_dict) or DEFAULT_ROPE_THETA[model_type]
+        local_base = get_rope_theta(config, rope_dict) or architectures.DEFAULT_ROPE_THETA[model_type]
     if local_base is not None:
         return {"full_attention": rope_dict, "sliding_attention": {"rope_theta": local_base}}
     return {ALL_LAYERS: rope_dict}
@@ -156,11 +150,11 @@ def _parse_layer(
     scaling = from_rope_dict(options, strict=False)
     if isinstance(scaling, Linear) and model_type.startswith("gemma3") and max_length and stated_length is None:
         original_length = round(max_length / scaling.factor)  # Gemma 3 declares the length after scaling
-    is_interleaved = config.get("rope_interleave", model_type in INTERLEAVED_MODEL_TYPES)
+    is_interleaved = config.get("rope_interleave", model_type in architectures.INTERLEAVED_MODEL_TYPES)
     layout: Layout = "interleaved" if is_interleaved else "half"
     rope = Rope(
         dim=_rotary_dim(config, options, model_type, is_proportional),
-        base=get_rope_theta(config, options) or DEFAULT_ROPE_THETA.get(model_type, 10_000.0),
+        base=get_rope_theta(config, options) or architectures.DEFAULT_ROPE_THETA.get(model_type, 10_000.0),
         original_length=original_length,
         layout=layout,
     )
@@ -182,7 +176,7 @@ def _rotary_dim(config: Mapping[str, Any], options: Mapping[str, Any], model_typ
     partial = None if is_proportional else options.get("partial_rotary_factor")
     partial = partial or _get_first(config, "partial_rotary_factor", "rotary_pct")
     if partial is None:
-        partial = DEFAULT_PARTIAL_ROTARY_FACTOR.get(model_type, 1.0)
+        partial = architectures.DEFAULT_PARTIAL_ROTARY_FACTOR.get(model_type, 1.0)
     if check_number("partial_rotary_factor", partial, minimum=0, exclusive=True) > 1:
         raise InputError("partial_rotary_factor", partial, "a number above 0, at most 1")
     return head_dim if is_proportional else int(head_dim * partial)
@@ -218,9 +212,8 @@ def _parse_layer_types(config: Mapping[str, Any], layers: int, has_window: bool)
     """Return the type of each layer, from `layer_types` or from `sliding_window_pattern`."""
     layer_types = config.get("layer_types")
     if not layer_types:
-        pattern = config.get("sliding_window_pattern")
-        if "sliding_window_pattern" not in config:
-            pattern = DEFAULT_SLIDING_WINDOW_PATTERN.get(str(config.get("model_type")))
+        default_pattern = architectures.DEFAULT_SLIDING_WINDOW_PATTERN.get(str(config.get("model_type")))
+        pattern = config.get("sliding_window_pattern", default_pattern)
         if not isinstance(pattern, int) or pattern < 1:
             pattern = layers + 1  # no layer attends to the whole text
         layer_types = [

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ropewalk.frequencies import Frequencies, fractional_turns
+from ropewalk.frequencies import Frequencies, fixed_point_angle
 from ropewalk.models.channel_layout import ChannelLayout
 from ropewalk.ops.angles import cos_sin_of_fixed_point, to_fixed_point
 
@@ -110,7 +110,7 @@ class RotaryTable(nn.Module):
             position_BTU = position_ids[..., None]
         else:
             position_BTU = torch.stack([position_ids[axis] for _, axis in self.channel_layout.columns_U], dim=-1)
-        return fractional_turns(position_BTU, high_RU[:, None], low_RU[:, None])
+        return fixed_point_angle(position_BTU, high_RU[:, None], low_RU[:, None])
 
     def _columns_in_fixed_point(self, row_frequencies: RowFrequencies, device: torch.device) -> tuple[Tensor, Tensor]:
         pair_U = [pair for pair, _ in self.channel_layout.columns_U]

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ropewalk.compat.torch import without_modes
 from ropewalk.errors import InputError
-from ropewalk.frequencies import RADIANS_PER_UNIT, Frequencies, fractional_turns
+from ropewalk.frequencies import RADIANS_PER_UNIT, Frequencies, fixed_point_angle
 
 
 class FixedPointFrequencies(NamedTuple):
@@ -98,7 +98,7 @@ def tables_from_fixed_point(
 ) -> tuple[Tensor, Tensor]:
     """Return cos and sin at integer positions, [B, T, P] each, correct to the rounding of `dtype`."""
     high_BP, low_BP, factors_B = frequencies
-    angle_BTP = fractional_turns(positions_BT[:, :, None], high_BP[:, None], low_BP[:, None])
+    angle_BTP = fixed_point_angle(positions_BT[:, :, None], high_BP[:, None], low_BP[:, None])
     cos_BTP, sin_BTP = cos_sin_of_fixed_point(angle_BTP, factors_B[:, None, None])
     return cos_BTP.to(dtype), sin_BTP.to(dtype)
 

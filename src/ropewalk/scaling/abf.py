@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
-from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.base import Scaling, above
 
 
 @dataclass(frozen=True, repr=False)
@@ -15,11 +15,7 @@ class ABF(Scaling):
     formula = "b'^(-2i/d) with another base b'"
     source = "arXiv 2309.16039"
 
-    base: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_option("base", minimum=1, exclusive=True)
+    base: float = field(metadata=above(1))
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(rope.inv_freq_with_base(self.base))

@@ -11,7 +11,17 @@ import numpy as np
 from ropewalk.errors import InputError, check_length, check_number
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
-from ropewalk.spec import changed_options, format_spec
+from ropewalk.spec import format_spec, non_default_options
+
+
+def at_least(minimum: float) -> dict[str, Any]:
+    """Return the metadata of an option that must be a number of at least `minimum`, or its default of None."""
+    return {"minimum": minimum}
+
+
+def above(minimum: float) -> dict[str, Any]:
+    """Return the metadata of an option that must be a number above `minimum`, or its default of None."""
+    return {"minimum": minimum, "exclusive": True}
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,7 +29,8 @@ class Scaling(ABC):
     """One RoPE scaling method with its options.
 
     A subclass is a frozen dataclass (with repr=False, so that it keeps the short repr defined here) that sets the class
-    variables and implements `frequencies`. Being defined in this package registers it.
+    variables and implements `frequencies`. Being defined in this package registers it. A numeric option declares its
+    range: `factor: float = field(metadata=at_least(1))`.
 
     Class variables:
         name: the name in specs and on the command line.
@@ -42,15 +53,10 @@ class Scaling(ABC):
             value = getattr(self, f.name)
             if isinstance(value, np.generic):  # JSON cannot represent numpy scalars
                 object.__setattr__(self, f.name, value.item())
+            if f.metadata and not (value is None and f.default is None):
+                check_number(f"{self.name}: {f.name}", value, **f.metadata)
         if self.original_length is not None:
             check_length(f"{self.name}: original_length", self.original_length)
-
-    def _check_option(self, option: str, *, minimum: float, exclusive: bool = False) -> None:
-        """Raise InputError if an option is not a number of at least (or above) `minimum`; None may be the default."""
-        value = getattr(self, option)
-        is_optional = self.__dataclass_fields__[option].default is None
-        if not (is_optional and value is None):
-            check_number(f"{self.name}: {option}", value, minimum=minimum, exclusive=exclusive)
 
     @property
     def is_dynamic(self) -> bool:
@@ -138,5 +144,5 @@ class Scaling(ABC):
 
     def __repr__(self) -> str:
         """Return the constructor call, such as `YaRN(factor=4)`, with the options that differ from their defaults."""
-        options = ", ".join(f"{option}={value!r}" for option, value in changed_options(self).items())
+        options = ", ".join(f"{option}={value!r}" for option, value in non_default_options(self).items())
         return f"{type(self).__name__}({options})"

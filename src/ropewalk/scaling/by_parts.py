@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
-from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.base import Scaling, at_least
 
 Ramp = Literal["index", "rotations"]
 
 
-def interpolate_partly(
+def blend_frequencies(
     inv_freq: NDArray[np.float64], factor: float, kept_fraction: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return (1 - g) theta_i / s + g theta_i, [dim/2] (arXiv 2309.00071, eq. 20).
@@ -40,15 +40,14 @@ class ByParts(Scaling):
         truncate: whether the index ramp starts and ends at whole indices; gpt-oss sets it to False.
     """
 
-    beta_fast: float = field(default=32.0)
-    beta_slow: float = field(default=1.0)
-    ramp: Ramp = field(default="index")
-    truncate: bool = field(default=True)
+    # Numbers below 1e-9 would overflow the bounds of the ramp.
+    beta_fast: float = field(default=32.0, metadata=at_least(1e-9))
+    beta_slow: float = field(default=1.0, metadata=at_least(1e-9))
+    ramp: Ramp = "index"
+    truncate: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("beta_slow", "beta_fast"):
-            self._check_option(option, minimum=1e-9)  # smaller numbers overflow the bounds of the ramp
         # Kimi K2 publishes both betas as 1. By index that is a ramp between two neighboring pairs, by rotations 0/0.
         if self.beta_fast < self.beta_slow or (self.beta_fast == self.beta_slow and self.ramp == "rotations"):
             raise InputError(f"{self.name}: beta_fast", self.beta_fast, f"above beta_slow ({self.beta_slow:g})")
@@ -59,18 +58,16 @@ class ByParts(Scaling):
 
     def interpolate_by_parts(self, rope: Rope, factor: float) -> NDArray[np.float64]:
         """Return the inverse frequencies of NTK-by-parts with that factor, rad/token, [dim/2]."""
-        return interpolate_partly(rope.inv_freq, factor, self._kept_fraction(rope))
+        return blend_frequencies(rope.inv_freq, factor, self._kept_fraction(rope))
 
     def _kept_fraction(self, rope: Rope) -> NDArray[np.float64]:
         """Return g, the fraction of each pair's frequency that stays unscaled, [dim/2] (arXiv 2309.00071, eq. 21)."""
         if self.ramp == "rotations":
-            ramp = (rope.rotations(self.resolve_original_length(rope)) - self.beta_slow) / (
-                self.beta_fast - self.beta_slow
-            )
+            rotations = rope.rotations(self.resolve_original_length(rope))
+            ramp = (rotations - self.beta_slow) / (self.beta_fast - self.beta_slow)
         else:
             ramp = self._index_ramp(rope)
-        kept_fraction: NDArray[np.float64] = np.clip(ramp, 0.0, 1.0)
-        return kept_fraction
+        return ramp.clip(0.0, 1.0)
 
     def _index_ramp(self, rope: Rope) -> NDArray[np.float64]:
         """Return the ramp that is linear in the index of the pair and falls from 1 to 0; not yet clipped."""
@@ -102,11 +99,7 @@ class NTKByParts(ByParts):
     formula = "(1-g) theta_i/s + g theta_i, g = clamp((r_i - alpha)/(beta - alpha), 0, 1)"
     source = "arXiv 2309.00071 eq. 20-21"
 
-    factor: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_option("factor", minimum=1)
+    factor: float = field(metadata=at_least(1))
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(self.interpolate_by_parts(rope, self.factor))

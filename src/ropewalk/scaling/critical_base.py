@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
-from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.base import Scaling, at_least
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,11 +25,7 @@ class CriticalBase(Scaling):
     formula = "b' = b^(ln(l/2 pi) / ln(L/2 pi)); b'^(-2i/d)"
     source = "arXiv 2310.05209; Gradient; KoboldCpp"
 
-    factor: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_option("factor", minimum=1)
+    factor: float | None = field(default=None, metadata=at_least(1))
 
     @property
     def is_dynamic(self) -> bool:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
-from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.base import Scaling, at_least
 
 
 @dataclass(frozen=True, repr=False)
@@ -17,11 +17,7 @@ class Linear(Scaling):
     formula = "theta_i / s"
     source = "position interpolation, arXiv 2306.15595"
 
-    factor: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_option("factor", minimum=1)
+    factor: float = field(metadata=at_least(1))
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(rope.inv_freq / self.factor)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,8 @@ import numpy as np
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
-from ropewalk.scaling.base import Scaling
-from ropewalk.scaling.by_parts import interpolate_partly
+from ropewalk.scaling.base import Scaling, above, at_least
+from ropewalk.scaling.by_parts import blend_frequencies
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,15 +27,12 @@ class Llama3(Scaling):
     formula = "theta_i, theta_i/s or a blend, by wavelength against L/high_freq_factor and L/low_freq_factor"
     source = "Llama 3.1 release"
 
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
+    factor: float = field(default=8.0, metadata=at_least(1))
+    low_freq_factor: float = field(default=1.0, metadata=above(0))
+    high_freq_factor: float = field(default=4.0, metadata=above(0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_option("factor", minimum=1)
-        self._check_option("low_freq_factor", minimum=0, exclusive=True)
-        self._check_option("high_freq_factor", minimum=0, exclusive=True)
         if self.high_freq_factor < self.low_freq_factor:
             allowed = f"at least low_freq_factor ({self.low_freq_factor:g})"
             raise InputError("llama3: high_freq_factor", self.high_freq_factor, allowed)
@@ -44,7 +41,7 @@ class Llama3(Scaling):
         above_low = rope.rotations(self.resolve_original_length(rope)) - self.low_freq_factor
         band = self.high_freq_factor - self.low_freq_factor
         kept_fraction = np.clip(above_low / band, 0.0, 1.0) if band else np.where(above_low > 0, 1.0, 0.0)
-        return Frequencies(interpolate_partly(rope.inv_freq, self.factor, kept_fraction))
+        return Frequencies(blend_frequencies(rope.inv_freq, self.factor, kept_fraction))
 
     def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
         return {

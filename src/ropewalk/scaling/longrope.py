@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from ropewalk.errors import InputError, check_number
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
-from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.base import Scaling, above, at_least
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,8 +30,8 @@ class LongRoPE(Scaling):
 
     short_factor: tuple[float, ...]
     long_factor: tuple[float, ...]
-    factor: float | None = None
-    attention_factor: float | None = None
+    factor: float | None = field(default=None, metadata=at_least(1))
+    attention_factor: float | None = field(default=None, metadata=above(0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,8 +47,6 @@ class LongRoPE(Scaling):
         if len(self.short_factor) != len(self.long_factor):
             lengths = f"{len(self.short_factor)} and {len(self.long_factor)} numbers"
             raise InputError("longrope: short_factor and long_factor", lengths, "lists of equal length")
-        self._check_option("factor", minimum=1)
-        self._check_option("attention_factor", minimum=0, exclusive=True)
         if self.factor is None and self.attention_factor is None:
             raise InputError("longrope: factor", None, "a number, for factor or attention_factor")
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
-from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.base import Scaling, above, at_least
 
 
 def compute_ntk_base(rope: Rope, factor: float) -> float:
@@ -42,14 +42,12 @@ class NTK(Scaling):
     formula = "b' = b s^(d/(d-2)); b'^(-2i/d)"
     source = "bloc97, 2023; arXiv 2309.00071 eq. 16"
 
-    factor: float
+    factor: float = field(metadata=at_least(1))
     variant: Literal["aware", "fixed", "mixed"] = "aware"
-    mixed_b: float = 0.625
+    mixed_b: float = field(default=0.625, metadata=above(0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_option("factor", minimum=1)
-        self._check_option("mixed_b", minimum=0, exclusive=True)
         if self.variant not in ("aware", "fixed", "mixed"):
             raise InputError("ntk: variant", self.variant, "aware, fixed, mixed")
 
@@ -76,13 +74,8 @@ class DynamicNTK(Scaling):
     formula = "l <= L: theta_i; else b' = b (s l/L - (s-1))^(d/(d-2)); b'^(-2i/d)"
     source = "emozilla, 2023; transformers `dynamic`"
 
-    factor: float = 2.0
-    alpha: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_option("factor", minimum=1)
-        self._check_option("alpha", minimum=1)
+    factor: float = field(default=2.0, metadata=at_least(1))
+    alpha: float | None = field(default=None, metadata=at_least(1))
 
     @property
     def is_dynamic(self) -> bool:

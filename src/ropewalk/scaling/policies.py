@@ -38,10 +38,12 @@ class Policy(ABC):
 
     def scaled_length(self, length: int, original_length: int) -> int:
         """Return the length, in tokens, to compute the frequencies for when the text has `length` tokens."""
-        return original_length if length <= original_length else self._extended_length(length, original_length)
+        if length <= original_length:
+            return original_length
+        return self._scaled_length_past_original(length, original_length)
 
     @abstractmethod
-    def _extended_length(self, length: int, original_length: int) -> int:
+    def _scaled_length_past_original(self, length: int, original_length: int) -> int:
         """Return the scaled length for a text that is longer than the original length."""
 
     def __str__(self) -> str:
@@ -73,7 +75,7 @@ class SteppedPolicy(Policy):
         if list(self.factors) != sorted(set(self.factors)):
             raise InputError("stepped: factors", list(self.factors), "distinct numbers in increasing order")
 
-    def _extended_length(self, length: int, original_length: int) -> int:
+    def _scaled_length_past_original(self, length: int, original_length: int) -> int:
         required = self.margin * length / original_length
         if not self.factors:
             return original_length << math.ceil(math.log2(required))
@@ -99,7 +101,7 @@ class ContinuousPolicy(Policy):
         super().__post_init__()
         check_length("continuous: every", self.every)
 
-    def _extended_length(self, length: int, original_length: int) -> int:
+    def _scaled_length_past_original(self, length: int, original_length: int) -> int:
         return math.ceil(self.margin * math.ceil(length / self.every) * self.every)
 
 
@@ -115,7 +117,7 @@ class RequestPolicy(Policy):
 
     margin: float = 1.25
 
-    def _extended_length(self, length: int, original_length: int) -> int:
+    def _scaled_length_past_original(self, length: int, original_length: int) -> int:
         return math.ceil(self.margin * length)
 
 

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ropewalk.errors import InputError, check_number
+from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
-from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.base import Scaling, at_least
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,14 +25,13 @@ class Proportional(Scaling):
     formula = "theta_i for the fastest p of the pairs, 0 for the rest"
     source = "arXiv 2410.06205; transformers `proportional`"
 
-    p: float
-    factor: float = 1.0
+    p: float = field(metadata=at_least(0))
+    factor: float = field(default=1.0, metadata=at_least(1))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if check_number("proportional: p", self.p, minimum=0) > 1:
+        if self.p > 1:
             raise InputError("proportional: p", self.p, "a number from 0 to 1")
-        self._check_option("factor", minimum=1)
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         rotated_pairs = int(self.p * rope.dim // 2)

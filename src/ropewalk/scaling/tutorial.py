@@ -8,11 +8,11 @@ what they do. They are not exported from `ropewalk`, and `plan` never chooses th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
-from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.base import Scaling, at_least
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,11 +24,7 @@ class PowerNTK(Scaling):
     source = "circulates in tutorials"
     is_dynamic = True
 
-    gamma: float = 0.4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_option("gamma", minimum=0)
+    gamma: float = field(default=0.4, metadata=at_least(0))
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(rope.inv_freq * max(1.0, self.length_ratio(rope, length)) ** self.gamma)
@@ -43,11 +39,7 @@ class LogNTK(Scaling):
     source = "circulates in tutorials"
     is_dynamic = True
 
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_option("factor", minimum=1)
+    factor: float = field(default=1.0, metadata=at_least(1))
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         return Frequencies(rope.inv_freq * max(1.0, self.factor * (math.log(self.length_ratio(rope, length)) + 1)))

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
+from ropewalk.scaling.base import above, at_least
 from ropewalk.scaling.by_parts import ByParts
 
 
@@ -36,17 +37,10 @@ class YaRN(ByParts):
     formula = "NTK-by-parts, alpha 1, beta 32; attention factor 0.1 ln s + 1"
     source = "YaRN, arXiv 2309.00071 eq. 20-22; mscale: DeepSeek-V2, arXiv 2405.04434"
 
-    factor: float
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_option("factor", minimum=1)
-        self._check_option("attention_factor", minimum=0, exclusive=True)
-        self._check_option("mscale", minimum=0)
-        self._check_option("mscale_all_dim", minimum=0)
+    factor: float = field(metadata=at_least(1))
+    attention_factor: float | None = field(default=None, metadata=above(0))
+    mscale: float | None = field(default=None, metadata=at_least(0))
+    mscale_all_dim: float | None = field(default=None, metadata=at_least(0))
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         softmax_factor = yarn_mscale(self.factor, self.mscale_all_dim or 0.0) ** 2

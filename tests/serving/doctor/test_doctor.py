@@ -17,9 +17,9 @@ from ropewalk.serving.engines import ENGINES
 
 PUBLISHED = {published.model: published.config for published in published_models().values()}
 FOR_LONG_TEXTS = {
-    f"{published.model} for long texts": published.longer
+    f"{published.model} for long texts": published.config_for_long_texts
     for published in published_models().values()
-    if published.longer
+    if published.config_for_long_texts
 }
 LLAMA = {
     "model_type": "llama", "hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16,

@@ -30,11 +30,9 @@ class PublishedModel:
     long: Mapping[str, Any] | None = None
 
     @property
-    def longer(self) -> dict[str, Any] | None:
+    def config_for_long_texts(self) -> dict[str, Any] | None:
         """The configuration that the model card recommends for longer texts, or None."""
-        if self.long is None:
-            return None
-        return {**self.config, "rope_scaling": self.long["rope_scaling"]}
+        return {**self.config, "rope_scaling": self.long["rope_scaling"]} if self.long else None
 
     @property
     def model_config(self) -> ModelConfig:
@@ -43,9 +41,8 @@ class PublishedModel:
 
     def matches(self, model_config: ModelConfig) -> bool:
         """Return whether a parsed configuration equals the published one, or the one for longer texts."""
-        if _has_same_positions(model_config, self.model_config):
-            return True
-        return self.longer is not None and _has_same_positions(model_config, configs.from_dict(self.longer))
+        published = [configs.from_dict(config) for config in (self.config, self.config_for_long_texts) if config]
+        return _position_fields(model_config) in map(_position_fields, published)
 
 
 @functools.cache
@@ -73,13 +70,8 @@ def find_published_model(name: str = "", model_config: ModelConfig | None = None
     return None
 
 
-def _has_same_positions(one: ModelConfig, other: ModelConfig) -> bool:
-    if one.attention is None or other.attention is None:
-        return False
-    if (one.model_type, one.ropes, one.max_length) != (other.model_type, other.ropes, other.max_length):
-        return False
-    return (len(one.attention.layer_types), one.attention.kv_heads, one.attention.key_dim) == (
-        len(other.attention.layer_types),
-        other.attention.kv_heads,
-        other.attention.key_dim,
-    )
+def _position_fields(config: ModelConfig) -> tuple[Any, ...]:
+    """Return the values in which two configurations of the same model agree."""
+    shape = config.attention
+    sizes = (len(shape.layer_types), shape.kv_heads, shape.key_dim) if shape else None
+    return config.model_type, config.ropes, config.max_length, sizes

@@ -118,7 +118,7 @@ class ExaminedConfig:
         tokenizer_file = config_file.parent / TOKENIZER_CONFIG
         tokenizer = configs.read_json_object(tokenizer_file) if tokenizer_file.exists() else None
         name = config_file.resolve().parent.name
-        return cls(configs.read_config_json(path), None, tokenizer, name, target, engine)
+        return cls(configs.read_json_object(path), None, tokenizer, name, target, engine)
 
     @property
     def is_gguf(self) -> bool:
@@ -196,7 +196,7 @@ class ExaminedConfig:
     @functools.cached_property
     def with_defaults(self) -> Mapping[str, Any]:
         """The configuration, with the defaults of its architecture for fields that it omits."""
-        return self.config if self.is_gguf else configs.fill_missing_defaults(self.config)
+        return self.config if self.is_gguf else configs.fill_defaults_if_incomplete(self.config)
 
     @functools.cached_property
     def interpretation(self) -> Interpretation:
