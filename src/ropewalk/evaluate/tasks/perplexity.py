@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,13 +61,13 @@ class Perplexity(Task):
             yield sample, json.dumps({name: row[name] for name in ("nll", "ppl_last")})
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
+        from ropewalk.evaluate.perplexity import perplexity_of  # imports torch
+
         losses = json.loads(answer)
-        return {"ppl": _perplexity(losses["nll"]), "nll": losses["nll"], "ppl_last": losses["ppl_last"]}
+        return {"ppl": perplexity_of(losses["nll"]), "nll": losses["nll"], "ppl_last": losses["ppl_last"]}
 
     def summarize(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
+        from ropewalk.evaluate.perplexity import perplexity_of
+
         summary = super().summarize(sample_results)
-        return {**summary, "ppl": _perplexity(mean([result["scores"]["nll"] for result in sample_results]))}
-
-
-def _perplexity(nll: float) -> float:
-    return math.exp(min(nll, 700.0))  # math.exp overflows above 709
+        return {**summary, "ppl": perplexity_of(mean([result["scores"]["nll"] for result in sample_results]))}
