@@ -1,4 +1,4 @@
-"""`extend` on every architecture of the catalogue in architectures.py, against the models that transformers builds."""
+"""`extend` on every architecture of the catalogue, compared with the models that transformers builds."""
 
 import warnings
 

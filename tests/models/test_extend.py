@@ -23,6 +23,8 @@ from tests.helpers.architectures import (
 
 import ropewalk as rw
 from ropewalk.models import extend as extending
+from ropewalk.models import rotary_modules
+from ropewalk.models.channel_layout import probe_channel_layout
 from ropewalk.models.extend import extended, extension_of
 from ropewalk.models.patching import AttributePatch
 
@@ -95,6 +97,44 @@ class TestReplacement:
     def test_a_target_is_planned(self, llama):
         rw.extend(llama, target=3 * LENGTH)
         assert extension_of(llama).scalings["all"] == rw.plan(build("llama"), target=3 * LENGTH).scaling
+
+
+class TestExtendedBlock:
+    def test_does_not_change_the_config(self, llama):
+        config = llama.config.to_dict()
+        with extended(llama, YARN):
+            assert llama.config.to_dict() == config
+
+    def test_shows_warnings_about_the_model_inside_the_block(self, llama):
+        with (
+            pytest.warns(UserWarning, match="applies to latent attention") as caught,
+            extended(llama, rw.YaRN(factor=4, mscale=1.0, mscale_all_dim=1.0)),
+        ):
+            pass
+        assert [warning.filename for warning in caught] == [__file__]
+
+    def test_does_not_warn_about_saving(self, llama):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with extended(llama, rw.DynamicYaRN()):
+                pass
+
+    def test_probes_a_model_once_until_it_changes(self, llama, monkeypatch):
+        probed = []
+
+        def count_probes(*arguments):
+            probed.append(arguments)
+            return probe_channel_layout(*arguments)
+
+        monkeypatch.setattr(rotary_modules, "probe_channel_layout", count_probes)
+        for scaling in (YARN, rw.NTK(factor=2), rw.DynamicYaRN()):
+            with extended(llama, scaling):
+                pass
+        assert len(probed) == 1
+        llama.to(torch.bfloat16)  # rounds the frequencies
+        with extended(llama, YARN):
+            pass
+        assert len(probed) == 2
 
 
 class TestFailures:

@@ -34,7 +34,8 @@ from ropewalk.models.extend import extended, extension_of
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:transformers cannot express"),
+    pytest.mark.filterwarnings("ignore:transformers cannot express"),  # nothing is saved here
+    pytest.mark.filterwarnings("ignore:Casting complex values to real"),  # Llama 4's vision tables, in .to(bfloat16)
 ]
 NOT_FUSIBLE = {"hunyuan_vl": "the two channels of a pair follow different axes of its positions"}
 ARCHITECTURES = [*TEXT_MODELS, *MULTIMODAL_MODELS]
@@ -314,9 +315,16 @@ class TestCompiled:
         compiled = torch.compile(llama, fullgraph=True, backend="aot_eager")
         assert relative_difference(compute_logits(compiled), expected) < TOLERANCE
 
-    @pytest.mark.parametrize("name", ["deepseek_v2", "gemma4_text", "glm_moe_dsa"])
-    def test_with_no_more_graph_breaks_than_without_fusing(self, name):
-        model = build(name)
+    @pytest.mark.parametrize(
+        ("name", "changes"),
+        [
+            ("deepseek_v2", {"num_hidden_layers": 1}),
+            ("gemma4_text", {"num_hidden_layers": 1, "layer_types": ["full_attention"]}),
+            ("glm_moe_dsa", {"num_hidden_layers": 1}),
+        ],
+    )
+    def test_with_no_more_graph_breaks_than_without_fusing(self, name, changes):
+        model = build(name, **changes)
         breaks = {}
         for fuse in (False, True):
             torch.compiler.reset()
