@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ropewalk.errors import IncompleteConfigError, InputError, UnsupportedModelError
-from ropewalk.serving.doctor import checks  # registers every check  # noqa: F401
-from ropewalk.serving.doctor.engine_interpretation import summarize_engines
+from ropewalk.serving.doctor.checks.engines import summarize_engines
 from ropewalk.serving.doctor.examined_config import ExaminedConfig
 from ropewalk.serving.doctor.fault_kinds import FAULT_KINDS, Fault, FaultKind, Faults
 from ropewalk.serving.doctor.findings import Finding, make_finding
@@ -37,12 +36,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that can be written as JSON."""
-        return {
-            "model": self.model,
-            "engine": self.engine or None,
-            "findings": [finding.to_dict() for finding in self.findings],
-            "engines": dict(self.engines),
-        }
+        return dataclasses.asdict(self) | {"engine": self.engine or None}
 
 
 def examine(config: ExaminedConfig) -> Report:
@@ -52,26 +46,18 @@ def examine(config: ExaminedConfig) -> Report:
     one that does not determine the size of a head, one of an image model, and one that is nested too deep.
     """
     try:
-        return _examine(config)
+        if config.is_image_model:
+            raise UnsupportedModelError(config.model_type, "it rotates by positions in an image, not in a text")
+        findings = _run_checks(config, FAULT_KINDS.values()) or _run_checks(config, [UNREADABLE])
+        engines = {} if config.engine else summarize_engines(config)
     except RecursionError:
         raise InputError("model", config.name or "a configuration", "one that is nested less deep") from None
-
-
-def _examine(config: ExaminedConfig) -> Report:
-    if config.is_image_model:
-        raise UnsupportedModelError(config.model_type, "it rotates by positions in an image, not in a text")
-    findings = _findings(config, FAULT_KINDS.values())
-    if not findings:
-        findings = _findings(config, [UNREADABLE])
     findings.sort(key=lambda finding: finding.severity == "suspicious")
-    engines = {} if config.engine else summarize_engines(config)
     return Report(config.name, config.engine, tuple(findings), engines)
 
 
-def _findings(config: ExaminedConfig, kinds: Iterable[FaultKind]) -> list[Finding]:
-    return [
-        make_finding(config, kind.name, kind.severity, fault) for kind in kinds for fault in kind.find_faults(config)
-    ]
+def _run_checks(config: ExaminedConfig, kinds: Iterable[FaultKind]) -> list[Finding]:
+    return [make_finding(config, kind, fault) for kind in kinds for fault in kind.find_faults(config)]
 
 
 def _unreadable(config: ExaminedConfig) -> Faults:

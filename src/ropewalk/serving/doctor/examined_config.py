@@ -151,10 +151,7 @@ class ExaminedConfig:
         A single empty one if there is neither; none if the field is not an object.
         """
         field = "rope_parameters" if self.text.get("rope_parameters") else "rope_scaling"
-        content = self.text.get(field)
-        path = self.path_of(field)
-        if not content and not isinstance(content, Mapping):
-            return (RopeDict(path, configs.ALL_LAYERS, {}),)
+        content, path = self.text.get(field) or {}, self.path_of(field)
         if not isinstance(content, Mapping):
             return ()
         by_layer_type = tuple(
@@ -194,16 +191,21 @@ class ExaminedConfig:
         return token_count(self.text.get(ORIGINAL_LENGTH)) or token_count(rope_dict.values.get(ORIGINAL_LENGTH))
 
     @functools.cached_property
-    def with_defaults(self) -> Mapping[str, Any]:
-        """The configuration, with the defaults of its architecture for fields that it omits."""
-        return self.config if self.is_gguf else configs.fill_defaults_if_incomplete(self.config)
+    def engine_config(self) -> Mapping[str, Any]:
+        """The configuration in the form that `Engine.interpret` takes.
+
+        For a config.json, fields that it omits have the defaults of its architecture.
+        """
+        if self.is_gguf:
+            return {"fields": self.config, "divisors": self.divisors}
+        return configs.fill_defaults_if_incomplete(self.config)
 
     @functools.cached_property
     def interpretation(self) -> Interpretation:
         """What transformers (for a GGUF file: llama.cpp) understands, or why it refuses the configuration."""
         try:
             if self.divisors is None:
-                return interpret_as_trained(self.with_defaults)
+                return interpret_as_trained(self.engine_config)
             return from_gguf_fields(self.config, self.divisors)
         except InputError as error:
             return error

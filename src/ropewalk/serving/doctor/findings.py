@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ropewalk import config as configs
-from ropewalk.config import LayerRope
 from ropewalk.errors import InputError
-from ropewalk.frequencies import Frequencies
 from ropewalk.serving.doctor.examined_config import TOKENIZER_CONFIG, ExaminedConfig, Interpretation, Path
-from ropewalk.serving.doctor.fault_kinds import Fault, Severity
+from ropewalk.serving.doctor.fault_kinds import Fault, FaultKind, Severity
 
 MAX_COMPARED_POSITION = 65_536  # rotations are compared at this position, or at the target or declared length if less
 
@@ -44,13 +41,8 @@ class Finding:
     cosine: float | None = None
     scores: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dict that can be written as JSON."""
-        return dataclasses.asdict(self)
 
-
-@dataclass(frozen=True)
-class RotationDifference:
+class RotationDifference(NamedTuple):
     """How two rotations differ.
 
     Attributes:
@@ -64,18 +56,13 @@ class RotationDifference:
     score_ratio: float
 
 
-def make_finding(config: ExaminedConfig, kind: str, severity: Severity, fault: Fault) -> Finding:
-    """Return the finding for a fault, with the rotation compared to the expected one."""
+def make_finding(config: ExaminedConfig, kind: FaultKind, fault: Fault) -> Finding:
+    """Return the finding for a fault of this kind, with the actual rotation compared to the expected one."""
     actual = config.interpretation if fault.actual is None else fault.actual
     expected = config.with_changes(fault.fix).interpretation if fault.expected is None else fault.expected
     fix = {format_path(path): value for path, value in fault.fix.items()}
-    finding = Finding(kind, severity, format_path(fault.path), fault.found, fault.means, fix)
-    difference = compare_rotations(actual, expected, config.target)
-    if difference is None:
-        return finding
-    return dataclasses.replace(
-        finding, position=difference.position, cosine=difference.cosine, scores=difference.score_ratio
-    )
+    difference = compare_rotations(actual, expected, config.target) or ()
+    return Finding(kind.name, kind.severity, format_path(fault.path), fault.found, fault.means, fix, *difference)
 
 
 def format_path(path: Path) -> str:
@@ -99,22 +86,17 @@ def compare_rotations(
         return None
     position = min(MAX_COMPARED_POSITION, target or expected.max_length or MAX_COMPARED_POSITION)
     for layer_type in sorted(expected.ropes, key=configs.is_local):
-        left = _frequencies(actual.ropes.get(layer_type), position)
-        right = _frequencies(expected.ropes.get(layer_type), position)
-        if left is None or right is None or left.inv_freq.shape != right.inv_freq.shape:
+        if layer_type not in actual.ropes:
+            return None
+        layers = (actual.ropes[layer_type], expected.ropes[layer_type])
+        try:
+            left, right = (configs.compute_layer_frequencies(layer.scaling, layer, position) for layer in layers)
+        except InputError:
+            return None
+        if left.inv_freq.shape != right.inv_freq.shape:
             return None
         if left != right:
             attention_ratio = (left.attention_factor / right.attention_factor) ** 2
             score_ratio = attention_ratio * left.softmax_factor / right.softmax_factor
             return RotationDifference(position, float(left.cosine_similarity(right, position)), score_ratio)
     return None
-
-
-def _frequencies(layer: LayerRope | None, length: int) -> Frequencies | None:
-    """Return the frequencies of a layer type for a text of `length` tokens; None if they cannot be computed."""
-    if layer is None:
-        return None
-    try:
-        return configs.compute_layer_frequencies(layer.scaling, layer, length)
-    except InputError:
-        return None

@@ -15,7 +15,7 @@ def finite_number(value: object) -> float | None:
 def parse_number(value: object) -> float | None:
     """Return the number that a value contains as text, such as "4.0", else None."""
     try:
-        return None if isinstance(value, bool) else finite_number(float(str(value)))
+        return finite_number(float(str(value)))
     except ValueError:
         return None
 

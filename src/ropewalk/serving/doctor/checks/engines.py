@@ -1,51 +1,77 @@
-"""Faults of a configuration for the engine that the user named."""
+"""How serving engines interpret a configuration, compared with what it means to transformers (GGUF: llama.cpp)."""
 
 from __future__ import annotations
 
+from ropewalk.config import ModelConfig, get_text_config_dict
 from ropewalk.errors import InputError
-from ropewalk.serving.doctor.engine_interpretation import (
-    describe_scaling,
-    find_fix,
-    interpret_with_engine,
-    interpretations_agree,
-    served_length,
-)
-from ropewalk.serving.doctor.examined_config import ExaminedConfig
+from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path
 from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind
-from ropewalk.serving.engines import Engine, find_engine
+from ropewalk.serving.doctor.findings import MAX_COMPARED_POSITION, compare_rotations
+from ropewalk.serving.engines import ENGINES, Engine, find_engine
 from ropewalk.serving.engines.base import EngineConfigError
+from ropewalk.serving.engines.encode import encode
+
+_TOLERANCE = 1e-6  # of cosine and score ratio, for interpretations that are equal but for rounding
+_MAX_SCALING_CHARACTERS = 60
 
 
 @fault_kind("engine-refuses", "wrong", applies_to="any")
 def engine_refuses(config: ExaminedConfig) -> Faults:
     """The named engine refuses the configuration at the requested length."""
-    engine, expected = _named_engine(config), config.model_config
+    engine, expected = _find_named_engine(config), config.model_config
     if engine is None or expected is None:
         return
-    actual = interpret_with_engine(engine, config, expected)
+    actual = _interpret(engine, config, expected)
     if isinstance(actual, EngineConfigError):
         means = f"{actual} ({engine.title} {engine.version})"
-        yield Fault((actual.key,), None, means, find_fix(engine, config, expected), actual)
+        yield Fault((actual.key,), None, means, _fix_for_engine(engine, config, expected), actual)
 
 
 @fault_kind("engine-reads-otherwise", "wrong", applies_to="any")
 def engine_reads_otherwise(config: ExaminedConfig) -> Faults:
     """The named engine computes other frequencies than the configuration means."""
-    engine, expected = _named_engine(config), config.model_config
+    engine, expected = _find_named_engine(config), config.model_config
     if engine is None or expected is None:
         return
-    actual = interpret_with_engine(engine, config, expected)
-    if isinstance(actual, EngineConfigError):
-        return
-    if interpretations_agree(actual, expected, served_length(config, expected)):
+    actual = _interpret(engine, config, expected)
+    if isinstance(actual, EngineConfigError) or _interpretations_agree(
+        actual, expected, _served_length(config, expected)
+    ):
         return
     has_rope_dict = not config.is_gguf and config.rope_dicts
     path = config.rope_dicts[0].path if has_rope_dict else ("rope.scaling.type",)
-    means = f"{engine.title} {engine.version} reads {describe_scaling(actual, expected)}"
-    yield Fault(path, describe_scaling(expected), means, find_fix(engine, config, expected), actual, expected)
+    means = f"{engine.title} {engine.version} reads {_describe_scaling(actual, expected)}"
+    fix = _fix_for_engine(engine, config, expected)
+    yield Fault(path, _describe_scaling(expected, expected), means, fix, actual, expected)
 
 
-def _named_engine(config: ExaminedConfig) -> Engine | None:
+def summarize_engines(config: ExaminedConfig) -> dict[str, str]:
+    """Return one line for each engine that refuses the configuration or interprets it differently.
+
+    Empty for a configuration that cannot be read at all.
+    """
+    expected = config.model_config
+    if expected is None:
+        return {}
+    length = _served_length(config, expected)
+    lines = {}
+    for name, engine in ENGINES.items():
+        if (engine.checkpoint_format == "gguf") != config.is_gguf:
+            continue
+        actual = _interpret(engine, config, expected)
+        if isinstance(actual, EngineConfigError):
+            lines[name] = f"refuses it: {actual}"
+        elif not _interpretations_agree(actual, expected, length):
+            lines[name] = f"reads {_describe_scaling(actual, expected)}"
+            difference = compare_rotations(actual, expected, length)
+            if difference is not None:
+                position, cosine, score_ratio = difference
+                lines[name] += f": cosine {cosine:.4f} at {position:,}, scores times {score_ratio:.4f}"
+    return lines
+
+
+def _find_named_engine(config: ExaminedConfig) -> Engine | None:
     """Return the engine that the user named. Raises InputError if it cannot load this file format."""
     if not config.engine:
         return None
@@ -54,3 +80,75 @@ def _named_engine(config: ExaminedConfig) -> Engine | None:
         loaded = "a .gguf file" if engine.checkpoint_format == "gguf" else "a folder with config.json"
         raise InputError("model", config.name, f"{loaded}, which {engine.title} loads")
     return engine
+
+
+def _interpret(engine: Engine, config: ExaminedConfig, expected: ModelConfig) -> ModelConfig | EngineConfigError:
+    """Return how an engine interprets the configuration, or why it refuses it.
+
+    `expected` is what the configuration means; it determines the length that the engine serves.
+    """
+    try:
+        return engine.interpret(config.engine_config, _served_length(config, expected))
+    except EngineConfigError as error:
+        return error
+
+
+def _served_length(config: ExaminedConfig, expected: ModelConfig) -> int:
+    """Return the length to start an engine with, tokens: the target, but at most what the configuration allows.
+
+    A target beyond that has a finding of its own, `target-not-reached`.
+    """
+    declared = expected.max_length or MAX_COMPARED_POSITION
+    if not config.target:
+        return declared
+    layer = expected.main_layer
+    original = layer.scaling.original_length or layer.rope.original_length or 0
+    scaled = round(original * layer.scaling.extension_factor(layer.rope))
+    return min(config.target, max(declared, scaled))
+
+
+def _interpretations_agree(actual: ModelConfig, expected: ModelConfig, length: int) -> bool:
+    """Return whether both have the same layout and the same rotation, up to rounding.
+
+    Static scalings are compared at `length`, dynamic ones also at the original length.
+    """
+    for layer_type, layer in expected.ropes.items():
+        if layer_type not in actual.ropes or actual.ropes[layer_type].rope.layout != layer.rope.layout:
+            return False
+    layer = expected.main_layer
+    # Most engines serve one of LongRoPE's two lists at every length, so only the list for `length` is compared.
+    is_dynamic = layer.scaling.is_dynamic and not isinstance(layer.scaling, LongRoPE)
+    is_dynamic = is_dynamic or actual.main_layer.scaling.is_dynamic
+    for compared_length in (layer.rope.original_length or length, length) if is_dynamic else (length,):
+        difference = compare_rotations(actual, expected, compared_length)
+        if difference is not None and (
+            difference.cosine <= 1 - _TOLERANCE or abs(difference.score_ratio - 1) >= _TOLERANCE
+        ):
+            return False
+    return True
+
+
+def _describe_scaling(model_config: ModelConfig, expected: ModelConfig) -> str:
+    """Return the spec of the main scaling, shortened, after the base if it differs from the expected one."""
+    layer = model_config.main_layer
+    spec = str(layer.scaling)
+    if len(spec) >= _MAX_SCALING_CHARACTERS:
+        spec = spec[: _MAX_SCALING_CHARACTERS - 3] + "..."
+    return spec if layer.rope.base == expected.main_layer.rope.base else f"base {layer.rope.base:g}, {spec}"
+
+
+def _fix_for_engine(engine: Engine, config: ExaminedConfig, expected: ModelConfig) -> dict[Path, object]:
+    """Return the fields to write so that the engine interprets the configuration as expected.
+
+    Empty if there is no such configuration, and for a GGUF file, which only `ropewalk export` can write.
+    """
+    if config.is_gguf:
+        return {}
+    scaling, length = expected.main_layer.scaling, _served_length(config, expected)
+    try:
+        candidate = encode(engine, config.engine_config, expected, scaling, length)
+    except InputError:
+        return {}
+    # The changes are nested as the configuration is.
+    changes = get_text_config_dict(candidate.changes)
+    return {config.path_of(key): value for key, value in changes.items()}

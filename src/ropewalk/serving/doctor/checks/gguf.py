@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
 from typing import Any, TypeAlias
 
 from ropewalk.scaling.yarn import yarn_mscale
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path
-from ropewalk.serving.doctor.fault_kinds import Fault, Faults, Severity, fault_kind
+from ropewalk.serving.doctor.fault_kinds import Check, Fault, Faults, Severity, fault_kind
 from ropewalk.serving.doctor.values import finite_number, token_count
 
 _TYPES = ("none", "linear", "yarn", "longrope")
@@ -26,16 +25,24 @@ _CONTEXT = "context_length"
 _CONVERT_AGAIN = "Convert the model again"
 
 
-@dataclass(frozen=True)
 class GgufFields:
-    """The metadata of a GGUF file, without the prefix of its architecture."""
+    """The metadata of a GGUF file, read without the prefix of its architecture.
 
-    config: ExaminedConfig
+    Attributes:
+        config: the configuration with all fields.
+        tensors: the tensors that divide the inverse frequencies, by name.
+        type: the type of the scaling, or the default of llama.cpp.
+        factor: the factor if it is a number, else None.
+        original_length, context_length: tokens if they are numbers of tokens, else None.
+    """
 
-    @property
-    def tensors(self) -> dict[str, tuple[float, ...]]:
-        """The tensors that divide the inverse frequencies, by name."""
-        return dict(self.config.divisors or {})
+    def __init__(self, config: ExaminedConfig) -> None:
+        self.config = config
+        self.tensors = config.divisors or {}
+        self.type = str(self.get(_TYPE) or _DEFAULT_TYPE)
+        self.factor = finite_number(self.get(_FACTOR))
+        self.original_length = token_count(self.get(_ORIGINAL))
+        self.context_length = token_count(self.get(_CONTEXT))
 
     def path_of(self, key: str) -> Path:
         """Return the path of a field, with the prefix."""
@@ -45,40 +52,20 @@ class GgufFields:
         """Return the value of a field; None if there is none."""
         return self.config.config.get(self.path_of(key)[0])
 
-    @property
-    def type(self) -> str:
-        """The type of the scaling, or the default of llama.cpp."""
-        return str(self.get(_TYPE) or _DEFAULT_TYPE)
-
-    @property
-    def factor(self) -> float | None:
-        """The factor if it is a number."""
-        return finite_number(self.get(_FACTOR))
-
-    @property
-    def original_length(self) -> int | None:
-        """The original context length if it is a number of tokens."""
-        return token_count(self.get(_ORIGINAL))
-
-    @property
-    def context_length(self) -> int | None:
-        """The declared context length if it is a number of tokens."""
-        return token_count(self.get(_CONTEXT))
-
 
 GgufCheck: TypeAlias = Callable[[GgufFields], Faults]
 
 
-def gguf_fault(name: str, severity: Severity) -> Callable[[GgufCheck], GgufCheck]:
-    """Return a decorator that registers a check of GGUF files."""
+def gguf_fault(name: str, severity: Severity) -> Callable[[GgufCheck], Check]:
+    """Return a decorator that registers a check of GGUF files under the name of its kind, as `fault_kind` does."""
 
-    def register(check: GgufCheck) -> GgufCheck:
-        @wraps(check)
-        def check_config(config: ExaminedConfig) -> Faults:
-            yield from check(GgufFields(config))
+    def register(check: GgufCheck) -> Check:
+        @fault_kind(name, severity, applies_to="gguf")
+        @functools.wraps(check)
+        def check_fields(config: ExaminedConfig) -> Faults:
+            return check(GgufFields(config))
 
-        fault_kind(name, severity, applies_to="gguf")(check_config)
-        return check
+        return check_fields
 
     return register
 
@@ -178,9 +165,7 @@ def gguf_context_too_small(gguf: GgufFields) -> Faults:
     if factor * original > context * _LENGTH_TOLERANCE:
         path = gguf.path_of(_CONTEXT)
         scaled = round(factor * original)
-        means = (
-            f"the scaling is made for {scaled:,} tokens, but llama.cpp warns past {context:,} and Ollama stops there"
-        )
+        means = f"the scaling is made for {scaled:,} tokens, but llama.cpp warns past {context:,}, where Ollama stops"
         yield Fault(path, context, means, {path: scaled})
 
 
@@ -189,12 +174,9 @@ def gguf_original_missing(gguf: GgufFields) -> Faults:
     """Yarn has no original_context_length."""
     context = gguf.context_length
     if gguf.type == "yarn" and context and not gguf.get(_ORIGINAL):
-        path = gguf.path_of(_ORIGINAL)
-        original = max(1, round(context / max(gguf.factor or 1, 1)))
-        means = (
-            f"llama.cpp uses context_length, {context:,}, as the original length; "
-            f"with factor {gguf.factor or 1:g} that should be {original:,}"
-        )
+        path, factor = gguf.path_of(_ORIGINAL), gguf.factor or 1
+        original = max(1, round(context / max(factor, 1)))
+        means = f"llama.cpp uses context_length as the original length; with factor {factor:g} it is {original:,}"
         yield Fault(path, None, means, {path: original})
 
 

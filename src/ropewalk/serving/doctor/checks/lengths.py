@@ -112,8 +112,9 @@ def factor_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     if rope_dict.values.get("factor") is not None or rope_dict.values.get("alpha") is not None:
         return
     original, declared, path = config.original_length(rope_dict), config.declared_length, rope_dict.path_of("factor")
-    has_lengths = original and declared and declared > original
-    fix = {path: declared / original} if has_lengths else rope_dict.fix_without_scaling  # type: ignore[operator]
+    fix = rope_dict.fix_without_scaling
+    if original and declared and declared > original:
+        fix = {path: declared / original}
     yield Fault(path, None, f"transformers refuses {rope_dict.method} without a factor", fix)
 
 
@@ -124,9 +125,7 @@ def factor_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     factor, path = finite_number(rope_dict.values.get("factor")), rope_dict.path_of("factor")
     if factor is None or factor >= 1:
         return
-    means = (
-        "pairs would rotate faster than in training; probably this is the inverse, as in rope_freq_scale of llama.cpp"
-    )
+    means = "pairs would rotate faster than in training; probably it is the inverse, like rope_freq_scale of llama.cpp"
     yield Fault(path, factor, means, {path: 1 / factor if factor > _SMALLEST_FACTOR else 1.0})
 
 
@@ -156,7 +155,7 @@ def dynamic_original(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 @fault_kind("length-multiplied", "suspicious")
 @for_each_rope_dict("linear")
 def length_multiplied(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
-    """For linear, max_position_embeddings is already multiplied by the factor."""
+    """With linear, max_position_embeddings is already the length after scaling, which vLLM multiplies again."""
     original, declared = config.original_length(rope_dict), config.declared_length
     if not original or not declared or declared <= original or config.model_type.startswith("gemma3"):
         return
@@ -197,16 +196,16 @@ def target_not_reached(config: ExaminedConfig) -> Faults:
         return
     if not planned.needed or planned.rope_parameters is None:
         return
-    path: Path
     if config.is_gguf:
-        path, declared = (f"{model_config.model_type}.context_length",), model_config.max_length
         fix = _gguf_fix(config, model_config, planned)
+        key = f"{model_config.model_type}.context_length"
+        yield Fault((key,), model_config.max_length, planned.reasons[0], fix)
     else:
-        path, declared = config.path_of(config.length_field), config.declared_length
+        path = config.path_of(config.length_field)
         fix = {config.path_of(field): None for field in _REPLACED_FIELDS if field in config.text}
         fix[config.path_of("rope_parameters")] = planned.rope_parameters
         fix[path] = planned.max_position_embeddings
-    yield Fault(path, declared, planned.reasons[0], fix)
+        yield Fault(path, config.declared_length, planned.reasons[0], fix)
 
 
 def _declare_original(config: ExaminedConfig, rope_dict: RopeDict, original: int) -> dict[Path, Any]:
@@ -220,9 +219,9 @@ def _declare_original(config: ExaminedConfig, rope_dict: RopeDict, original: int
 
 def _gguf_fix(config: ExaminedConfig, model_config: ModelConfig, planned: Plan) -> dict[Path, Any]:
     """Return the metadata to write; empty if a tensor is needed, which only `ropewalk export` can write."""
-    raw = {"fields": config.config, "divisors": config.divisors}
+    llama_cpp, length = ENGINES["llama.cpp"], planned.max_position_embeddings
     try:
-        candidate = encode(ENGINES["llama.cpp"], raw, model_config, planned.scaling, planned.max_position_embeddings)
+        candidate = encode(llama_cpp, config.engine_config, model_config, planned.scaling, length)
     except InputError:
         return {}
     if candidate.config["divisors"] != config.divisors:

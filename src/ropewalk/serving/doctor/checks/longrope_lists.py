@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
+
+import numpy as np
 
 from ropewalk import config as configs
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
@@ -22,7 +23,7 @@ def list_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     for name, other in (_LISTS, _LISTS[::-1]):
         if rope_dict.values.get(name) is None:
             path, other_list = rope_dict.path_of(name), rope_dict.values.get(other)
-            fix = _published_list(config, rope_dict, name)
+            fix = _published_lists(config, rope_dict, name)
             if not fix and isinstance(other_list, list):
                 fix = {path: other_list}
             means = "engines refuse the configuration; with the other list twice, every length is scaled alike"
@@ -37,7 +38,7 @@ def list_value(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         value, path = rope_dict.values.get(name), rope_dict.path_of(name)
         if value is None or _positive_numbers(value) is not None:
             continue
-        found, fix = value, _published_list(config, rope_dict, name)
+        found, fix = value, _published_lists(config, rope_dict, name)
         if isinstance(value, list):
             bad = [pair for pair, divisor in enumerate(value) if (finite_number(divisor) or 0) <= 0]
             if bad:
@@ -58,7 +59,7 @@ def list_lengths(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         name, longer = ("short_factor", long) if len(short) < len(long) else ("long_factor", short)
         path, found = rope_dict.path_of(name), f"{len(short)} and {len(long)} numbers"
         means = "both lists need one number per rotary pair, so one of them is wrong"
-        yield Fault(path, found, means, _published_list(config, rope_dict, name) or {path: longer})
+        yield Fault(path, found, means, _published_lists(config, rope_dict, name) or {path: longer})
 
 
 @fault_kind("list-length", "wrong")
@@ -72,7 +73,7 @@ def list_length(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     num_pairs = model_config.main_layer.rope.dim // 2
     if rope_dict.layer_type in (configs.ALL_LAYERS, model_config.main_layer_type) and len(short) != num_pairs:
         means = f"the model has {num_pairs} rotary pairs; wrong lists, or partial_rotary_factor is missing"
-        fix = {key: value for name in _LISTS for key, value in _published_list(config, rope_dict, name).items()}
+        fix = _published_lists(config, rope_dict, *_LISTS)
         yield Fault(rope_dict.path_of("short_factor"), f"{len(short)} numbers", means, fix)
 
 
@@ -84,9 +85,7 @@ def list_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         divisors = _positive_numbers(rope_dict.values.get(name)) or []
         below = [pair for pair, divisor in enumerate(divisors) if divisor < _MIN_DIVISOR]
         if below:
-            means = (
-                f"pair {below[0]} rotates faster than in training; probably its divisor is the inverse of this, or 1"
-            )
+            means = f"pair {below[0]} rotates faster than in training; probably its divisor is the inverse, or 1"
             fix = {rope_dict.path_of(name): [max(1.0, divisor) for divisor in divisors]}
             yield Fault(rope_dict.path_of(name), f"{divisors[below[0]]:g} at {below[0]}", means, fix)
 
@@ -97,14 +96,9 @@ def list_falls(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Divisors decrease, although slower pairs need larger ones."""
     for name in _LISTS:
         divisors = _positive_numbers(rope_dict.values.get(name)) or []
-        largest_so_far = accumulate(divisors, max)
-        out_of_order = [
-            pair
-            for pair, (divisor, largest) in enumerate(zip(divisors, largest_so_far, strict=True))
-            if divisor < _MIN_OF_LARGEST_BEFORE * largest
-        ]
-        if out_of_order and min(divisors) >= _MIN_DIVISOR:
-            path, pair = rope_dict.path_of(name), out_of_order[0]
+        out_of_order = np.flatnonzero(divisors < _MIN_OF_LARGEST_BEFORE * np.maximum.accumulate(divisors))
+        if out_of_order.size and min(divisors) >= _MIN_DIVISOR:
+            path, pair = rope_dict.path_of(name), int(out_of_order[0])
             means = f"the divisor of pair {pair} is smaller than one of a faster pair, so an entry is out of order"
             yield Fault(path, f"{divisors[pair]:g} at {pair}", means, {path: sorted(divisors)})
 
@@ -117,9 +111,7 @@ def _positive_numbers(value: object) -> list[float] | None:
     return numbers if len(numbers) == len(value) else None
 
 
-def _published_list(config: ExaminedConfig, rope_dict: RopeDict, name: str) -> dict[Path, Any]:
-    """Return the fix with the list that the published model has; empty if there is none."""
-    if config.published_model is None:
-        return {}
-    published = (config.published_model.config.get("rope_scaling") or {}).get(name)
-    return {rope_dict.path_of(name): published} if published else {}
+def _published_lists(config: ExaminedConfig, rope_dict: RopeDict, *names: str) -> dict[Path, Any]:
+    """Return the fix with those of the named lists that the published model has."""
+    published = config.published_model.config.get("rope_scaling") if config.published_model else None
+    return {rope_dict.path_of(name): published[name] for name in names if published and published.get(name)}

@@ -75,9 +75,7 @@ def mscale_unread(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     if config.model_type in SOFTMAX_SCALED_MODEL_TYPES or config.model_type in _MSCALES_FOR_ATTENTION_FACTOR_1:
         return
     model = config.model_type or "this architecture"
-    means = (
-        f"{model} uses them for the attention factor only, without the softmax factor of DeepSeek that belongs to it"
-    )
+    means = f"{model} uses them only for the attention factor, without DeepSeek's softmax factor that belongs to it"
     fix = {rope_dict.path_of(name): None for name in _MSCALES}
     yield Fault(rope_dict.path_of("mscale_all_dim"), values[1], means, fix)
 

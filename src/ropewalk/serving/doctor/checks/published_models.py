@@ -22,10 +22,10 @@ def differs_from_published(config: ExaminedConfig) -> Faults:
     actual, expected = model_config.main_layer, published_config.main_layer
     text = get_text_config_dict(published.config)
     if (actual.rope.base, actual.rope.dim) != (expected.rope.base, expected.rope.dim):
-        found = f"base {actual.rope.base:g}, {actual.rope.dim} rotary dimensions"
-        means = (
-            f"{published.model} is published with base {expected.rope.base:g} and {expected.rope.dim} rotary dimensions"
+        found, published_rope = (
+            f"base {layer.rope.base:g}, {layer.rope.dim} rotary dimensions" for layer in (actual, expected)
         )
+        means = f"{published.model} is published with {published_rope}"
         fix = {
             config.path_of(name): text[name]
             for name in _BASE_AND_DIM_FIELDS

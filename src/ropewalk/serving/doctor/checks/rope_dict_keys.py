@@ -150,13 +150,9 @@ def scaling_twice(config: ExaminedConfig) -> Faults:
         return
     old_path, new_path = (config.path_of(name) for name in _ROPE_FIELDS)
     with_old, with_new = config.with_changes({new_path: None}), config.with_changes({old_path: None})
-    if _ropes(with_old) != _ropes(with_new):
+    if with_old.model_config != with_new.model_config:
         means = "transformers 5 uses rope_scaling if both are present, other engines use rope_parameters"
         yield Fault(old_path, old, means, {old_path: None}, with_old.interpretation)
-
-
-def _ropes(config: ExaminedConfig) -> Any:
-    return None if config.model_config is None else config.model_config.ropes
 
 
 def _unused_keys(rope_dict: RopeDict) -> dict[str, str | None]:
@@ -179,10 +175,8 @@ def _unused_keys(rope_dict: RopeDict) -> dict[str, str | None]:
 
 def _parse_rope_dict(value: object) -> dict[str, Any] | None:
     """Return the rope dict that a value contains as JSON text, else None."""
-    if not isinstance(value, str):
-        return None
     try:
-        rope_dict = json.loads(value)
+        rope_dict = json.loads(value) if isinstance(value, str) else None
         return rope_dict if isinstance(rope_dict, dict) and from_rope_dict(rope_dict, strict=False) else None
     except (ValueError, RecursionError):
         return None
