@@ -72,8 +72,7 @@ class CompletionsClient:
         choices = self._request("POST", "completions", body).get("choices")
         if not choices:
             raise RuntimeError(f"{self.url}: the response has no choices")
-        first: dict[str, Any] = choices[0]
-        return first
+        return dict(choices[0])
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Send a request and return the JSON of the response; retry after server errors (5xx) and network errors.

@@ -81,7 +81,7 @@ def plan(model_or_config: Any, target: int) -> Plan:
     layer = model_config.main_layer
     is_scaled = layer.scaling != NoScaling()
     original = layer.scaling.resolve_original_length(layer.rope)
-    current_length = max(original * layer.scaling.extension_factor(layer.rope), original)
+    current_length = original * layer.scaling.extension_factor(layer.rope)
     if is_scaled and model_config.max_length:
         current_length = max(current_length, model_config.max_length)
     memory = compute_kv_cache_bytes(model_config.attention, target) if model_config.attention else None

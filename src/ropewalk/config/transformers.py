@@ -10,21 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config import architectures
-from ropewalk.config.model_config import (
-    ALL_LAYERS,
-    AttentionShape,
-    LayerRope,
-    ModelConfig,
-    check_layer_count,
-    is_local,
-)
+from ropewalk.config.model_config import ALL_LAYERS, AttentionShape, LayerRope, ModelConfig, check_layer_count, is_local
 from ropewalk.errors import IncompleteConfigError, InputError, check_number
-from ropewalk.rope import Layout, Rope
+from ropewalk.rope import Rope
 from ropewalk.scaling import from_rope_dict
 from ropewalk.scaling.linear import Linear
 
 # The different names that architectures use for the same field.
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "seq_length")
+_ORIGINAL_LENGTH_FIELD = "original_max_position_embeddings"
 _ROPE_THETA_FIELDS = ("rope_theta", "rotary_emb_base", "rope_base", "global_rope_theta")
 _NUM_HEADS_FIELDS = ("num_attention_heads", "n_head", "n_heads")
 # Keys of multimodal configurations under which the configuration of the text decoder is nested.
@@ -138,9 +132,8 @@ def _parse_layer(
     rope_type = get_rope_type(rope_dict)
     is_proportional = rope_type == "proportional"
     options = dict(rope_dict)
-    stated_length = _get_count(config, "original_max_position_embeddings")
-    stated_length = stated_length or _get_count(options, "original_max_position_embeddings")
-    options.pop("original_max_position_embeddings", None)  # it is stored in the Rope
+    stated_length = _get_count(config, _ORIGINAL_LENGTH_FIELD) or _get_count(options, _ORIGINAL_LENGTH_FIELD)
+    options.pop(_ORIGINAL_LENGTH_FIELD, None)  # it is stored in the Rope
     # The dynamic type of transformers ignores original_max_position_embeddings.
     original_length = max_length if rope_type == "dynamic" else stated_length or max_length
     if options.get("factor") is None and rope_type in ("yarn", "longrope", "su") and original_length and max_length:
@@ -151,17 +144,18 @@ def _parse_layer(
     if isinstance(scaling, Linear) and model_type.startswith("gemma3") and max_length and stated_length is None:
         original_length = round(max_length / scaling.factor)  # Gemma 3 declares the length after scaling
     is_interleaved = config.get("rope_interleave", model_type in architectures.INTERLEAVED_MODEL_TYPES)
-    layout: Layout = "interleaved" if is_interleaved else "half"
     rope = Rope(
-        dim=_rotary_dim(config, options, model_type, is_proportional),
+        dim=_compute_rotary_dim(config, options, model_type, is_proportional),
         base=get_rope_theta(config, options) or architectures.DEFAULT_ROPE_THETA.get(model_type, 10_000.0),
         original_length=original_length,
-        layout=layout,
+        layout="interleaved" if is_interleaved else "half",
     )
     return LayerRope(rope, scaling, rope_dict)
 
 
-def _rotary_dim(config: Mapping[str, Any], options: Mapping[str, Any], model_type: str, is_proportional: bool) -> int:
+def _compute_rotary_dim(
+    config: Mapping[str, Any], options: Mapping[str, Any], model_type: str, is_proportional: bool
+) -> int:
     """Return the number of rotary dimensions of a head.
 
     With the type `proportional`, partial_rotary_factor is an option of the scaling, and the whole head is rotary.
@@ -170,7 +164,7 @@ def _rotary_dim(config: Mapping[str, Any], options: Mapping[str, Any], model_typ
     rotary_dim = _get_count(config, *fields)
     if rotary_dim is not None:
         return rotary_dim
-    head_dim = _head_dim(config)
+    head_dim = _compute_head_dim(config)
     if head_dim is None:
         raise IncompleteConfigError("head_dim", None, "head_dim, or hidden_size and num_attention_heads")
     partial = None if is_proportional else options.get("partial_rotary_factor")
@@ -182,7 +176,7 @@ def _rotary_dim(config: Mapping[str, Any], options: Mapping[str, Any], model_typ
     return head_dim if is_proportional else int(head_dim * partial)
 
 
-def _head_dim(config: Mapping[str, Any]) -> int | None:
+def _compute_head_dim(config: Mapping[str, Any]) -> int | None:
     head_dim = _get_count(config, "head_dim", "attention_head_dim", "kv_channels")
     hidden_size, heads = _get_count(config, "hidden_size", "n_embd", "d_model"), _get_count(config, *_NUM_HEADS_FIELDS)
     return head_dim or (hidden_size // heads if hidden_size and heads else None)
@@ -191,7 +185,7 @@ def _head_dim(config: Mapping[str, Any]) -> int | None:
 def _parse_attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
     """Return the sizes of the KV cache, or None if the configuration does not contain them."""
     layers, heads = _get_count(config, "num_hidden_layers", "n_layer"), _get_count(config, *_NUM_HEADS_FIELDS)
-    head_dim = _head_dim(config)
+    head_dim = _compute_head_dim(config)
     if not (layers and heads and head_dim):
         return None
     check_layer_count(layers)

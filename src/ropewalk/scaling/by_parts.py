@@ -12,8 +12,6 @@ from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling, at_least
 
-Ramp = Literal["index", "rotations"]
-
 
 def blend_frequencies(
     inv_freq: NDArray[np.float64], factor: float, kept_fraction: NDArray[np.float64]
@@ -43,7 +41,7 @@ class ByParts(Scaling):
     # Numbers below 1e-9 would overflow the bounds of the ramp.
     beta_fast: float = field(default=32.0, metadata=at_least(1e-9))
     beta_slow: float = field(default=1.0, metadata=at_least(1e-9))
-    ramp: Ramp = "index"
+    ramp: Literal["index", "rotations"] = "index"
     truncate: bool = True
 
     def __post_init__(self) -> None:
