@@ -1,6 +1,4 @@
-"""The scheduling that executors with several workers share: which worker computes which cell, and what happens when
-a worker is lost.
-"""
+"""Scheduling for executors with several workers: who computes which cell, and what happens when a worker is lost."""
 
 from __future__ import annotations
 
