@@ -87,7 +87,7 @@ def export_model(
         changes=candidate.changes,
         path=None,
         command="" if folder else chosen_engine.build_command(model, tokens, candidate.changes),
-        notes=_notes(chosen_engine, candidate, expected, model_config, tokens),
+        notes=_describe_deviations(chosen_engine, candidate, expected, model_config, tokens),
     )
     if folder is None:
         return export
@@ -115,9 +115,10 @@ def _scaled_length(scaling: Scaling, model_config: ModelConfig) -> float:
     return scaling.resolve_original_length(rope) * scaling.extension_factor(rope)
 
 
-def _notes(
+def _describe_deviations(
     engine: Engine, candidate: Candidate, scaling: Scaling, model_config: ModelConfig, length: int
 ) -> tuple[str, ...]:
+    """Return the notes of an export: what the engine does differently, or a length that the scaling is not made for."""
     if scaling.is_dynamic:
         if engine.interpret(candidate.config, length).main_layer.scaling.is_dynamic:
             return ("the frequencies follow the length of the text, but cached keys keep their old rotation",)

@@ -97,6 +97,7 @@ def read_verify_results(folder: Path) -> list[dict[str, Any]]:
 def _determine_support(
     engine: Engine, method: str, scaling: Scaling, verify_results: Sequence[Mapping[str, Any]]
 ) -> MethodSupport:
+    """Return how an engine supports a method, judged by one example of it, with the results of `ropewalk verify`."""
     if engine.checkpoint_format == "folder":
         config = dict(_LLAMA_CONFIG)
         model_config = from_dict(config)
@@ -107,19 +108,13 @@ def _determine_support(
         candidate = encode(engine, config, model_config, scaling, SERVED_LENGTH)
     except UnsupportedScalingError as error:
         return MethodSupport(engine.name, method, "no", error.nearest or "")
-    results = [
-        result
-        for result in verify_results
-        if result["engine"] == engine.name and parse(result["scaling"]).name == method
-    ]
-    return MethodSupport(
-        engine.name,
-        method,
-        how="through" if candidate.encoded_as else "own",
-        detail=candidate.encoded_as,
-        proven=tuple(result for result in results if result["verdict"] == "pass"),
-        refuted=tuple(result for result in results if result["verdict"] == "fail"),
-    )
+    results: dict[str, list[Mapping[str, Any]]] = {"pass": [], "fail": []}
+    for result in verify_results:
+        is_about_it = result["engine"] == engine.name and parse(result["scaling"]).name == method
+        if is_about_it and result["verdict"] in results:
+            results[result["verdict"]].append(result)
+    how = "through" if candidate.encoded_as else "own"
+    return MethodSupport(engine.name, method, how, candidate.encoded_as, tuple(results["pass"]), tuple(results["fail"]))
 
 
 def _make_example(cls: type[Scaling]) -> Scaling:

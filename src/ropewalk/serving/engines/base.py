@@ -103,24 +103,21 @@ class Engine(ABC):
         try:
             self._check_loads(config)
             return self._interpret(config, length)
-        except EngineConfigError:
-            raise
         except InputError as error:
             raise EngineConfigError(self.title, error.field, error.value, error.expected) from None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             found = f"{type(error).__name__}: {error}"
             raise EngineConfigError(self.title, "configuration", found, "values of the documented types") from None
 
-    def config_error(self, key: str, value: object, expected: str) -> EngineConfigError:
-        """Return an error, to be raised, that names this engine and the field `key`."""
-        return EngineConfigError(self.title, key, value, expected)
-
     def _check_loads(self, config: Config) -> None:  # noqa: B027  an engine without such checks needs no override
-        """Raise EngineConfigError if the engine refuses to load the configuration, whatever frequencies it has."""
+        """Raise InputError if the engine refuses to load the configuration, whatever frequencies it has."""
 
     @abstractmethod
     def _interpret(self, config: Config, length: int) -> ModelConfig:
-        """Implement `interpret`; errors that malformed values cause are converted there."""
+        """Implement `interpret`. Raise InputError for a field that the engine refuses.
+
+        `interpret` turns it, and every error that malformed values cause, into an EngineConfigError.
+        """
 
     @abstractmethod
     def candidates(

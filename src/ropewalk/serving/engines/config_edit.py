@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config import find_text_config_key, get_text_config_dict
-from ropewalk.serving.engines.base import Candidate, Config
+from ropewalk.serving.engines.base import Config
 
 # Rope types whose dicts transformers 5 completes with an original length when it loads them.
 _TYPES_WITH_ORIGINAL_LENGTH = ("llama3", "longrope", "yarn")
@@ -50,14 +50,3 @@ def merge_changes(config: Config, changes: Config) -> dict[str, Any]:
         if isinstance(rope_dict, Mapping) and isinstance(old.get(layer_type), Mapping):
             merged[layer_type] = {**old[layer_type], **rope_dict}
     return apply_changes(config, {**changes, "rope_parameters": merged})
-
-
-def edit_candidate(candidate: Candidate, fields: Config) -> Candidate:
-    """Return a candidate with other values for some fields of its text part."""
-    merged_config = candidate.merged_config
-    return Candidate(
-        candidate.encoded_as,
-        apply_changes(candidate.config, fields),
-        nest_changes(candidate.config, {**get_text_config_dict(candidate.changes), **fields}),
-        None if merged_config is None else merge_changes(merged_config, fields),
-    )

@@ -68,8 +68,7 @@ def find_nearest_supported(
 def expected_scalings(model_config: ModelConfig, scaling: Scaling) -> dict[str, Scaling]:
     """Return the scaling of each layer type after `scaling` is applied to the layers that attend to the whole text."""
     scaled_types = [layer_type for layer_type in model_config.ropes if not configs.is_local(layer_type)]
-    if not scaled_types:
-        scaled_types = list(model_config.ropes)
+    scaled_types = scaled_types or list(model_config.ropes)
     return {
         layer_type: scaling if layer_type in scaled_types else layer.scaling
         for layer_type, layer in model_config.ropes.items()
@@ -93,9 +92,7 @@ def _find_candidate(
     expected = expected_scalings(model_config, scaling)
     for candidate in engine.candidates(config, model_config, scaling, length):
         # The changes on a command line must give the same frequencies as the configuration in a folder.
-        configs_to_check = [candidate.config]
-        if candidate.merged_config is not None:
-            configs_to_check.append(candidate.merged_config)
+        configs_to_check = filter(None, (candidate.config, candidate.merged_config))
         if all(_is_interpreted_as(engine, each, model_config, expected, length) for each in configs_to_check):
             return candidate
     return None

@@ -23,7 +23,7 @@ def base_of_slowest_pair(rope: Rope, frequencies: Frequencies) -> float:
     return math.pow(frequencies.inv_freq[-1], -rope.dim / (rope.dim - 2))
 
 
-def as_base(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
+def encode_as_base(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
     """Return a rope dict with another base that gives the same frequencies, or None."""
     frequencies = _static_frequencies(scaling, layer, length)
     if frequencies is None or layer.rope.dim < 4:
@@ -34,7 +34,7 @@ def as_base(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] |
     return {"rope_type": "default", "rope_theta": base}
 
 
-def as_yarn(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
+def encode_as_yarn(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
     """Return a YaRN dict that gives the same frequencies, or None. NTK-by-parts is YaRN with attention factor 1."""
     frequencies = _static_frequencies(scaling, layer, length)
     if frequencies is None:
@@ -56,19 +56,20 @@ def as_yarn(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] |
     return yarn.to_rope_parameters(layer.rope)
 
 
-def as_longrope(scaling: Scaling, layer: LayerRope, length: int) -> LongRoPE | None:
-    """Return a LongRoPE with two equal lists that gives the same frequencies, or None."""
+def encode_as_longrope(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
+    """Return a longrope dict with two equal lists that gives the same frequencies, or None."""
     frequencies = _static_frequencies(scaling, layer, length)
     if frequencies is None or frequencies.softmax_factor != 1:
         return None
     divisors = tuple((layer.rope.inv_freq / frequencies.inv_freq).tolist())
-    return LongRoPE(
+    lists = LongRoPE(
         divisors,
         divisors,
         factor=scaling.extension_factor(layer.rope),
         attention_factor=frequencies.attention_factor,
         original_length=scaling.original_length,
     )
+    return lists.to_rope_parameters(layer.rope)
 
 
 def _static_frequencies(scaling: Scaling, layer: LayerRope, length: int) -> Frequencies | None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
+from ropewalk.config.transformers import get_rope_type
+from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling, from_rope_dict
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
@@ -13,9 +15,8 @@ from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
 from ropewalk.serving.engines.base import Config, map_scalings
 from ropewalk.serving.engines.folder_engine import FolderEngine, RopeDict
-from ropewalk.serving.engines.legacy_config import interpret_without_scaling
-from ropewalk.serving.engines.longrope_lists import read_longrope, with_one_list
-from ropewalk.serving.engines.rope_dict import get_rope_type
+from ropewalk.serving.engines.legacy_config import interpret_legacy_config
+from ropewalk.serving.engines.rope_dict import read_longrope, with_one_list
 
 _SUPPORTED_TYPES = ("default", "mrope", "linear", "yarn", "longrope", "su", "llama3", "proportional")
 # Architectures that read mscale and mscale_all_dim. Source: exllamav3/architecture/deepseek_v3.py.
@@ -51,7 +52,7 @@ class ExLlamaV3(FolderEngine):
         text = get_text_config_dict(config)
         # It ignores the rope_parameters of Gemma 3, which are nested by layer type.
         is_gemma3 = str(text.get("model_type", "")).startswith("gemma3")
-        model_config = interpret_without_scaling(config) if is_gemma3 else configs.from_dict(config)
+        model_config = interpret_legacy_config(config) if is_gemma3 else configs.from_dict(config)
         return map_scalings(model_config, lambda layer: self._interpret_layer(layer, model_config, text))
 
     def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig, text: Config) -> Scaling:
@@ -59,7 +60,7 @@ class ExLlamaV3(FolderEngine):
         rope_dict = layer.rope_dict
         rope_type = get_rope_type(rope_dict)
         if rope_type not in _SUPPORTED_TYPES:
-            raise self.config_error("rope_type", rope_type, ", ".join(_SUPPORTED_TYPES))
+            raise InputError("rope_type", rope_type, ", ".join(_SUPPORTED_TYPES))
         if rope_type in ("default", "mrope"):
             return NoScaling()
         defaults = {"original_max_position_embeddings": 8192} if rope_type == "llama3" else {"factor": 1.0}
@@ -73,7 +74,7 @@ class ExLlamaV3(FolderEngine):
         if isinstance(scaling, LongRoPE):
             outer = text.get("original_max_position_embeddings")
             original = rope_dict.get("original_max_position_embeddings", outer)
-            lists = read_longrope(self.title, rope_dict, original, model_config.max_length)
+            lists = read_longrope(rope_dict, original, model_config.max_length)
             return with_one_list(lists, use_long=lists.factor != 1)
         return scaling
 
@@ -81,11 +82,10 @@ class ExLlamaV3(FolderEngine):
         """Return YaRN with the declared over the original length as its factor; the dict's factor is only a default."""
         declared, original = model_config.max_length, rope_dict.get("original_max_position_embeddings")
         if declared is None:
-            raise self.config_error("max_position_embeddings", None, "the length that the model supports, in tokens")
+            raise InputError("max_position_embeddings", None, "the length that the model supports, in tokens")
         factor = declared / original if original else scaling.factor
         if factor < 1:
-            expected = f"at least {original:,}, the original length"
-            raise self.config_error("max_position_embeddings", declared, expected)
+            raise InputError("max_position_embeddings", declared, f"at least {original:,}, the original length")
         is_deepseek = model_config.model_type in _DEEPSEEK_MODEL_TYPES
         attention_factor = scaling.attention_factor
         if attention_factor is None and is_deepseek and scaling.mscale and scaling.mscale_all_dim:

@@ -27,13 +27,16 @@ from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines import checkpoint_folder
+from ropewalk.serving.engines.attention_factor import (
+    derive_declared_length,
+    encode_attention_factor_as_lengths,
+    encode_attention_factor_as_mscale,
+)
 from ropewalk.serving.engines.base import Candidate, Config, Engine
-from ropewalk.serving.engines.config_edit import apply_changes, edit_candidate, merge_changes, nest_changes
-from ropewalk.serving.engines.deepseek_mscale import encode_attention_factor_as_mscale
+from ropewalk.serving.engines.config_edit import apply_changes, merge_changes, nest_changes
 from ropewalk.serving.engines.encode import expected_scalings
-from ropewalk.serving.engines.equivalents import as_base, as_longrope, as_yarn
+from ropewalk.serving.engines.equivalents import encode_as_base, encode_as_longrope, encode_as_yarn
 from ropewalk.serving.engines.load_checks import check_loads_in_transformers
-from ropewalk.serving.engines.longrope_lists import derive_declared_length, encode_attention_factor_as_lengths
 from ropewalk.serving.engines.trained_config import interpret_as_trained
 
 RopeDict = dict[str, Any]
@@ -63,10 +66,10 @@ class FolderEngine(Engine):
         unscaled_length_types: the rope types with which `max_position_embeddings` must stay the original length,
             because the engine multiplies it by the factor.
         reads_attention_factor: whether `attention_factor` of a YaRN dict is read; otherwise exports express it by
-            DeepSeek's mscale (deepseek_mscale.py).
+            DeepSeek's mscale (attention_factor.py).
         reads_longrope_mscales: whether the attention factor of LongRoPE is read from short_mscale and long_mscale.
         derives_longrope_attention_factor: whether the attention factor of LongRoPE follows from the declared and the
-            original length (longrope_lists.py).
+            original length (attention_factor.py).
     """
 
     checkpoint_format = "folder"
@@ -92,21 +95,12 @@ class FolderEngine(Engine):
         """
         if isinstance(scaling, YaRN) and not self.reads_attention_factor:
             return encode_attention_factor_as_mscale(scaling, layer)
-        if isinstance(scaling, LongRoPE) and self.reads_longrope_mscales:
-            return self.to_longrope_dict(scaling, layer, length)
         if isinstance(scaling, ABF):
             return {"rope_type": "default", "rope_theta": scaling.base}
         rope_dict = scaling.to_rope_parameters(layer.rope)
         if rope_dict is None or (rope_dict["rope_type"] == "longrope" and not isinstance(scaling, LongRoPE)):
             return None  # transformers has no such method, only lists with the same frequencies
         return rope_dict
-
-    def to_longrope_dict(self, scaling: LongRoPE, layer: LayerRope, length: int) -> RopeDict | None:
-        """Return the rope dict of LongRoPE's lists; None if the engine cannot give them their attention factor."""
-        if self.derives_longrope_attention_factor:
-            return encode_attention_factor_as_lengths(scaling, layer, length)
-        rope_dict = scaling.to_rope_parameters(layer.rope)
-        return _with_mscales(rope_dict) if rope_dict and self.reads_longrope_mscales else rope_dict
 
     def choose_declared_length(self, scaling: Scaling, layer: LayerRope, rope_dict: RopeDict, length: int) -> int:
         """Return the `max_position_embeddings` to write with a rope dict: `length`, unless the engine scales by it."""
@@ -116,6 +110,10 @@ class FolderEngine(Engine):
             return configs.compute_max_position_embeddings(scaling, layer.rope, rope_dict)
         return max(length, layer.rope.original_length or 0)
 
+    def alternative_changes(self, changes: Config) -> list[Config]:
+        """Return other changes of the text part that may encode the same scaling; by default none."""
+        return []
+
     def load_config(self, model: str) -> tuple[Config, ModelConfig]:
         config = checkpoint_folder.read_config(model)
         return config, interpret_as_trained(config)
@@ -123,25 +121,22 @@ class FolderEngine(Engine):
     def candidates(
         self, config: Config, model_config: ModelConfig, scaling: Scaling, length: int
     ) -> Iterator[Candidate]:
-        expected = expected_scalings(model_config, scaling)
+        text, expected = get_text_config_dict(config), expected_scalings(model_config, scaling)
         encoders: dict[str, RopeEncoder] = {
             "": self.to_rope_dict,
-            "rope_theta": as_base,
-            "yarn": as_yarn,
+            "rope_theta": encode_as_base,
+            "yarn": encode_as_yarn,
             "longrope lists": self._as_longrope_dict,
         }
         for encoded_as, encoder in encoders.items():
             rope_dicts = self._encode_layers(model_config, expected, encoder, length)
             if rope_dicts is None:
                 continue
-            changes = self._config_changes(config, model_config, rope_dicts, scaling, length)
-            merged_config = merge_changes(config, changes) if self.merges_overrides else None
-            candidate = Candidate(
-                encoded_as, apply_changes(config, changes), nest_changes(config, changes), merged_config
-            )
-            if self.transformers_version == 4 and model_config.model_type in LONGROPE_ONLY_MODEL_TYPES:
-                candidate = _for_transformers4_phi3(candidate, model_config.main_layer, length)
-            yield candidate
+            first_changes = self._config_changes(text, model_config, rope_dicts, scaling, length)
+            for changes in (first_changes, *self.alternative_changes(first_changes)):
+                merged_config = merge_changes(config, changes) if self.merges_overrides else None
+                new_config, nested_changes = apply_changes(config, changes), nest_changes(config, changes)
+                yield Candidate(encoded_as, new_config, nested_changes, merged_config)
 
     def write_checkpoint(self, model: str, candidate: Candidate, out: Path, length: int) -> Path:
         checkpoint_folder.link_or_unpack(model, out)
@@ -163,11 +158,13 @@ class FolderEngine(Engine):
 
     def _check_loads(self, config: Config) -> None:
         if self.transformers_version:
-            check_loads_in_transformers(self.title, self.transformers_version, get_text_config_dict(config))
+            check_loads_in_transformers(self.transformers_version, get_text_config_dict(config))
 
     def _as_longrope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> RopeDict | None:
-        lists = as_longrope(scaling, layer, length)
-        return None if lists is None else self.to_longrope_dict(lists, layer, length)
+        rope_dict = encode_as_longrope(scaling, layer, length)
+        if rope_dict is None or not self.derives_longrope_attention_factor:
+            return rope_dict
+        return encode_attention_factor_as_lengths(rope_dict, length)
 
     def _encode_layers(
         self, model_config: ModelConfig, expected: Mapping[str, Scaling], encoder: RopeEncoder, length: int
@@ -181,8 +178,9 @@ class FolderEngine(Engine):
             rope_dict = encode_layer(scaling, layer, length)
             if rope_dict is None:
                 return None
-            if model_config.model_type in SHORT_LONG_MSCALE_MODEL_TYPES and rope_dict["rope_type"] == "longrope":
-                rope_dict = _with_mscales(rope_dict)
+            reads_mscales = self.reads_longrope_mscales or model_config.model_type in SHORT_LONG_MSCALE_MODEL_TYPES
+            if reads_mscales and rope_dict["rope_type"] == "longrope":
+                rope_dict |= dict.fromkeys(("short_mscale", "long_mscale"), rope_dict["attention_factor"])
             # Keep keys of the model that are not its scaling's, such as mrope_section and partial_rotary_factor.
             scaling_keys = configs.SCALING_KEYS | _ENGINE_SCALING_KEYS
             kept = {key: value for key, value in layer.rope_dict.items() if key not in scaling_keys}
@@ -190,15 +188,10 @@ class FolderEngine(Engine):
         return rope_dicts
 
     def _config_changes(
-        self,
-        config: Config,
-        model_config: ModelConfig,
-        rope_dicts: dict[str, RopeDict],
-        scaling: Scaling,
-        length: int,
+        self, text: Config, model_config: ModelConfig, rope_dicts: dict[str, RopeDict], scaling: Scaling, length: int
     ) -> dict[str, Any]:
         """Return the fields of the text part that change; None removes a field."""
-        text, model_type = get_text_config_dict(config), model_config.model_type
+        model_type = model_config.model_type
         main = rope_dicts[model_config.main_layer_type]
         changes: dict[str, Any] = dict.fromkeys(name for name in _ROPE_FIELDS if name in text)
         if self.reads_rope_parameters:
@@ -216,7 +209,10 @@ class FolderEngine(Engine):
             changes["original_max_position_embeddings"] = original
         if model_type in UNSET_HEAD_DIM_MODEL_TYPES and text.get("head_dim") is None:
             changes["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
-        return {key: value for key, value in changes.items() if text.get(key) != value or key in _ROPE_FIELDS}
+        changes = {key: value for key, value in changes.items() if text.get(key) != value or key in _ROPE_FIELDS}
+        if self.transformers_version == 4 and model_type in LONGROPE_ONLY_MODEL_TYPES and "long_factor" in main:
+            changes |= _transformers4_phi3_fields(main, length)
+        return changes
 
     def _transformers4_fields(self, model_config: ModelConfig, rope_dicts: Mapping[str, RopeDict]) -> dict[str, Any]:
         """Return the rope dicts as rope_theta, rope_local_base_freq, partial_rotary_factor and rope_scaling."""
@@ -235,30 +231,15 @@ class FolderEngine(Engine):
         return fields
 
 
-def _with_mscales(rope_dict: RopeDict) -> RopeDict:
-    """Return a longrope dict with its attention factor as short_mscale and long_mscale as well."""
-    return {**rope_dict, **dict.fromkeys(("short_mscale", "long_mscale"), rope_dict["attention_factor"])}
-
-
-def _for_transformers4_phi3(candidate: Candidate, layer: LayerRope, length: int) -> Candidate:
-    """Return LongRoPE lists in the only form that Phi-3's class of transformers 4 accepts.
+def _transformers4_phi3_fields(rope_dict: RopeDict, length: int) -> dict[str, Any]:
+    """Return the fields of LongRoPE lists in the only form that Phi-3's class of transformers 4 accepts.
 
     Its rope_scaling has a type and the two lists, so the attention factor must follow from the two lengths.
     """
-    rope_dict = get_text_config_dict(candidate.changes).get("rope_scaling") or {}
-    if "long_factor" not in rope_dict:
-        return candidate
-    lists = LongRoPE(
-        rope_dict["short_factor"],
-        rope_dict["long_factor"],
-        attention_factor=rope_dict["attention_factor"],
-        original_length=rope_dict["original_max_position_embeddings"],
-    )
-    with_lengths = encode_attention_factor_as_lengths(lists, layer, length) or rope_dict
-    rope_scaling = {key: rope_dict[key] for key in ("short_factor", "long_factor")}
-    fields = {
-        "rope_scaling": {"type": "longrope", **rope_scaling},
+    with_lengths = encode_attention_factor_as_lengths(rope_dict, length) or rope_dict
+    lists = {key: rope_dict[key] for key in ("short_factor", "long_factor")}
+    return {
+        "rope_scaling": {"type": "longrope", **lists},
         "original_max_position_embeddings": with_lengths["original_max_position_embeddings"],
         "max_position_embeddings": derive_declared_length(with_lengths),
     }
-    return edit_candidate(candidate, fields)

@@ -68,8 +68,9 @@ class GgufEngine(Engine):
         for encoded_as, scaling_fields, divisors in _encodings(architecture, expected, frequencies, layer):
             fields = {"rope.freq_base": layer.rope.base} if "rope.freq_base" in present else {}
             fields |= scaling_fields
-            if "rope.freq_base" in scaling_fields:
-                fields |= _sliding_base(model_config)
+            has_sliding_base = architecture in SLIDING_ROPE_FREQ_BASE and len(model_config.ropes) > 1
+            if "rope.freq_base" in scaling_fields and has_sliding_base:
+                fields["rope.freq_base_swa"] = model_config.ropes["sliding_attention"].rope.base  # must not change
             context = max(length, model_config.max_length or 0)
             fields["context_length"] = context
             if original and (original != context or _ORIGINAL_LENGTH in present):
@@ -95,7 +96,11 @@ def require_gguf(model: str) -> Path:
 def _encodings(
     architecture: str, scaling: Scaling, frequencies: Frequencies, layer: LayerRope
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Yield (encoded_as, fields, divisors) that may give the frequencies, the most readable one first."""
+    """Yield (encoded_as, fields, divisors) that may encode the frequencies, the most readable one first.
+
+    `fields` are named without the architecture in front. `divisors` are the tensors that divide the frequency of each
+    pair, by name.
+    """
     rope = layer.rope
     divisors = np.full(rope.dim // 2, FIXED_PAIR_DIVISOR)
     np.divide(rope.inv_freq, frequencies.inv_freq, out=divisors, where=frequencies.inv_freq > 0)
@@ -142,17 +147,10 @@ def _attention_fields(factor: float) -> dict[str, float]:
     return {"rope.scaling.attn_factor": factor} if abs(factor - 1) > _TOLERANCE else {}
 
 
-def _sliding_base(model_config: ModelConfig) -> dict[str, float]:
-    """Return the field that keeps the base of sliding-window layers when the main base changes, if there are any."""
-    if model_config.model_type not in SLIDING_ROPE_FREQ_BASE or len(model_config.ropes) == 1:
-        return {}
-    return {"rope.freq_base_swa": model_config.ropes["sliding_attention"].rope.base}
-
-
 def _find_changes(
     architecture: str, config: Config, fields: Mapping[str, Any], divisors: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what must change for the file to have these fields and divisors, and no others that hold a scaling.
+    """Return the fields and tensors to change so that the file has these, and no others that hold a scaling.
 
     Numbers are rounded to float32, as GGUF stores them. None removes a field or tensor.
     """

@@ -18,13 +18,14 @@ from ropewalk.serving.engines.base import Config
 _DEFAULT_ROPE_THETA = 10_000.0
 
 
-def interpret_without_scaling(
+def interpret_legacy_config(
     config: Config, default_rope_theta: Mapping[str, float] = TRANSFORMERS_4_ROPE_THETA
 ) -> ModelConfig:
-    """Return the unscaled rotary embeddings, with `rope_scaling` as the rope dict of the main layers.
+    """Return the unscaled rotary embeddings of software that does not know rope_parameters.
 
-    The content of `rope_parameters` is lost, as it is for this software. If rope_theta is only there, the result has
-    the software's default for the architecture, whatever base the model was trained with.
+    `rope_scaling` becomes the rope dict of the main layers, for the caller to interpret. The content of
+    `rope_parameters` is ignored: if rope_theta is only there, the result has the software's default for the
+    architecture, whatever base the model was trained with.
 
     Args:
         config: a config.json.

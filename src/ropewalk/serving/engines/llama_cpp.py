@@ -11,7 +11,7 @@ from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.serving.engines.base import Config, with_main_scaling
 from ropewalk.serving.engines.gguf_engine import GgufEngine, require_gguf
 from ropewalk.serving.engines.gguf_file import DIVISOR_TENSORS
-from ropewalk.serving.engines.longrope_lists import with_one_list
+from ropewalk.serving.engines.rope_dict import with_one_list
 
 # Source of the tables: load_arch_hparams and load_arch_tensors in src/models/*.cpp, get_rope_factors in
 # src/llama-model.cpp.
@@ -93,7 +93,7 @@ class LlamaCpp(GgufEngine):
         architecture, tensors = model_config.model_type, set(config["divisors"])
         if architecture in _UNSUPPORTED_ARCHITECTURES:
             expected = "an architecture whose rope ropewalk can compute from the metadata"
-            raise self.config_error("general.architecture", architecture, expected)
+            raise InputError("general.architecture", architecture, expected)
         rope_type = config["fields"].get(f"{architecture}.rope.scaling.type")
         self._check_tensors(architecture, tensors, rope_type)
         layer = model_config.main_layer
@@ -105,7 +105,7 @@ class LlamaCpp(GgufEngine):
         return with_main_scaling(model_config, with_one_list(layer.scaling, use_long=is_long))
 
     def _check_tensors(self, architecture: str, tensors: set[str], rope_type: str | None) -> None:
-        """Raise EngineConfigError if the file has a divisor tensor that the architecture does not read."""
+        """Raise InputError if the file has a divisor tensor that the architecture does not read."""
         known: set[str] = set()
         if architecture in _READS_ROPE_FACTORS or (
             architecture in _READS_ROPE_FACTORS_IF_LONGROPE and rope_type == "longrope"
@@ -116,4 +116,4 @@ class LlamaCpp(GgufEngine):
         if not tensors <= known:
             condition = f"{architecture} reads with rope.scaling.type {rope_type or 'linear'}"
             expected = f"only tensors that {condition}: {', '.join(sorted(known)) or 'none'}"
-            raise self.config_error("tensors", ", ".join(sorted(tensors)), expected)
+            raise InputError("tensors", ", ".join(sorted(tensors)), expected)

@@ -1,24 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
+from ropewalk.config import LayerRope, ModelConfig
 from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
+from ropewalk.config.transformers import get_rope_type
+from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
-from ropewalk.serving.engines.base import Candidate, Config, map_scalings
-from ropewalk.serving.engines.config_edit import edit_candidate
-from ropewalk.serving.engines.deepseek_mscale import has_mscale_pair, mscale_ratio
+from ropewalk.serving.engines.base import Config, map_scalings
 from ropewalk.serving.engines.folder_engine import FolderEngine
-from ropewalk.serving.engines.longrope_lists import read_longrope
-from ropewalk.serving.engines.rope_dict import get_rope_type
+from ropewalk.serving.engines.rope_dict import mscale_pair_ratio, mscale_ratio, read_longrope
 
 # Architectures that the TurboMind backend serves. The PyTorch backend serves all others.
 # Source: lmdeploy/turbomind/supported_models.py.
@@ -51,14 +48,22 @@ class LMDeploy(FolderEngine):
     def argv(self, model: str, length: int) -> list[str]:
         return ["lmdeploy", "serve", "api_server", model, "--session-len", str(length)]
 
-    def candidates(
-        self, config: Config, model_config: ModelConfig, scaling: Scaling, length: int
-    ) -> Iterator[Candidate]:
-        for candidate in super().candidates(config, model_config, scaling, length):
-            yield candidate
-            rope_dict = get_text_config_dict(candidate.changes).get("rope_parameters", {})
-            if rope_dict.get("rope_type") == "yarn":
-                yield _for_turbomind(candidate, rope_dict)
+    def alternative_changes(self, changes: Config) -> list[Config]:
+        """Return the changes that encode YaRN for TurboMind.
+
+        They declare the original length, and a shorter one as original length: `_interpret_turbomind` computes the ramp
+        for the declared length, and the factor is the ratio of the two.
+        """
+        rope_dict = changes["rope_parameters"]
+        if rope_dict.get("rope_type") != "yarn":
+            return []
+        original = rope_dict["original_max_position_embeddings"]
+        turbomind_dict = {
+            **rope_dict,
+            "attention_factor": rope_dict.get("attention_factor") or yarn_mscale(rope_dict["factor"]),
+            "original_max_position_embeddings": round(original / rope_dict["factor"]),
+        }
+        return [{**changes, "rope_parameters": turbomind_dict, "max_position_embeddings": original}]
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = configs.from_dict(config)
@@ -71,28 +76,21 @@ class LMDeploy(FolderEngine):
         rope_dict, scaling, declared = layer.rope_dict, layer.scaling, model_config.max_length
         rope_type = get_rope_type(rope_dict)
         if rope_type not in _TURBOMIND_TYPES:
-            expected = "default, linear, dynamic, yarn, llama3; or --backend pytorch"
-            raise self.config_error("rope_type", rope_type, expected)
+            raise InputError("rope_type", rope_type, "default, linear, dynamic, yarn, llama3; or --backend pytorch")
         if isinstance(scaling, DynamicNTK):
             return DynamicNTK(scaling.factor, original_length=declared) if scaling.factor > 1 else NoScaling()
         if not isinstance(scaling, YaRN):
             return scaling
         original = _original_length(layer, model_config)
         if not declared or not original or declared < original:
-            expected = f"at least the original length, {original}"
-            raise self.config_error("max_position_embeddings", declared, expected)
-        attention_factor = scaling.attention_factor
-        if attention_factor is None and has_mscale_pair(rope_dict):
-            attention_factor = mscale_ratio(rope_dict, scaling.factor)
-        if attention_factor is None:
-            attention_factor = yarn_mscale(scaling.factor)
+            raise InputError("max_position_embeddings", declared, f"at least the original length, {original}")
         # The two lengths give the factor, and the one in the dict is ignored. The ramp is computed as if the model
         # had been trained on the declared length.
         return YaRN(
             factor=declared / original,
             beta_fast=scaling.beta_fast,
             beta_slow=scaling.beta_slow,
-            attention_factor=attention_factor,
+            attention_factor=scaling.attention_factor or mscale_pair_ratio(rope_dict, scaling.factor),
             mscale_all_dim=_softmax_mscale(scaling, model_config),
             original_length=declared,
         )
@@ -102,25 +100,21 @@ class LMDeploy(FolderEngine):
         rope_dict, scaling = layer.rope_dict, layer.scaling
         rope_type = get_rope_type(rope_dict)
         if rope_type not in _PYTORCH_TYPES:
-            expected = "default, linear, dynamic, yarn, longrope, llama3"
-            raise self.config_error("rope_type", rope_type, expected)
+            raise InputError("rope_type", rope_type, "default, linear, dynamic, yarn, longrope, llama3")
         if model_config.model_type == "gemma3_text":
             return self._interpret_gemma3(layer, model_config)
         if isinstance(scaling, DynamicNTK):
             return DynamicNTK(scaling.factor, original_length=model_config.max_length)
         if isinstance(scaling, LongRoPE):
             original = _original_length(layer, model_config)
-            return read_longrope(self.title, rope_dict, original, model_config.max_length)
+            return read_longrope(rope_dict, original, model_config.max_length)
         if not isinstance(scaling, YaRN):
             return scaling
-        attention_factor = scaling.attention_factor
-        if attention_factor is None and scaling.mscale_all_dim and scaling.mscale != 0:
-            attention_factor = mscale_ratio(rope_dict, scaling.factor)
-        if attention_factor is None:
-            attention_factor = yarn_mscale(scaling.factor)
+        reads_mscales = scaling.mscale_all_dim and scaling.mscale != 0
+        default = mscale_ratio(rope_dict, scaling.factor) if reads_mscales else yarn_mscale(scaling.factor)
         return dataclasses.replace(
             scaling,
-            attention_factor=attention_factor,
+            attention_factor=scaling.attention_factor or default,
             mscale=None,
             mscale_all_dim=_softmax_mscale(scaling, model_config),
             original_length=_original_length(layer, model_config),
@@ -132,22 +126,8 @@ class LMDeploy(FolderEngine):
             return NoScaling()
         factor = layer.rope_dict.get("factor")
         if factor is None:
-            raise self.config_error("factor", None, "a factor for the layers of Gemma 3 that attend to the whole text")
+            raise InputError("factor", None, "a factor for the layers of Gemma 3 that attend to the whole text")
         return Linear(float(factor))
-
-
-def _for_turbomind(candidate: Candidate, rope_dict: Mapping[str, Any]) -> Candidate:
-    """Return a YaRN candidate for TurboMind: it declares the original length, and a shorter one as original length.
-
-    See `_interpret_turbomind`: the ramp uses the declared length, and the ratio of the two is the factor.
-    """
-    original = rope_dict["original_max_position_embeddings"]
-    turbomind_dict = {
-        **rope_dict,
-        "attention_factor": rope_dict.get("attention_factor") or yarn_mscale(rope_dict["factor"]),
-        "original_max_position_embeddings": round(original / rope_dict["factor"]),
-    }
-    return edit_candidate(candidate, {"rope_parameters": turbomind_dict, "max_position_embeddings": original})
 
 
 def _softmax_mscale(scaling: YaRN, model_config: ModelConfig) -> float | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
 from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
+from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.llama3 import Llama3
@@ -10,11 +11,9 @@ from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config, map_scalings, with_main_scaling
-from ropewalk.serving.engines.deepseek_mscale import mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
-from ropewalk.serving.engines.legacy_config import interpret_without_scaling
-from ropewalk.serving.engines.longrope_lists import read_longrope, with_one_list
-from ropewalk.serving.engines.rope_dict import require_number
+from ropewalk.serving.engines.legacy_config import interpret_legacy_config
+from ropewalk.serving.engines.rope_dict import mscale_ratio, read_longrope, require_number, with_one_list
 from ropewalk.serving.engines.trained_config import interpret_as_trained
 
 # The three tables below: the arguments (`ModelArgs`) of mlx_lm/models/*.py, by model type.
@@ -78,8 +77,8 @@ class MLXLM(FolderEngine):
             model_config = interpret_as_trained(config)
             return map_scalings(model_config, lambda layer: self._interpret_layer(layer, model_config))
         if model_type in _REQUIRES_ROPE_THETA and text.get("rope_theta") is None:
-            raise self.config_error("rope_theta", None, "a number outside the rope dict")
-        model_config = interpret_without_scaling(config, _DEFAULT_ROPE_THETA)
+            raise InputError("rope_theta", None, "a number outside the rope dict")
+        model_config = interpret_legacy_config(config, _DEFAULT_ROPE_THETA)
         layer = model_config.main_layer
         if not layer.rope_dict:
             return model_config
@@ -94,14 +93,14 @@ class MLXLM(FolderEngine):
         if rope_type in ("default", "mrope"):
             return NoScaling()
         if rope_type == "longrope":
-            original = int(require_number(self.title, rope_dict, "original_max_position_embeddings"))
-            return with_one_list(read_longrope(self.title, rope_dict, original, declared), use_long=True)
+            original = int(require_number(rope_dict, "original_max_position_embeddings"))
+            return with_one_list(read_longrope(rope_dict, original, declared), use_long=True)
         if rope_type == "proportional":
             p, factor = rope_dict.get("partial_rotary_factor", 1.0), rope_dict.get("factor", 1.0)
             return Proportional(float(p), float(factor))
         if rope_type not in ("linear", "dynamic", "llama3", *_YARN_TYPES):
-            raise self.config_error("rope_scaling type", rope_type, _SUPPORTED_TYPES)
-        factor = require_number(self.title, rope_dict, "factor")
+            raise InputError("rope_scaling type", rope_type, _SUPPORTED_TYPES)
+        factor = require_number(rope_dict, "factor")
         if rope_type == "linear":
             return Linear(factor)
         if rope_type == "dynamic":
@@ -124,8 +123,8 @@ class MLXLM(FolderEngine):
         rope_dict = layer.rope_dict
         if "type" not in rope_dict or "long_factor" not in rope_dict:
             keys = ", ".join(map(str, rope_dict))
-            raise self.config_error("rope_scaling", keys, "a dict with type and long_factor")
+            raise InputError("rope_scaling", keys, "a dict with type and long_factor")
         if rope_dict["type"] not in ("longrope", "su"):
             return NoScaling()  # it prints a warning and serves the model unscaled
-        lists = read_longrope(self.title, rope_dict, layer.rope.original_length, declared)
+        lists = read_longrope(rope_dict, layer.rope.original_length, declared)
         return with_one_list(lists, use_long=True)

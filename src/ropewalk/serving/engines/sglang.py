@@ -5,6 +5,8 @@ from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.config.transformers import get_rope_type
+from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.none import NoScaling
@@ -12,10 +14,9 @@ from ropewalk.scaling.ntk import DynamicNTK, compute_ntk_base
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
 from ropewalk.serving.engines.base import Config
-from ropewalk.serving.engines.deepseek_mscale import has_mscale_pair, mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
-from ropewalk.serving.engines.longrope_lists import read_longrope
-from ropewalk.serving.engines.rope_dict import get_rope_type
+from ropewalk.serving.engines.load_checks import check_served_length, check_vllm_rope_type
+from ropewalk.serving.engines.rope_dict import mscale_pair_ratio, mscale_ratio, read_longrope
 
 # Architectures that use DeepSeek's attention, which interprets any scaling as YaRN.
 # Source: python/sglang/srt/models/deepseek_v2.py and the models that import from it.
@@ -75,10 +76,9 @@ class SGLang(FolderEngine):
                 has_original_length = "original_max_position_embeddings" in layer.rope_dict
                 if rope_type not in _DECLARE_SCALED_LENGTH and not has_original_length:
                     served_factor = float(layer.rope_dict.get("factor") or 1.0)
-        max_length = int((model_config.max_length or _DEFAULT_MAX_LENGTH) * served_factor)
-        if length > max_length:
-            needed = f"at least {length / served_factor:,.0f}, to serve {length:,} tokens"
-            raise self.config_error("max_position_embeddings", model_config.max_length, needed)
+        max_length = check_served_length(
+            model_config, length, served_factor=served_factor, default_length=_DEFAULT_MAX_LENGTH
+        )
         return dataclasses.replace(model_config, ropes=ropes, max_length=max_length)
 
     def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig, length: int) -> Scaling:
@@ -89,16 +89,11 @@ class SGLang(FolderEngine):
             return scaling
         if model_config.model_type in _DEEPSEEK_MODEL_TYPES:
             return _as_deepseek_attention(layer)
-        if rope_dict.get("mrope_section") and rope_type not in ("yarn", "mrope"):
-            expected = "default or yarn, because the other types ignore mrope_section"
-            raise self.config_error("rope_type", rope_type, expected)
+        check_vllm_rope_type(rope_type, layer)
         if rope_type in ("linear", "llama3", "mrope"):
             return scaling
         if rope_type == "yarn" and isinstance(scaling, YaRN):
-            default = yarn_mscale(scaling.factor)
-            if has_mscale_pair(rope_dict):
-                default = mscale_ratio(rope_dict, scaling.factor)
-            attention_factor = default * float(rope_dict.get("attn_factor", 1.0))
+            attention_factor = mscale_pair_ratio(rope_dict, scaling.factor) * float(rope_dict.get("attn_factor", 1.0))
             return dataclasses.replace(scaling, mscale=None, mscale_all_dim=None, attention_factor=attention_factor)
         if rope_type == "longrope":
             return self._interpret_longrope(layer, model_config.max_length, length)
@@ -110,21 +105,18 @@ class SGLang(FolderEngine):
         if rope_type == "proportional" and isinstance(scaling, Proportional):
             # Other models than Gemma 4 take partial_rotary_factor from the wrong place. The factor is never read.
             return Proportional(p=scaling.p) if model_config.model_type.startswith("gemma4") else NoScaling()
-        raise self.config_error("rope_type", rope_type, _SUPPORTED_TYPES)
+        raise InputError("rope_type", rope_type, _SUPPORTED_TYPES)
 
     def _interpret_longrope(self, layer: LayerRope, declared: int | None, length: int) -> Scaling:
         """Return LongRoPE with the attention factor that the engine uses when it serves `length` tokens."""
-        if layer.rope.layout == "interleaved":
-            expected = "another type, because longrope does not support interleaved pairs"
-            raise self.config_error("rope_type", "longrope", expected)
         original = layer.rope.original_length
-        scaling = read_longrope(self.title, layer.rope_dict, original, declared)
+        scaling = read_longrope(layer.rope_dict, original, declared)
         mscale = layer.rope_dict.get("long_mscale" if length > (original or 0) else "short_mscale")
         return scaling if mscale is None else dataclasses.replace(scaling, attention_factor=float(mscale))
 
 
 def _as_deepseek_attention(layer: LayerRope) -> YaRN:
-    """Return the YaRN that DeepSeek's attention makes of any scaled rope dict, whatever its type."""
+    """Return the YaRN that DeepSeek's attention computes for any scaled rope dict, whatever its type."""
     rope_dict = layer.rope_dict
     factor = float(rope_dict.get("factor", 1.0))
     return YaRN(

@@ -6,16 +6,16 @@ from typing import Any
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
 from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
+from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config, map_scalings
-from ropewalk.serving.engines.deepseek_mscale import mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
-from ropewalk.serving.engines.longrope_lists import read_longrope, with_one_list
-from ropewalk.serving.engines.rope_dict import require_number
+from ropewalk.serving.engines.load_checks import check_served_length
+from ropewalk.serving.engines.rope_dict import mscale_ratio, read_longrope, require_number, with_one_list
 
 _SUPPORTED_TYPES = ("default", "none", "linear", "dynamic", "longrope", "llama3", "yarn", "mrope")
 
@@ -50,9 +50,7 @@ class TensorRTLLM(FolderEngine):
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = configs.from_dict(config)
-        if model_config.max_length is None or length > model_config.max_length:
-            needed = f"at least {length:,}, because its table ends there"
-            raise self.config_error("max_position_embeddings", model_config.max_length, needed)
+        check_served_length(model_config, length)  # its table ends at the declared length
         return map_scalings(model_config, lambda layer: self._interpret_layer(layer, model_config, length))
 
     def _interpret_layer(self, layer: LayerRope, model_config: ModelConfig, length: int) -> Scaling:
@@ -60,14 +58,14 @@ class TensorRTLLM(FolderEngine):
         rope_dict, scaling = layer.rope_dict, layer.scaling
         if model_config.model_type == "gpt_oss":  # always YaRN, whatever the type; all four fields are required
             return YaRN(
-                factor=require_number(self.title, rope_dict, "factor"),
-                beta_fast=require_number(self.title, rope_dict, "beta_fast"),
-                beta_slow=require_number(self.title, rope_dict, "beta_slow"),
-                original_length=int(require_number(self.title, rope_dict, "original_max_position_embeddings")),
+                factor=require_number(rope_dict, "factor"),
+                beta_fast=require_number(rope_dict, "beta_fast"),
+                beta_slow=require_number(rope_dict, "beta_slow"),
+                original_length=int(require_number(rope_dict, "original_max_position_embeddings")),
             )
         rope_type = str(rope_dict.get("type") or rope_dict.get("rope_type") or "default").lower()
         if rope_type not in _SUPPORTED_TYPES:
-            raise self.config_error("rope_scaling type", rope_type, ", ".join(_SUPPORTED_TYPES))
+            raise InputError("rope_scaling type", rope_type, ", ".join(_SUPPORTED_TYPES))
         if rope_type == "dynamic":  # Hunyuan's; without alpha it is silently ignored
             return DynamicNTK(alpha=float(rope_dict["alpha"])) if rope_dict.get("alpha") else NoScaling()
         if isinstance(scaling, YaRN):
@@ -80,7 +78,6 @@ class TensorRTLLM(FolderEngine):
                 mscale_all_dim=scaling.mscale_all_dim if scales_softmax else None,
             )
         if isinstance(scaling, LongRoPE):
-            original = layer.rope.original_length
-            lists = read_longrope(self.title, rope_dict, original, model_config.max_length)
-            return with_one_list(lists, use_long=length > (original or 0))
+            lists = read_longrope(rope_dict, layer.rope.original_length, model_config.max_length)
+            return with_one_list(lists, use_long=lists.length_ratio(layer.rope, length) > 1)
         return scaling

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config import ModelConfig, get_text_config_dict
+from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.longrope import LongRoPE
@@ -12,11 +13,9 @@ from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import compute_ntk_base
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config, with_main_scaling
-from ropewalk.serving.engines.deepseek_mscale import mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
-from ropewalk.serving.engines.legacy_config import interpret_without_scaling
-from ropewalk.serving.engines.longrope_lists import read_longrope
-from ropewalk.serving.engines.rope_dict import read_llama3, require_number
+from ropewalk.serving.engines.legacy_config import interpret_legacy_config
+from ropewalk.serving.engines.rope_dict import mscale_ratio, read_llama3, read_longrope, require_number
 
 _SUPPORTED_TYPES = "default, linear, dynamic, llama3, yarn, longrope, su, mrope"
 # Architectures whose attention multiplies its softmax scale by m(s, mscale_all_dim)^2.
@@ -46,7 +45,7 @@ class TGI(FolderEngine):
         return ["text-generation-launcher", "--model-id", model, *limits]
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
-        model_config = interpret_without_scaling(config)
+        model_config = interpret_legacy_config(config)
         if not model_config.main_layer.rope_dict:
             return model_config
         scaling = self._interpret_main_layer(model_config, get_text_config_dict(config), length)
@@ -60,27 +59,27 @@ class TGI(FolderEngine):
             return NoScaling()  # linear is accepted, but its factor is never used
         if rope_type == "dynamic":
             # The table only grows, and the warmup computes it for the longest text that is served.
-            factor = require_number(self.title, rope_dict, "factor")
+            factor = require_number(rope_dict, "factor")
             length_ratio = max(1.0, length / (model_config.max_length or length))
             return ABF(base=compute_ntk_base(rope, factor * length_ratio - (factor - 1)))
         if rope_type == "llama3":
-            return read_llama3(self.title, rope_dict)
+            return read_llama3(rope_dict)
         if rope_type == "yarn":
-            factor = require_number(self.title, rope_dict, "factor")
+            factor = require_number(rope_dict, "factor")
             scales_softmax = model_config.model_type in _SOFTMAX_SCALED_MODEL_TYPES
             return YaRN(
                 factor=factor,
                 attention_factor=mscale_ratio(rope_dict, factor),
                 mscale_all_dim=rope_dict.get("mscale_all_dim") if scales_softmax else None,
-                original_length=int(require_number(self.title, rope_dict, "original_max_position_embeddings")),
+                original_length=int(require_number(rope_dict, "original_max_position_embeddings")),
             )
         if rope_type in ("su", "longrope"):
             return self._interpret_longrope(rope_dict, text, model_config.max_length)
-        raise self.config_error("rope_scaling type", rope_type, _SUPPORTED_TYPES)
+        raise InputError("rope_scaling type", rope_type, _SUPPORTED_TYPES)
 
     def _interpret_longrope(self, rope_dict: Mapping[str, Any], text: Config, declared: int | None) -> LongRoPE:
-        """Return LongRoPE with two equal lists. Raises EngineConfigError if they differ."""
-        lists = read_longrope(self.title, rope_dict, text.get("original_max_position_embeddings"), declared)
+        """Return LongRoPE with two equal lists. Raises InputError if they differ."""
+        lists = read_longrope(rope_dict, text.get("original_max_position_embeddings"), declared)
         if "short_mscale" in rope_dict and "long_mscale" in rope_dict:
             # It multiplies the angles by these two, not cos and sin.
             short_mscale, long_mscale = float(rope_dict["short_mscale"]), float(rope_dict["long_mscale"])
@@ -93,5 +92,5 @@ class TGI(FolderEngine):
             )
         if lists.is_dynamic:
             expected = "equal lists, because it rotates the first tokens of a text by one and later ones by the other"
-            raise self.config_error("short_factor and long_factor", "two lists", expected)
+            raise InputError("short_factor and long_factor", "two lists", expected)
         return lists

@@ -15,7 +15,7 @@ from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config, map_scalings
-from ropewalk.serving.engines.deepseek_mscale import drop_softmax_factor
+from ropewalk.serving.engines.rope_dict import drop_softmax_factor
 
 
 def interpret_as_trained(config: Config) -> ModelConfig:

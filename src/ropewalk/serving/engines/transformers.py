@@ -8,6 +8,7 @@ from ropewalk.config.architectures import (
     SHORT_LONG_MSCALE_MODEL_TYPES,
     UNSET_HEAD_DIM_MODEL_TYPES,
 )
+from ropewalk.errors import InputError
 from ropewalk.rope import Rope
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
@@ -15,8 +16,8 @@ from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config
 from ropewalk.serving.engines.folder_engine import FolderEngine
-from ropewalk.serving.engines.legacy_config import interpret_without_scaling
-from ropewalk.serving.engines.longrope_lists import with_one_list
+from ropewalk.serving.engines.legacy_config import interpret_legacy_config
+from ropewalk.serving.engines.rope_dict import with_one_list
 from ropewalk.serving.engines.trained_config import interpret_as_trained
 
 # Architectures whose rotary module ignores partial_rotary_factor while it is unscaled, and rotates the complete head.
@@ -51,7 +52,7 @@ class Transformers(FolderEngine):
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config, text = interpret_as_trained(config), get_text_config_dict(config)
         if model_config.model_type == "esm":  # its rotary module reads rope_theta next to rope_parameters
-            return interpret_without_scaling({**config, "rope_scaling": None})
+            return interpret_legacy_config({**config, "rope_scaling": None})
         ropes = {
             layer_type: self._interpret_layer(layer_type, layer, model_config.model_type, text)
             for layer_type, layer in model_config.ropes.items()
@@ -62,26 +63,26 @@ class Transformers(FolderEngine):
         """Return the rope and the scaling that the rotary module computes for one layer type."""
         scaling = layer.scaling
         if model_type in MODULE_REJECTS_SCALING_MODEL_TYPES and not isinstance(scaling, NoScaling):
-            raise self.config_error(
+            raise InputError(
                 "rope_type", scaling.name, f"default, because the rotary module of {model_type} supports no scaling"
             )
         if isinstance(scaling, Proportional) and text.get("qk_rope_head_dim"):
             expected = "another type, because proportional ignores qk_rope_head_dim and rotates the complete head"
-            raise self.config_error("rope_type", scaling.name, expected)
+            raise InputError("rope_type", scaling.name, expected)
         if isinstance(scaling, YaRN):
             if model_type in UNSET_HEAD_DIM_MODEL_TYPES and text.get("head_dim") is None:
-                raise self.config_error("head_dim", None, f"a number, which yarn needs in {model_type}")
+                raise InputError("head_dim", None, f"a number, which yarn needs in {model_type}")
             if layer_type != ALL_LAYERS:
                 # Bug: it looks for truncate in the outer dict, next to the layer types, where it never is.
                 scaling = dataclasses.replace(scaling, truncate=True)
         if isinstance(scaling, LongRoPE) and model_type in SHORT_LONG_MSCALE_MODEL_TYPES:
             # Bug: the rotary module of PhiMoE never switches to the long list.
             scaling = with_one_list(scaling, use_long=False)
-        rope = self._rotated_dimensions(layer, model_type, text)
+        rope = self._with_actual_dim(layer, model_type, text)
         return dataclasses.replace(layer, rope=rope, scaling=scaling)
 
-    def _rotated_dimensions(self, layer: LayerRope, model_type: str, text: Config) -> Rope:
-        """Return the rope with the dimensions that the module really rotates."""
+    def _with_actual_dim(self, layer: LayerRope, model_type: str, text: Config) -> Rope:
+        """Return the rope of a layer with the number of dimensions that the rotary module really rotates."""
         partial = layer.rope_dict.get("partial_rotary_factor") or text.get("partial_rotary_factor")
         ignores_partial = (
             isinstance(layer.scaling, NoScaling) and partial and model_type in _IGNORES_PARTIAL_ROTARY_FACTOR

@@ -4,13 +4,13 @@ from typing import Any
 
 from ropewalk.config import ModelConfig, get_text_config_dict
 from ropewalk.config.architectures import LONGROPE_ONLY_MODEL_TYPES
+from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling, from_rope_dict
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config, with_main_scaling
-from ropewalk.serving.engines.deepseek_mscale import drop_softmax_factor
 from ropewalk.serving.engines.folder_engine import FolderEngine
-from ropewalk.serving.engines.legacy_config import interpret_without_scaling
-from ropewalk.serving.engines.rope_dict import require_number
+from ropewalk.serving.engines.legacy_config import interpret_legacy_config
+from ropewalk.serving.engines.rope_dict import drop_softmax_factor, require_number
 
 # Required fields of each rope type. Source: modeling_rope_utils.py.
 _REQUIRED_FIELDS = {
@@ -57,7 +57,7 @@ class Transformers4(FolderEngine):
         return ["transformers", "serve", "--force_model", model]
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
-        model_config = interpret_without_scaling(config)
+        model_config = interpret_legacy_config(config)
         rope_dict = model_config.main_layer.rope_dict or _DEFAULT_ROPE_SCALING.get(model_config.model_type, {})
         if not rope_dict:
             return model_config
@@ -67,9 +67,9 @@ class Transformers4(FolderEngine):
         if rope_type in ("default", "mrope"):
             return model_config
         if rope_type not in _REQUIRED_FIELDS:
-            raise self.config_error("rope_scaling type", rope_type, ", ".join(("default", *_REQUIRED_FIELDS)))
+            raise InputError("rope_scaling type", rope_type, ", ".join(("default", *_REQUIRED_FIELDS)))
         for key in _REQUIRED_FIELDS[rope_type]:
-            require_number(self.title, rope_dict, key)
+            require_number(rope_dict, key)
         scaling = self._read_scaling(rope_type, dict(rope_dict), model_config, get_text_config_dict(config))
         return with_main_scaling(model_config, scaling)
 
@@ -85,9 +85,7 @@ class Transformers4(FolderEngine):
                 rope_dict["factor"] = max(1.0, declared / original)
             rope_dict["original_max_position_embeddings"] = original or declared
             if rope_dict.get("factor") is None and rope_dict.get("attention_factor") is None:
-                raise self.config_error(
-                    "factor", None, "factor, attention_factor, or an original and a declared length"
-                )
+                raise InputError("factor", None, "factor, attention_factor, or an original and a declared length")
         elif rope_type == "dynamic":
             rope_dict["original_max_position_embeddings"] = declared
             if not model_config.model_type.startswith("hunyuan"):

@@ -7,7 +7,8 @@ from typing import Any
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
 from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
-from ropewalk.errors import check_number
+from ropewalk.config.transformers import get_rope_type
+from ropewalk.errors import InputError, check_number
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.linear import Linear
@@ -16,9 +17,9 @@ from ropewalk.scaling.ntk import NTK, DynamicNTK, compute_ntk_base
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config
 from ropewalk.serving.engines.checkpoint_folder import read_tokenizer_limit
-from ropewalk.serving.engines.deepseek_mscale import drop_softmax_factor, mscale_ratio
 from ropewalk.serving.engines.folder_engine import FolderEngine
-from ropewalk.serving.engines.rope_dict import get_rope_type
+from ropewalk.serving.engines.load_checks import check_served_length, check_vllm_rope_type
+from ropewalk.serving.engines.rope_dict import drop_softmax_factor, mscale_ratio
 
 # vLLM renames these rope types. Source: patch_rope_parameters in vllm/transformers_utils/config.py.
 _RENAMED_TYPES = {"su": "longrope", "mrope": "default"}
@@ -71,7 +72,7 @@ class VLLM(FolderEngine):
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = configs.from_dict(config)
         if model_config.max_length is None:
-            raise self.config_error("max_position_embeddings", None, "the length that the model supports, in tokens")
+            raise InputError("max_position_embeddings", None, "the length that the model supports, in tokens")
         ropes, served_factor, table_length = {}, 1.0, float("inf")
         for layer_type, layer in model_config.ropes.items():
             rope_type = self._check_rope_type(layer.rope_dict)
@@ -80,22 +81,19 @@ class VLLM(FolderEngine):
             table_length = min(table_length, positions)
             if rope_type not in _DECLARE_SCALED_LENGTH and not model_config.model_type.startswith("gemma3"):
                 served_factor = float(layer.rope_dict.get("factor") or served_factor)
-        max_length = int(model_config.max_length * served_factor)
-        if length > max_length:
-            needed = f"at least {length / served_factor:,.0f}, to serve {length:,} tokens"
-            raise self.config_error("max_position_embeddings", model_config.max_length, needed)
+        max_length = check_served_length(model_config, length, served_factor=served_factor)
         if length > table_length:
-            raise self.config_error("length", length, f"at most {table_length:,.0f}, the positions in its table")
+            raise InputError("length", length, f"at most {table_length:,.0f}, the positions in its table")
         if any(isinstance(layer.scaling, LongRoPE) for layer in ropes.values()):
             # Unless it is told a length, vLLM serves LongRoPE models with the original one.
             max_length = int(get_text_config_dict(config).get("original_max_position_embeddings") or max_length)
         return dataclasses.replace(model_config, ropes=ropes, max_length=max_length)
 
     def _check_rope_type(self, rope_dict: Mapping[str, Any]) -> str:
-        """Return the rope type under its present name. Raises EngineConfigError if type and rope_type contradict."""
+        """Return the rope type under its present name. Raises InputError if type and rope_type contradict."""
         new, old = rope_dict.get("rope_type"), rope_dict.get("type")
         if new and old and new != old and (old, new) not in _RENAMED_TYPES.items():
-            raise self.config_error("type", f"{old}, and rope_type {new}", "one of the two, or the same value")
+            raise InputError("type", f"{old}, and rope_type {new}", "one of the two, or the same value")
         rope_type = get_rope_type(rope_dict)
         return _RENAMED_TYPES.get(rope_type, rope_type)
 
@@ -105,9 +103,7 @@ class VLLM(FolderEngine):
         """Return the scaling of a layer type, and the number of positions in its table."""
         rope_dict, scaling, rope = layer.rope_dict, layer.scaling, layer.rope
         declared = model_config.max_length or 0
-        if rope_dict.get("mrope_section") and rope_type not in ("default", "yarn"):
-            expected = "default or yarn, because the other types ignore mrope_section"
-            raise self.config_error("rope_type", rope_type, expected)
+        check_vllm_rope_type(rope_type, layer)
         if rope_type in ("default", "proportional", "llama3"):
             return scaling, declared
         if rope_type == "longrope" and isinstance(scaling, LongRoPE):
@@ -125,15 +121,12 @@ class VLLM(FolderEngine):
             is_deepseek = model_config.model_type in SOFTMAX_SCALED_MODEL_TYPES
             scaling = _as_deepseek_attention(scaling, rope_dict) if is_deepseek else drop_softmax_factor(scaling, rope)
             return scaling, (rope.original_length or declared) * factor
-        raise self.config_error("rope_type", rope_type, _SUPPORTED_TYPES)
+        raise InputError("rope_type", rope_type, _SUPPORTED_TYPES)
 
     def _interpret_longrope(
         self, scaling: LongRoPE, layer: LayerRope, declared: int, length: int
     ) -> tuple[Scaling, float]:
-        """Return the list that vLLM chooses when it starts, by the length that it serves."""
-        if layer.rope.layout == "interleaved":
-            expected = "another type, because longrope does not support interleaved pairs"
-            raise self.config_error("rope_type", "longrope", expected)
+        """Return the list that vLLM chooses when it starts, by the length that it serves, and its table's positions."""
         original = layer.rope.original_length or declared
         is_long = length > original
         factor = max(1.0, declared / original)
