@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,7 +54,7 @@ def generate_documents(
     seed: int,
     *,
     essays: str | None = None,
-    questions: Any = None,
+    questions: tuple[Sequence[Any], list[str]] | None = None,
 ) -> Documents:
     """Generate the documents of one RULER task.
 
@@ -65,23 +65,20 @@ def generate_documents(
         count: number of documents; niah and qa leave out documents that do not fit, so there may be fewer.
         seed: 0 for the documents of the harness.
         essays: text to hide needles in, for the niah tasks that use essays; by default downloaded.
-        questions: parsed JSON in the format of SQuAD or HotpotQA, for the qa tasks; by default downloaded.
+        questions: the result of `read_questions`, for the qa tasks.
 
-    Raises InputError if no prompt fits into `length`, MissingPackageError, OSError or DatasetsError if a download
-    fails, and KeyError, TypeError or ValueError if `questions` has another format.
+    Raises InputError if no prompt fits into `length`, MissingPackageError, and OSError or DatasetsError if the essays
+    cannot be downloaded.
     """
-    generate: Callable[..., Documents]
-    arguments: tuple[Any, ...] = ()
-    if task in NIAH_ARGUMENTS:
-        generate, arguments = _generate_niah, (NIAH_ARGUMENTS[task], essays)
-    elif task in QA_READERS:
-        # Downloading and parsing stay outside of the block below, which takes every ValueError for a short length.
-        generate, arguments = _generate_qa, read_questions(task, questions)
-    else:
-        generate = {"ruler_vt": _generate_vt, "ruler_cwe": _generate_cwe, "ruler_fwe": _generate_fwe}[task]
     try:
         with quiet(), seeded(seed):
-            documents = generate(tokenizer, length, count, *arguments)
+            if task in NIAH_ARGUMENTS:
+                documents = _generate_niah(tokenizer, length, count, NIAH_ARGUMENTS[task], essays)
+            elif questions is not None:
+                documents = _generate_qa(tokenizer, length, count, *questions)
+            else:
+                generate = {"ruler_vt": _generate_vt, "ruler_cwe": _generate_cwe, "ruler_fwe": _generate_fwe}[task]
+                documents = generate(tokenizer, length, count)
         if not all(document["outputs"] for document in documents):
             raise ValueError("some questions have no answer")
     except InputError:  # a missing package
@@ -91,19 +88,21 @@ def generate_documents(
     return documents
 
 
-def read_questions(task: str, questions: Any = None) -> tuple[Sequence[Any], list[str]]:
+def read_questions(task: str, content: Any = None) -> tuple[Sequence[Any], list[str]]:
     """Return the questions of a qa task and the texts of all its documents.
 
     Args:
         task: `ruler_qa_squad` or `ruler_qa_hotpot`.
-        questions: the parsed JSON to read them from; by default it is downloaded.
+        content: the parsed JSON of SQuAD or HotpotQA; by default it is downloaded.
+
+    Raises KeyError, TypeError or ValueError if `content` has another format, and OSError if the download fails.
     """
     qa_utils = _import_generator("qa_utils")
     read = getattr(qa_utils, QA_READERS[task])
-    if questions is None:
+    if content is None:
         return read()  # type: ignore[no-any-return]
     # The reader takes only a URL. It is cached by that URL, so the uncached function is called.
-    with mock.patch.object(qa_utils, "download_json", return_value=questions):
+    with mock.patch.object(qa_utils, "download_json", return_value=content):
         return read.__wrapped__()  # type: ignore[no-any-return]
 
 
@@ -113,7 +112,7 @@ def find_sentence_splitter(folder: Path | None = None) -> None:
     The generators look for it when they are imported and would otherwise download it.
 
     Args:
-        folder: a folder of nltk data to search, after nltk's own and before that of llama-index-core.
+        folder: a folder of nltk data to search, after nltk's default folders and before llama-index-core.
 
     Raises InputError if punkt_tab is in none of them.
     """

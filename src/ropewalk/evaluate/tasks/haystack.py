@@ -36,7 +36,12 @@ class Haystack:
             self._set_text(read_text(characters))
 
     def build_prompt(
-        self, length: int, before: str, statements: Sequence[tuple[float, str]], questions: Sequence[str], asked: int
+        self,
+        length: int,
+        before: str,
+        statements: Sequence[tuple[float, str]],
+        questions: Sequence[str],
+        question_index: int,
     ) -> list[int]:
         """Return the token ids of a prompt with exactly `length` tokens.
 
@@ -48,8 +53,8 @@ class Haystack:
             before: the beginning of the prompt.
             statements: depth of each statement, from 0 (beginning of the text) to 1 (end), and the statement. It is
                 inserted at the end of the sentence that is nearest to its depth.
-            questions: all questions that are asked about this text in different prompts.
-            asked: index of the question in this prompt.
+            questions: all questions about this text, each of which ends a prompt of its own.
+            question_index: index of the question in this prompt.
 
         Raises InputError if the text is too short for `length`, or `length` too short for the rest of the prompt.
         """
@@ -65,7 +70,7 @@ class Haystack:
                 stop = min(position, end)
                 parts += [self._text[start:stop], statement]
                 start = stop
-            return self._tokenize("".join([*parts, self._text[start:end], padding, questions[asked]]))
+            return self._tokenize("".join([*parts, self._text[start:end], padding, questions[question_index]]))
 
         # Find how many characters of the text to use, by interpolation between bounds that exclude the solution.
         too_short, too_long = -1, len(self._text) + 1

@@ -74,7 +74,7 @@ class RetrievalTask(Task):
         return [self._make_sample(haystack, length, index, count, seed) for index in range(count)]
 
     def _make_sample(self, haystack: Haystack, length: int, index: int, count: int, seed: int) -> Sample:
-        text_index, asked = divmod(index, self.questions)  # consecutive samples share a text
+        text_index, question_index = divmod(index, self.questions)  # consecutive samples share a text
         rng = random.Random(f"{seed}/{text_index}")
         names = rng.sample(_NAMES, self.keys)
         numbers = rng.sample(range(10_000, 100_000), self.keys * self.values)
@@ -90,10 +90,10 @@ class RetrievalTask(Task):
                 number = numbers[key * self.values + value]
                 statements.append((depth, template.statement.format(name=name, value=number)))
         questions = [template.question.format(name=name) for name in names[: self.questions]]
-        first = asked * self.values  # the first statement about the name that is asked for
+        first = question_index * self.values  # the first statement about the name that is asked for
         return Sample(
             index=index,
-            prompt=haystack.build_prompt(length, template.before, statements, questions, asked),
+            prompt=haystack.build_prompt(length, template.before, statements, questions, question_index),
             references=tuple(str(number) for number in numbers[first : first + self.values]),
             max_new_tokens=8 * self.values + 4,
             metadata={"depth": round(statements[first][0], 4)},

@@ -94,22 +94,21 @@ class Ruler(HarnessTask):
             find_sentence_splitter(Path(self.data).expanduser() / "nltk_data" if self.data else None)
             if files:
                 essays = " ".join(read_text(str(file)).content for file in files)
-        elif self.task in QA_READERS and files:
-            questions = self._read_question_file(files[0])
         with dataset_errors_as_input_error("ruler: data", f"no data for {self.task}", self._expected_data()):
+            if self.task in QA_READERS:
+                questions = self._read_question_file(files[0]) if files else read_questions(self.task)
             return generate_documents(self.task, tokenizer, length, count, seed, essays=essays, questions=questions)
 
-    def _read_question_file(self, path: Path) -> Any:
-        """Read and check a JSON file in the format of SQuAD or HotpotQA."""
+    def _read_question_file(self, path: Path) -> tuple[Sequence[Any], list[str]]:
+        """Return the questions and the documents in the user's file of SQuAD or HotpotQA."""
         expected = _QUESTION_FORMATS[self.task]
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            questions, _ = read_questions(self.task, content)
+            questions, texts = read_questions(self.task, json.loads(path.read_text(encoding="utf-8")))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("ruler: data", str(path), expected, repr(error)) from None
         if not questions:
             raise InputError("ruler: data", str(path), f"{expected}, with questions")
-        return content
+        return questions, texts
 
     def _data_files(self) -> list[Path]:
         """Return the files in the user's folder that this task uses."""
