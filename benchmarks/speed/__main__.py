@@ -191,7 +191,7 @@ def _progress_bar(file: ResultsFile, total: int) -> Iterator[tuple[Callable[[str
         def describe(step: str) -> None:
             progress.update(task, description=step)
             if not is_terminal:
-                err_console.print(step, highlight=False)
+                err_console.print(step)
 
         def advance(amount: int) -> None:
             progress.update(task, advance=amount)
@@ -200,7 +200,7 @@ def _progress_bar(file: ResultsFile, total: int) -> Iterator[tuple[Callable[[str
             yield describe, advance
         except KeyboardInterrupt:
             progress.stop()
-            err_console.print(f"{len(file.run['rows'])} measurements are saved in {file.path}", highlight=False)
+            err_console.print(f"{len(file.run['rows'])} measurements are saved in {file.path}")
             raise
 
 
@@ -216,8 +216,8 @@ def _show_results(file: ResultsFile, json: bool, tables: Iterable[Table | str]) 
         print_json(file.document)
         return
     for table in tables:
-        console.print(table, highlight=False)
-    console.print(f"Results: {file.path}", highlight=False)
+        console.print(table)
+    console.print(f"Results: {file.path}")
 
 
 def _command_line() -> str:

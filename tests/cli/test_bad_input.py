@@ -132,6 +132,9 @@ def test_fields_of_config_json(run, tmp_path, changes, parts):
 def test_files_that_are_not_models(run, curve, tmp_path):
     (tmp_path / "config.json").write_text("{ not json")
     assert_input_error(run("frequencies", tmp_path / "config.json"), "readable config.json")
+    for path in (tmp_path, tmp_path / "config.json"):  # reported as given
+        argv = ("export", path, "--scaling", "none", "--engine", "vllm")
+        assert_input_error(run(*argv), f"model: got '{path}';", "readable config.json")
     assert_input_error(run("frequencies", tmp_path / "missing.gguf"), "missing.gguf", "exists")
     (tmp_path / "noise.gguf").write_bytes(b"GGUF" + bytes(range(256)))
     assert_input_error(run("frequencies", tmp_path / "noise.gguf"), "GGUF")
@@ -157,7 +160,7 @@ def test_truncated_gguf_files(run, tmp_path, size):
         (("frequencies", "MODEL", "--scaling", "dynamic-ntk"), ("length", "dynamic-ntk needs")),
         (("export", "MODEL", "--scaling", "none", "--engine", "vlm"), ("engine: got 'vlm'", "did you mean vllm?")),
         (("doctor", "MODEL", "--engine", "nobody"), ("engine: got 'nobody'",)),
-        (("doctor", "smollm2", "--engine", "vllm"), ("a folder with config.json",)),
+        (("doctor", "smollm2", "--engine", "vllm"), ("model: got 'smollm2'", "a folder with config.json")),
         (("doctor", "smollm2", "--target", "far"), ("target: got 'far'",)),
         (("doctor", "nowhere/config.json"), ("nowhere/config.json", "a file or folder that exists")),
         (("verify", "MODEL", "--scaling", "none", "--engine", "vllm", "--url", "nope"), ("url: got 'nope'",)),

@@ -46,17 +46,17 @@ def run(argv: list[str], app: typer.Typer | None = None) -> int:
         if status == EXIT_INTERRUPTED:
             raise typer.Abort  # as older versions of typer do on Ctrl-C; newer ones return the status
     except MissingPackageError as error:
-        return _report(str(error), EXIT_INPUT_ERROR)
+        return _print_error(str(error), EXIT_INPUT_ERROR)
     except ModuleNotFoundError as error:
-        return _report(str(_name_missing_package(error, argv)), EXIT_INPUT_ERROR)
+        return _print_error(str(_name_missing_package(error, argv)), EXIT_INPUT_ERROR)
     except InputError as error:
-        return _report(f"error: {error}", EXIT_INPUT_ERROR)
+        return _print_error(f"error: {error}", EXIT_INPUT_ERROR)
     except _UsageError as error:
-        return _report(f"error: {error.format_message()}", EXIT_INPUT_ERROR)
+        return _print_error(f"error: {error.format_message()}", EXIT_INPUT_ERROR)
     except (KeyboardInterrupt, typer.Abort):
-        return _report("interrupted", EXIT_INTERRUPTED)
+        return _print_error("interrupted", EXIT_INTERRUPTED)
     except (OSError, RuntimeError, MemoryError) as error:
-        return _report(f"failed: {str(error) or type(error).__name__}", EXIT_FAILED)
+        return _print_error(f"failed: {str(error) or type(error).__name__}", EXIT_FAILED)
     return status if isinstance(status, int) else 0
 
 
@@ -95,6 +95,6 @@ def _name_missing_package(error: ModuleNotFoundError, argv: list[str]) -> Missin
     raise error
 
 
-def _report(message: str, status: int) -> int:
+def _print_error(message: str, status: int) -> int:
     print(f"ropewalk: {one_line(message)}", file=sys.stderr)
     return status

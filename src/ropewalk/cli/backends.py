@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ropewalk.cli.options import JsonOption
-from ropewalk.cli.output import console, print_json
+from ropewalk.cli.output import print_bold, print_json
 
 
 def command(json: JsonOption = False) -> None:
@@ -34,4 +34,4 @@ def command(json: JsonOption = False) -> None:
         state = f"unavailable: {row['missing']}"
         if not row["missing"]:
             state = f"used on {', '.join(row['serves'])}" if row["serves"] else "available, not used"
-        console.print(f"[bold]{row['variant'] or row['name']}[/bold]  {state}", highlight=False)
+        print_bold(row["variant"] or row["name"], f"  {state}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ropewalk.cli.options import JsonOption, ModelArgument
+from ropewalk.cli.options import DtypeOption, JsonOption, ModelArgument, ScalingsOption
 from ropewalk.cli.output import console, err_console, print_json
 from ropewalk.cli.progress import token_progress
 from ropewalk.lengths import parse_length, parse_lengths
@@ -19,18 +19,14 @@ if TYPE_CHECKING:
 
 def command(
     model: ModelArgument,
-    scaling: Annotated[
-        list[str], typer.Option(help="Scaling to measure, name:option=value,... or JSON; repeat it to compare several.")
-    ],
+    scaling: ScalingsOption,
     lengths: Annotated[str, typer.Option(help="Lengths to measure at, such as 2k,4k,8k,16k.", show_default=False)],
     text: Annotated[
         str,
         typer.Option(help="Text to read: a file, a folder, hf:DATASET[:SPLIT[:FIELD]], or pydoc.", show_default=False),
     ],
     out: Annotated[str, typer.Option(help="Folder for curve.json, curve.csv and curve.png.", show_default=False)],
-    dtype: Annotated[
-        str, typer.Option(help="bfloat16, float16 or float32; by default the best that the device supports.")
-    ] = "",
+    dtype: DtypeOption = "",
     cached: Annotated[
         bool, typer.Option("--cached", help="Also read the text in chunks through the KV cache, as a chat does.")
     ] = False,
@@ -71,7 +67,7 @@ def run_and_show(run: CurveRun, json: bool) -> None:
         draw()
         if not err_console.is_terminal:
             measured = f"{row_label(row)} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}"
-            err_console.print(measured, highlight=False)
+            err_console.print(measured)
 
     remaining = run.remaining_tokens()
     if remaining:
@@ -89,5 +85,5 @@ def run_and_show(run: CurveRun, json: bool) -> None:
         print_json(run.store.document(rows))
         return
     console.print(curve_table(rows))
-    console.print(curve_sentence(rows, run.original_length), highlight=False)
-    console.print(f"Results: {run.store.json_path}, curve.csv and {figure_path}", highlight=False)
+    console.print(curve_sentence(rows, run.original_length))
+    console.print(f"Results: {run.store.json_path}, curve.csv and {figure_path}")

@@ -6,7 +6,7 @@ import json as jsonlib
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.cli.options import EngineOption, JsonOption, ModelArgument, TargetOption, parse_optional_length
-from ropewalk.cli.output import console, print_json
+from ropewalk.cli.output import console, print_bold, print_json
 
 if TYPE_CHECKING:
     from ropewalk.serving.doctor import Finding
@@ -34,16 +34,15 @@ def command(
     for finding in report.findings:
         _print_finding(finding)
     if not report.findings:
-        console.print("[bold green]nothing found[/bold green]")
+        print_bold("nothing found", color="green")
     for name, difference in report.engines.items():
-        console.print(f"{name} {difference}", highlight=False, markup=False)
+        console.print(f"{name} {difference}")
     return int(report.is_wrong)
 
 
 def _print_finding(finding: Finding) -> None:
-    color = _COLORS[finding.severity]
-    console.print(f"[bold {color}]{finding.severity}[/bold {color}] [bold]{finding.kind}[/bold]", highlight=False)
-    field = finding.field if finding.found is None else f"{finding.field} = {_format_value(finding.found)}"
+    print_bold(finding.severity, f" {finding.kind}", _COLORS[finding.severity])
+    field = finding.field if finding.found is None else f"{finding.field} = {_to_short_json(finding.found)}"
     lines = [("field", field), ("means", finding.means)]
     if finding.cosine is not None:
         rotation = f"at {finding.position:,} tokens, cosine {finding.cosine:.4f} with the expected rotation"
@@ -51,11 +50,11 @@ def _print_finding(finding: Finding) -> None:
             rotation += f", attention scores times {finding.scores:.4f}"
         lines.append(("rotation", rotation))
     for name, value in finding.fix.items():
-        lines.append(("fix", f"remove {name}" if value is None else f"{name} = {_format_value(value)}"))
+        lines.append(("fix", f"remove {name}" if value is None else f"{name} = {_to_short_json(value)}"))
     for label, text in lines:
-        console.print(f"    {label:<9}{text}", highlight=False, markup=False)
+        console.print(f"    {label:<9}{text}")
 
 
-def _format_value(value: Any) -> str:
+def _to_short_json(value: Any) -> str:
     text = jsonlib.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[: _MAX_VALUE_CHARACTERS - 3]}..."

@@ -40,6 +40,5 @@ def command(
         lines = [f"{detail}: {', '.join(methods)}" for detail, methods in equivalents.items()]
         rows.append([f"{engine.name} {engine.version}", ", ".join(native), "\n".join(lines), ", ".join(unsupported)])
     headings = ["engine", "native", "through an equivalent", "not supported"]
-    table = make_table("Methods that each engine supports", headings, rows, text_columns=range(4))
-    table.show_lines = True
+    table = make_table("Methods that each engine supports", headings, rows, text_columns=range(4), show_lines=True)
     console.print(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ropewalk.cli.options import JsonOption, ModelArgument
+from ropewalk.cli.options import DtypeOption, JsonOption, ModelArgument, ScalingsOption
 from ropewalk.cli.output import console, err_console, print_json
 from ropewalk.cli.progress import token_progress
 from ropewalk.errors import InputError
@@ -27,9 +27,7 @@ _CONCURRENT_REQUESTS = 4  # default number of prompts that a server answers at t
 
 def command(
     model: ModelArgument,
-    scaling: Annotated[
-        list[str], typer.Option(help="Scaling to test, name:option=value,... or JSON; repeat it to compare several.")
-    ],
+    scaling: ScalingsOption,
     lengths: Annotated[str, typer.Option(help="Lengths of the prompts, such as 4k,8k,12k.", show_default=False)],
     task: Annotated[
         list[str],
@@ -41,9 +39,7 @@ def command(
     policy: Annotated[
         str, typer.Option(help=f"How dynamic scalings follow the text: {', '.join(POLICIES)}.")
     ] = "stepped",
-    dtype: Annotated[
-        str, typer.Option(help="bfloat16, float16 or float32; by default the best that the device supports.")
-    ] = "",
+    dtype: DtypeOption = "",
     jobs: Annotated[
         int,
         typer.Option(
@@ -100,8 +96,8 @@ def command(
             print_json(results_document(evaluation.store, cells))
             return
     console.print(summary_table(cells))
-    console.print(f"Results: {evaluation.store.path}, samples.jsonl, cells.csv", highlight=False)
-    console.print(f"Pictures and a page: ropewalk report {shlex.quote(out)}", highlight=False)
+    console.print(f"Results: {evaluation.store.path}, samples.jsonl, cells.csv")
+    console.print(f"Pictures and a page: ropewalk report {shlex.quote(out)}")
 
 
 def _run_with_progress(evaluation: Evaluation, executor: Executor) -> None:
@@ -121,7 +117,7 @@ def _run_with_progress(evaluation: Evaluation, executor: Executor) -> None:
         update(label=f"{finished} of {total} cells", detail=name)
         if not err_console.is_terminal:
             scores = ", ".join(f"{score} {value:.3f}" for score, value in result.scores.items())
-            err_console.print(f"{finished} of {total} cells: {name}: {scores}", highlight=False)
+            err_console.print(f"{finished} of {total} cells: {name}: {scores}")
 
     try:
         with token_progress(evaluation.remaining_tokens(), f"{finished} of {total} cells") as update:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ropewalk.cli.options import EngineOption, JsonOption, ModelArgument, ScalingOption, parse_optional_length
-from ropewalk.cli.output import console, print_json
+from ropewalk.cli.output import console, print_bold, print_json
 
 
 def command(
@@ -27,13 +27,11 @@ def command(
         print_json(result.to_dict())
         return
     how = f"written as {result.encoded_as}" if result.encoded_as else "which the engine supports natively"
-    console.print(
-        f"[bold]{result.scaling}[/bold] for {result.engine}, {result.length:,} tokens, {how}", highlight=False
-    )
+    print_bold(result.scaling, f" for {result.engine}, {result.length:,} tokens, {how}")
     print(jsonlib.dumps(result.changes, indent=2))
     if result.path is not None:
-        console.print(f"written to {result.path}", highlight=False)
+        console.print(f"written to {result.path}")
     for note in result.notes:
-        console.print(f"  - {note}", highlight=False)
-    console.print("start it with:", highlight=False)
+        console.print(f"  - {note}")
+    console.print("start it with:")
     print(result.command)

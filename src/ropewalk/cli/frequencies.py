@@ -29,28 +29,22 @@ def command(
     if not json:
         _print_table(rope, chosen, tokens)
         return
-    document: dict[str, Any] = {"scaling": chosen.to_dict(), "rope": _rope_document(rope), "length": tokens}
-    document.update(_frequencies_document(rope, chosen, tokens))
+    document = {"length": tokens, **_layer_document(rope, chosen, tokens)}
     if len(model_config.ropes) > 1:
         document["layers"] = {}
         for layer_type, layer in model_config.ropes.items():
             # A requested scaling is not applied to layers with a sliding window, as in `ropewalk.extend`.
             layer_scaling = requested if requested and not configs.is_local(layer_type) else layer.scaling
-            document["layers"][layer_type] = {
-                "scaling": layer_scaling.to_dict(),
-                "rope": _rope_document(layer.rope),
-                **_frequencies_document(layer.rope, layer_scaling, tokens),
-            }
+            document["layers"][layer_type] = _layer_document(layer.rope, layer_scaling, tokens)
     print_json(document)
 
 
-def _rope_document(rope: Rope) -> dict[str, Any]:
-    return {"dim": rope.dim, "base": rope.base, "original_length": rope.original_length}
-
-
-def _frequencies_document(rope: Rope, scaling: Scaling, length: int | None) -> dict[str, Any]:
+def _layer_document(rope: Rope, scaling: Scaling, length: int | None) -> dict[str, Any]:
+    """Return the scaling, the unscaled rope and the frequencies of one layer type, ready for JSON."""
     frequencies = scaling.frequencies(rope, length)
     return {
+        "scaling": scaling.to_dict(),
+        "rope": {"dim": rope.dim, "base": rope.base, "original_length": rope.original_length},
         "inv_freq": frequencies.inv_freq.tolist(),
         "attention_factor": frequencies.attention_factor,
         "softmax_factor": frequencies.softmax_factor,

@@ -8,6 +8,8 @@ import typer
 
 from ropewalk.lengths import parse_length
 
+_SCALINGS_HELP = "Scaling as name:option=value,... or JSON; repeat it to compare several."
+_DTYPE_HELP = "bfloat16, float16 or float32; by default the best that the device supports."
 _MODEL_HELP = "Hugging Face hub id, model folder, config.json, .gguf file, or the built-in smollm2."
 _SCALING_HELP = "Scaling as name:option=value,... or JSON; `ropewalk methods` lists them."
 _ENGINE_HELP = "Engine that will serve the model; `ropewalk engines` lists them."
@@ -16,6 +18,8 @@ _JSON_HELP = "Print one JSON document to stdout and nothing else."
 
 ModelArgument = Annotated[str, typer.Argument(help=_MODEL_HELP, metavar="MODEL", show_default=False)]
 ScalingOption = Annotated[str, typer.Option(help=_SCALING_HELP, show_default=False)]
+ScalingsOption = Annotated[list[str], typer.Option(help=_SCALINGS_HELP)]
+DtypeOption = Annotated[str, typer.Option(help=_DTYPE_HELP)]
 EngineOption = Annotated[str, typer.Option(help=_ENGINE_HELP, show_default=False)]
 TargetOption = Annotated[str, typer.Option(help=_TARGET_HELP, show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help=_JSON_HELP)]

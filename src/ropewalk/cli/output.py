@@ -9,9 +9,11 @@ from dataclasses import MISSING, Field
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-console = Console(soft_wrap=True)
-err_console = Console(stderr=True, soft_wrap=True)
+# Print texts as they are: rich could find markup or emoji codes in a path or a scaling.
+console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+err_console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
 def print_json(document: Any) -> None:
@@ -22,10 +24,14 @@ def print_json(document: Any) -> None:
 def print_entry(name: str, options: Iterable[Field[Any]], *lines: str) -> None:
     """Print an entry of a list: a name with its options and their defaults, and indented lines that describe it."""
     shown = [f"{f.name} (required)" if f.default is MISSING else f"{f.name}={f.default}" for f in options]
-    console.print(f"[bold]{name}[/bold]  ", end="")
-    console.print(", ".join(shown), highlight=False, markup=False)
+    print_bold(name, "  " + ", ".join(shown))
     for line in lines:
-        console.print(f"    {line}", highlight=False, markup=False)
+        console.print(f"    {line}")
+
+
+def print_bold(text: str, rest: str = "", color: str = "") -> None:
+    """Print a line that begins with a bold text, in a color if given, and goes on as plain text."""
+    console.print(Text.assemble((text, f"bold {color}"), rest))
 
 
 def _replace_nonfinite(value: Any) -> Any:

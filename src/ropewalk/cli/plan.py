@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 
 from ropewalk.cli.options import JsonOption, ModelArgument, TargetOption
-from ropewalk.cli.output import console, print_json
+from ropewalk.cli.output import console, print_bold, print_json
 from ropewalk.lengths import parse_length
 from ropewalk.planning import plan
 
@@ -16,9 +16,9 @@ def command(model: ModelArgument, target: TargetOption, json: JsonOption = False
     if json:
         print_json(result.to_dict())
         return
-    console.print(f"[bold]{result.scaling if result.needed else 'nothing to do'}[/bold]", highlight=False)
+    print_bold(str(result.scaling) if result.needed else "nothing to do")
     for reason in result.reasons:
-        console.print(f"  - {reason}", highlight=False)
+        console.print(f"  - {reason}")
     if result.rope_parameters is not None:
         console.print("config.json for transformers 5:")
         changes = {
@@ -28,4 +28,4 @@ def command(model: ModelArgument, target: TargetOption, json: JsonOption = False
         print(jsonlib.dumps(changes, indent=2))
     if result.kv_cache_bytes is not None:
         gibibytes = result.kv_cache_bytes / 2**30
-        console.print(f"KV cache for one sequence of {result.target:,} tokens: {gibibytes:.2f} GiB", highlight=False)
+        console.print(f"KV cache for one sequence of {result.target:,} tokens: {gibibytes:.2f} GiB")

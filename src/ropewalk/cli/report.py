@@ -28,6 +28,6 @@ def command(
         print_json({**document, "files": [str(path) for path in paths]})
         return
     page, *pictures = paths
-    console.print(f"Report: {page}", highlight=False)
+    console.print(f"Report: {page}")
     for picture in pictures:
-        console.print(f"Picture: {picture}", highlight=False)
+        console.print(f"Picture: {picture}")

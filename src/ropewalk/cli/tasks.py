@@ -31,7 +31,7 @@ def command(json: JsonOption = False) -> None:
         return
     for cls in tasks:
         print_entry(cls.name, fields(cls), _summarize(cls))
-    console.print("\nMetrics:", ", ".join(METRICS), highlight=False)
+    console.print("\nMetrics:", ", ".join(METRICS))
 
 
 def _summarize(cls: type) -> str:

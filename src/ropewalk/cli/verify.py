@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ropewalk.cli.options import JsonOption, ModelArgument, ScalingOption, parse_optional_length
-from ropewalk.cli.output import console, err_console, print_json
+from ropewalk.cli.output import console, err_console, print_bold, print_json
 
 if TYPE_CHECKING:
     from ropewalk.serving.verify import Verification
@@ -41,7 +41,7 @@ def command(
             url=url or None,
             control_url=control_url or None,
             python=python or None,
-            on_progress=status.update if status else lambda line: err_console.print(line, highlight=False),
+            on_progress=status.update if status else err_console.print,
         )
     if json:
         print_json(result.to_dict())
@@ -65,5 +65,5 @@ def _print_result(result: Verification) -> None:
     console.print(make_table(title, headings, rows, text_columns=(0, 4)))
     ignored = result.behaviour["ignored"]
     if ignored is not None:
-        console.print(f"an engine that ignored the scaling would differ by {ignored:.3g} nats", highlight=False)
-    console.print(f"[bold]{result.verdict}[/bold]: {result.why}", highlight=False)
+        console.print(f"an engine that ignored the scaling would differ by {ignored:.3g} nats")
+    print_bold(result.verdict, f": {result.why}")

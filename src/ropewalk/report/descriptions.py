@@ -55,7 +55,7 @@ def describe_scaling(spec: str, policy: str | None, rope: Rope | None, lengths: 
         return f"{title}: {_describe_dynamic(scaling, policy, rope, max(lengths))}."
     original_length = scaling.resolve_original_length(rope)
     extension_factor = scaling.extension_factor(rope)
-    rotation = describe_rotation(rope, scaling.frequencies(rope))
+    rotation = _describe_rotation(rope, scaling.frequencies(rope))
     if extension_factor <= 1:
         return f"{title}: {rotation}. The model was trained on {original_length:,} tokens."
     times = "twice" if extension_factor == 2 else f"{extension_factor:g} times"
@@ -66,7 +66,7 @@ def describe_scaling(spec: str, policy: str | None, rope: Rope | None, lengths: 
     )
 
 
-def describe_rotation(rope: Rope, scaled: Frequencies) -> str:
+def _describe_rotation(rope: Rope, scaled: Frequencies) -> str:
     """Return how many pairs of channels rotate as before and how many slower or faster, and the factors besides 1."""
     with np.errstate(divide="ignore"):
         slowdown = rope.inv_freq / scaled.inv_freq
@@ -81,14 +81,14 @@ def describe_rotation(rope: Rope, scaled: Frequencies) -> str:
 def _describe_dynamic(scaling: Scaling, policy: str | None, rope: Rope, length: int) -> str:
     """Return how a dynamic scaling reads a text up to the original length, and at `length` tokens."""
     original_length = scaling.resolve_original_length(rope)
-    within = describe_rotation(rope, scaling.frequencies(rope, original_length))
+    within = _describe_rotation(rope, scaling.frequencies(rope, original_length))
     if within == _UNSCALED:
         within = "unscaled"
     description = f"depends on the length of the text; up to {original_length:,} tokens {within}"
     if length <= original_length or policy is None:
         return description
     scaled_length = parse_policy(policy).scaled_length(length, original_length)
-    past = describe_rotation(rope, scaling.frequencies(rope, scaled_length))
+    past = _describe_rotation(rope, scaling.frequencies(rope, scaled_length))
     return f"{description}; at {length:,} tokens scaled for {scaled_length:,} (policy {policy}): {past}"
 
 

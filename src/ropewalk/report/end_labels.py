@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 _LABEL_HEIGHT = 13.0  # points from one label to the next
@@ -63,12 +64,8 @@ def spread_apart(
     clusters: list[list[float]] = []
     for rank, position in enumerate(positions):
         clusters.append([position - rank * gap])
-        while len(clusters) > 1 and _mean(clusters[-2]) > _mean(clusters[-1]):
+        while len(clusters) > 1 and fmean(clusters[-2]) > fmean(clusters[-1]):
             clusters[-2:] = [clusters[-2] + clusters[-1]]
-    levels = [_mean(cluster) for cluster in clusters for _ in cluster]
+    levels = [fmean(cluster) for cluster in clusters for _ in cluster]
     lowest, highest = limits[0], limits[1] - (len(levels) - 1) * gap
     return [max(min(level, highest), lowest) + rank * gap for rank, level in enumerate(levels)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

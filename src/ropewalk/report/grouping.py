@@ -63,6 +63,7 @@ def is_suite(kind: str) -> bool:
 
 
 def _describe_settings(description: Mapping[str, Any], details: Iterable[str]) -> str:
+    """Return the settings of a cell as text: `10 samples, seed 0, DETAILS, version 1`."""
     parts = [f"{description['samples']} samples", f"seed {description['seed']}", *details]
     return ", ".join([*parts, f"version {description['task_version']}"])
 

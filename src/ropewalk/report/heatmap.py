@@ -57,9 +57,8 @@ def task_grid(
     """Return the score of each task under one scaling, [task, length]; NaN where it is not known."""
     grid = np.full((len(tasks), len(lengths)), np.nan)
     for row in rows:
-        entry = row.entries.get(column)
-        if entry is not None and entry.value is not None:
-            grid[tasks.index(row.task), lengths.index(row.length)] = entry.value
+        if column in row.values:
+            grid[tasks.index(row.task), lengths.index(row.length)] = row.values[column]
     return grid
 
 

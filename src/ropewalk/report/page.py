@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
@@ -32,14 +31,6 @@ _CSS_PIXELS_PER_INCH = 96
 # direction of writing. The page shows their escapes instead.
 _INVISIBLE = {*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - {*b"\t\n"}
 _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _INVISIBLE}
-
-
-@dataclass(frozen=True)
-class DetailTable:
-    """A table of the section on details."""
-
-    heading: str
-    rows: Sequence[ScoreRow]
 
 
 def write_report(store: EvaluationStore, out: Path) -> list[Path]:
@@ -69,7 +60,7 @@ def write_report(store: EvaluationStore, out: Path) -> list[Path]:
         columns=list_columns(cells),
         kinds=list(kinds),
         summary=_summary_rows(cells),
-        pictures=[(*_embed_png(picture.path.read_bytes()), picture.alt) for picture in pictures],
+        pictures=[(*_embed_png(path.read_bytes()), alt) for path, alt in pictures],
         details=[table for kind, kind_tasks in kinds.items() for table in _detail_tables(kind, kind_tasks)],
         descriptions=_describe_columns(cells, rope),
         samples=[
@@ -78,7 +69,7 @@ def write_report(store: EvaluationStore, out: Path) -> list[Path]:
         ],
     )
     write_text_atomically(out, page)
-    return [out, *(picture.path for picture in pictures)]
+    return [out, *(path for path, _ in pictures)]
 
 
 def _load_template() -> Any:
@@ -149,15 +140,15 @@ def _summary_rows(cells: Sequence[CellResult]) -> list[ScoreRow]:
     return [row for row in rows if row.task not in averaged]
 
 
-def _detail_tables(kind: str, tasks: Mapping[str, Sequence[CellResult]]) -> list[DetailTable]:
-    """Return what the summary leaves out: other scores, the tasks and groups of a suite, and bins of length."""
-    tables = [DetailTable(f"{task}: other scores", _other_scores(task, cells)) for task, cells in tasks.items()]
+def _detail_tables(kind: str, tasks: Mapping[str, Sequence[CellResult]]) -> list[tuple[str, list[ScoreRow]]]:
+    """Return heading and rows of what the summary omits: other scores, tasks and groups of a suite, bins of length."""
+    tables = [(f"{task}: other scores", _other_scores(task, cells)) for task, cells in tasks.items()]
     if is_suite(kind) and len(tasks) > 1:
         rows = [row for task, cells in tasks.items() for row in task_rows(task, cells)]
-        tables.append(DetailTable(f"{kind} by task", rows))
-        tables.append(DetailTable(f"{kind} by group", group_rows(tasks)))
-    tables.append(DetailTable(f"{kind} by bin of length", length_bin_rows(tasks)))
-    return [table for table in tables if table.rows]
+        tables.append((f"{kind} by task", rows))
+        tables.append((f"{kind} by group", group_rows(tasks)))
+    tables.append((f"{kind} by bin of length", length_bin_rows(tasks)))
+    return [(heading, rows) for heading, rows in tables if rows]
 
 
 def _other_scores(task: str, cells: Sequence[CellResult]) -> list[ScoreRow]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,10 @@ from ropewalk.report.heatmap import depth_bins, depth_grid, draw_heatmaps, task_
 from ropewalk.report.line_chart import draw_line_chart, style_lines
 from ropewalk.report.score_rows import ScoreRow, group_rows, mean_rows, task_rows
 
+Picture: TypeAlias = tuple[Path, str]  # a PNG file, and its text for screen readers
+
 _MAX_MODEL_CHARACTERS = 48
 _MAX_FILE_NAME_CHARACTERS = 80
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG file and its alternative text for screen readers."""
-
-    path: Path
-    alt: str
 
 
 class PictureWriter:
@@ -40,7 +34,7 @@ class PictureWriter:
         self._original_length = original_length
 
     def draw(self, cells: Sequence[CellResult]) -> Iterator[Picture]:
-        """Draw every picture that the cells have data for.
+        """Draw every picture that the cells have data for; yield its path and its text for screen readers.
 
         A task whose samples have a depth gets a heat map, every task a line chart; a suite of tasks gets a line chart
         of its mean and heat maps by task and by group.
@@ -90,6 +84,7 @@ class PictureWriter:
         row_labels: Sequence[str],
         ylabel: str,
     ) -> Picture:
+        """Draw the panels and return the picture."""
         path = self._path(name)
         title = f"{self._model}, {title}"
         draw_heatmaps(
@@ -103,31 +98,29 @@ class PictureWriter:
         )
         known = {column: grid for column, grid in panels.items() if not np.isnan(grid).all()}
         means = ", ".join(f"{column} {100 * np.nanmean(grid):.1f}" for column, grid in known.items())
-        return Picture(path, f"{title}; one panel per scaling, the mean of its cells: {means}.")
+        return path, f"{title}; one panel per scaling, the mean of its cells: {means}."
 
     def _draw_lines(self, name: str, rows: Sequence[ScoreRow]) -> Iterator[Picture]:
         """Draw a score against length if there are values at two lengths or more."""
         points: dict[str, list[tuple[int, float]]] = {}
         for column in _list_row_columns(rows):
-            for row in rows:
-                entry = row.entries.get(column)
-                if entry is not None and entry.value is not None:
-                    points.setdefault(column, []).append((row.length, entry.value))
+            line = [(row.length, row.values[column]) for row in rows if column in row.values]
+            if line:
+                points[column] = line
         if len({length for line in points.values() for length, _ in line}) < 2:
             return
         first, last = rows[0], rows[-1]
         path = self._path(f"{name} by length")
-        title, original_length = f"{self._model}, {first.task}", self._original_length
         draw_line_chart(
             style_lines(points),
             path,
-            title=title,
+            title=f"{self._model}, {first.task}",
             score=first.score,
             is_share=first.is_share,
-            original_length=original_length,
+            original_length=self._original_length,
         )
         ends = ", ".join(f"{column} {last.format(column)}" for column in points)
-        yield Picture(path, f"{first.task}: {first.heading}, against length; at {last.length:,} tokens {ends}.")
+        yield path, f"{first.task}: {first.heading}, against length; at {last.length:,} tokens {ends}."
 
     def _path(self, name: str) -> Path:
         """Return the path of a picture, with a digest of its name if other names could yield the same file name."""

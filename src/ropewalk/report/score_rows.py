@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ropewalk.evaluate.evaluation_store import CellResult
 from ropewalk.evaluate.sample import SampleResult
@@ -55,11 +56,16 @@ class ScoreRow:
         """The name of the score with its unit."""
         return f"{self.score}, %" if self.is_share else self.score
 
+    @property
+    def values(self) -> dict[str, float]:
+        """The values of the scalings whose samples are all finished, by column name."""
+        return {column: entry.value for column, entry in self.entries.items() if entry.value is not None}
+
     def best_value(self) -> float | None:
         """Return the best finite value, or None if no scaling has one."""
-        values = [value for value in self._values().values() if math.isfinite(value)]
+        finite = [value for value in self.values.values() if math.isfinite(value)]
         choose = max if self.higher_is_better else min
-        return choose(values, default=None)
+        return choose(finite, default=None)
 
     def format(self, column: str) -> str:
         """Return the value under a scaling as text; `3/10` while only three of ten samples are finished."""
@@ -72,15 +78,11 @@ class ScoreRow:
 
     def is_best(self, column: str) -> bool:
         """Return whether the value is the best as displayed. No value is if all of them look the same."""
-        values, best = self._values(), self.best_value()
-        if column not in values or best is None:
+        best = self.best_value()
+        if column not in self.values or best is None:
             return False
-        displayed = {self.format(other) for other in values}
+        displayed = {self.format(other) for other in self.values}
         return len(displayed) > 1 and self.format(column) == format_score(best, self.is_share)
-
-    def _values(self) -> dict[str, float]:
-        """Return the values of the finished entries, by column."""
-        return {column: entry.value for column, entry in self.entries.items() if entry.value is not None}
 
 
 def sample_score(sample: SampleResult, name: str) -> float | None:
@@ -111,8 +113,8 @@ def task_rows(task: str, cells: Sequence[CellResult], score: str | None = None) 
         for cell in cells:
             if cell.description["length"] == length:
                 value = None if cell.summary is None else cell.summary.get(score)
-                entry = ScoreEntry(value, len(cell.sample_results), cell.description["samples"])
-                entries[cell.description["column"]] = entry
+                requested = cell.description["samples"]
+                entries[cell.description["column"]] = ScoreEntry(value, len(cell.sample_results), requested)
         rows.append(ScoreRow(task, length, score, description["better"] == "higher", is_share, entries))
     return rows
 
@@ -157,8 +159,7 @@ def length_bin_rows(tasks: Mapping[str, Sequence[CellResult]]) -> list[ScoreRow]
             samples = [sample for cell in row_cells for sample in cell.sample_results]
             for bin_name in sorted({sample["about"]["bin"] for sample in samples if "bin" in sample["about"]}):
                 entries = {cell.description["column"]: _bin_entry(cell, bin_name) for cell in row_cells}
-                bin_row = ScoreRow(task, row.length, row.score, row.higher_is_better, row.is_share, entries)
-                rows_by_bin.setdefault(bin_name, []).append(bin_row)
+                rows_by_bin.setdefault(bin_name, []).append(replace(row, entries=entries))
     names = sorted(rows_by_bin, key=_leading_number)
     return [row for name in names for row in mean_rows(name, rows_by_bin[name])]
 
@@ -167,7 +168,7 @@ def _mean_entries(rows: Sequence[ScoreRow]) -> dict[str, ScoreEntry]:
     means = {}
     for column in dict.fromkeys(column for row in rows for column in row.entries):
         entries = [row.entries[column] for row in rows if column in row.entries]
-        values = [entry.value for entry in entries if entry.value is not None]
+        values = [row.values[column] for row in rows if column in row.values]
         value = mean(values) if len(values) == len(rows) else None
         finished, samples = sum(entry.finished for entry in entries), sum(entry.samples for entry in entries)
         means[column] = ScoreEntry(value, finished, samples)
@@ -182,6 +183,6 @@ def _bin_entry(cell: CellResult, bin_name: str) -> ScoreEntry:
 
 
 def _leading_number(name: str) -> tuple[int, str]:
-    """Sort key that puts `0-4k` before `4-8k` before `16k+`."""
-    digits = name[: len(name) - len(name.lstrip("0123456789"))]
+    """Return a sort key that puts `0-4k` before `4-8k` before `16k+`."""
+    digits, *_ = re.findall(r"^\d*", name)
     return int(digits or 0), name

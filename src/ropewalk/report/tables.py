@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from rich.box import HORIZONTALS
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -34,7 +33,7 @@ def make_table(
         options: passed on to `rich.table.Table`.
     """
     rows = list(rows)
-    table = Table(title=escape(title) or None, **{"box": HORIZONTALS, "padding": (0, 1, 0, 0), **options})
+    table = Table(title=Text(title, "table.title"), **{"box": HORIZONTALS, "padding": (0, 1, 0, 0), **options})
     for index, heading in enumerate(headings):
         widest = max([min(len(heading), _MIN_HEADING_WIDTH), *(len(row[index]) for row in rows if row)])
         is_text = index in text_columns

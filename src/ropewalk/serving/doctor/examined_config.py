@@ -113,7 +113,8 @@ class ExaminedConfig:
             return cls(configs.fetch_hub_config(model), name=model, target=target, engine=engine)
         if path.suffix == ".gguf":
             metadata, divisors = read_gguf_header(path)
-            return cls(metadata, divisors, name=path.stem, target=target, engine=engine)
+            name = path.stem if model.endswith(".gguf") else model  # messages show a built-in model by its name
+            return cls(metadata, divisors, name=name, target=target, engine=engine)
         config_file = path / "config.json" if path.is_dir() else path
         tokenizer_file = config_file.parent / TOKENIZER_CONFIG
         tokenizer = configs.read_json_object(tokenizer_file) if tokenizer_file.exists() else None

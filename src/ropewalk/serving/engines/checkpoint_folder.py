@@ -58,7 +58,8 @@ def read_config(model: str) -> dict[str, Any]:
     if gguf_path is not None:
         return read_gguf_as_config(gguf_path)
     folder = locate(model, ("config.json", _TOKENIZER_CONFIG))
-    return dict(configs.fill_defaults_if_incomplete(configs.read_json_object(folder / "config.json")))
+    path = configs.locate(model) or folder  # errors name the path as the user gave it
+    return dict(configs.fill_defaults_if_incomplete(configs.read_json_object(path)))
 
 
 def read_gguf_as_config(path: Path) -> dict[str, Any]:
