@@ -18,7 +18,7 @@ demo: .venv/demo
 	.venv/bin/ropewalk demo
 
 test: .venv/test
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist loadfile
 
 lint: .venv/lint
 	.venv/bin/ruff check .

@@ -1,15 +1,29 @@
-"""Fixtures shared by all tests: the built-in model, its text, and a tiny random Llama."""
+"""Fixtures shared by all tests: the built-in model, its text, and a tiny random Llama; and the summary of skips."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import pytest
 
 os.environ["TQDM_DISABLE"] = "1"  # libraries read it at import; the command line sets it without a terminal, too
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # torch would start as many threads as cores in each worker
+    cores_per_worker = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores_per_worker)))
 
 import ropewalk as rw
 from ropewalk.evaluate.texts import read_text
+
+
+def pytest_terminal_summary(terminalreporter):
+    """End the run with its skips, grouped by reason."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    if reasons:
+        terminalreporter.section("skipped, by reason (CONTRIBUTING.md says how to run them)")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:4}  {reason}")
 
 
 @pytest.fixture(scope="session")
