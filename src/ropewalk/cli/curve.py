@@ -66,8 +66,7 @@ def run_and_show(run: CurveRun, json: bool) -> None:
     def show_row(row: CurveRow) -> None:
         draw()
         if not err_console.is_terminal:
-            measured = f"{row_label(row)} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}"
-            err_console.print(measured)
+            err_console.print(f"{row_label(row)} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}")
 
     remaining = run.remaining_tokens()
     if remaining:

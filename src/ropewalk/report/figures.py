@@ -17,14 +17,11 @@ def new_figure(width: float, height: float, **options: Any) -> Any:
     Raises MissingPackageError if matplotlib is not installed.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingPackageError("drawing a picture", "matplotlib", "pip install 'ropewalk[plot]'") from None
 
-    figure = Figure(figsize=(width, height), dpi=DPI, **options)
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=DPI, **options)
 
 
 def save_figure(figure: Any, path: Path) -> None:

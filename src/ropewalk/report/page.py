@@ -51,7 +51,6 @@ def write_report(store: EvaluationStore, out: Path) -> list[Path]:
     original_length = rope.original_length if rope else None
     pictures = list(PictureWriter(folder, model, original_length).draw(cells))
     kinds = group_by_kind(cells)
-    tasks = {task: task_cells for kind_tasks in kinds.values() for task, task_cells in kind_tasks.items()}
     page = template.render(
         model=store.model,
         original_length=original_length,
@@ -65,7 +64,8 @@ def write_report(store: EvaluationStore, out: Path) -> list[Path]:
         descriptions=_describe_columns(cells, rope),
         samples=[
             (task, choose_samples(task_cells), sum(len(cell.sample_results) for cell in task_cells))
-            for task, task_cells in tasks.items()
+            for kind_tasks in kinds.values()
+            for task, task_cells in kind_tasks.items()
         ],
     )
     write_text_atomically(out, page)
@@ -153,8 +153,8 @@ def _detail_tables(kind: str, tasks: Mapping[str, Sequence[CellResult]]) -> list
 
 def _other_scores(task: str, cells: Sequence[CellResult]) -> list[ScoreRow]:
     """Return the rows of all scores of a task but its main one."""
-    others = [name for name in list_scores(cells) if name != cells[0].description["main"]]
-    return [row for name in others for row in task_rows(task, cells, name)]
+    main = cells[0].description["main"]
+    return [row for name in list_scores(cells) if name != main for row in task_rows(task, cells, name)]
 
 
 def _describe_columns(cells: Sequence[CellResult], rope: Rope | None) -> list[tuple[str, str]]:

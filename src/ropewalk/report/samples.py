@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from typing import Any
 
 from ropewalk.evaluate.evaluation_store import CellResult
 from ropewalk.evaluate.sample import SampleResult
@@ -16,26 +16,16 @@ _MAX_CHARACTERS = 400  # shown of a text
 _MAX_COLUMN_CHARACTERS = 60
 
 
-@dataclass(frozen=True)
-class SampleView:
-    """A sample as the page shows it. Texts are as the model gave them; the template escapes them."""
-
-    scaling: str
-    length: str
-    number: int
-    about: list[str]
-    references: str
-    answer: str
-    scores: list[str]
-
-
 def list_scores(cells: Sequence[CellResult]) -> list[str]:
     """Return the names of all scores that the samples of a task have."""
     return list(dict.fromkeys(name for cell in cells for sample in cell.sample_results for name in sample["scores"]))
 
 
-def choose_samples(cells: Sequence[CellResult]) -> list[SampleView]:
-    """Return at most 20 samples of a task, the worst first, taken in equal numbers from each of its cells."""
+def choose_samples(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
+    """Return at most 20 samples of a task, the worst first, taken in equal numbers from each of its cells.
+
+    Each is a dict with what the page shows. Its texts are as the model gave them; the template escapes them.
+    """
     main = cells[0].description["main"]
     sign = 1 if cells[0].description["better"] == "higher" else -1
 
@@ -52,7 +42,7 @@ def choose_samples(cells: Sequence[CellResult]) -> list[SampleView]:
     return [_format_sample(cell, sample, shares) for _, _, cell, sample in chosen]
 
 
-def _format_sample(cell: CellResult, sample: SampleResult, shares: Set[str]) -> SampleView:
+def _format_sample(cell: CellResult, sample: SampleResult, shares: Set[str]) -> dict[str, Any]:
     """`shares`: names of the scores that are shown in percent."""
     about = []
     for name, value in sample["about"].items():
@@ -62,15 +52,15 @@ def _format_sample(cell: CellResult, sample: SampleResult, shares: Set[str]) -> 
         score = sample_score(sample, name)
         if score is not None:
             scores.append(f"{name} {format_score(score, name in shares)}{' %' if name in shares else ''}")
-    return SampleView(
-        scaling=shorten_middle(cell.description["column"], _MAX_COLUMN_CHARACTERS),
-        length=format_length(cell.description["length"]),
-        number=sample["index"],
-        about=about,
-        references=_truncate(" | ".join(sample["references"])),
-        answer=_truncate(sample["answer"]),
-        scores=scores,
-    )
+    return {
+        "scaling": shorten_middle(cell.description["column"], _MAX_COLUMN_CHARACTERS),
+        "length": format_length(cell.description["length"]),
+        "number": sample["index"],
+        "about": about,
+        "references": _truncate(" | ".join(sample["references"])),
+        "answer": _truncate(sample["answer"]),
+        "scores": scores,
+    }
 
 
 def _truncate(text: str) -> str:
