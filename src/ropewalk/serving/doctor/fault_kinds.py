@@ -78,7 +78,7 @@ FAULT_KINDS: dict[str, FaultKind] = {}
 
 
 def fault_kind(name: str, severity: Severity, applies_to: FileFormat = "config") -> Callable[[Check], Check]:
-    """Return a decorator that registers a check."""
+    """Return a decorator that registers a check in `FAULT_KINDS`. The arguments are the attributes of `FaultKind`."""
 
     def register(check: Check) -> Check:
         FAULT_KINDS[name] = FaultKind(name, severity, applies_to, check)

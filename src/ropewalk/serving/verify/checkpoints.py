@@ -15,11 +15,11 @@ from ropewalk.serving.engines.gguf_file import copy_metadata
 from ropewalk.serving.verify.reference import ReferenceModel
 
 
-def checkpoint_for(engine: Engine, reference: ReferenceModel) -> str:
-    """Return the model to export from: the reference model's own name or path if the engine can load that.
+def prepare_checkpoint(engine: Engine, reference: ReferenceModel) -> str:
+    """Return the model to export from, in a format that the engine loads.
 
-    A GGUF file is unpacked to a float32 folder for engines that load folders. The folder is kept in the reference's
-    cache folder.
+    That is the reference model's own name or path, but for engines that load folders, a GGUF file is unpacked to a
+    float32 folder. The folder is kept in the reference's cache folder.
     """
     path = configs.locate(reference.model_name)
     if engine.checkpoint_format != "folder" or path is None or path.suffix != ".gguf":
@@ -54,14 +54,14 @@ def convert_gguf_to_float32(source: Path, target: Path) -> Path:
     reader = GGUFReader(source)
     writer = GGUFWriter(target, "")
     copy_metadata(reader, writer)
-    shapes = [tuple(reversed(tensor.shape.tolist())) for tensor in reader.tensors]  # GGUF has the innermost axis first
-    for tensor, shape in zip(reader.tensors, shapes, strict=True):
+    for tensor in reader.tensors:
+        shape = tensor.shape[::-1].tolist()  # GGUF has the innermost axis first
         num_bytes = 4 * int(np.prod(shape))
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), num_bytes, GGMLQuantizationType.F32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for tensor, shape in zip(reader.tensors, shapes, strict=True):
-        writer.write_tensor_data(dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shape))
+    for tensor in reader.tensors:
+        writer.write_tensor_data(dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
     writer.close()
     return target

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ropewalk import config as configs
 from ropewalk.evaluate.texts import BUILT_IN, read_text
@@ -13,9 +15,8 @@ from ropewalk.scaling import Scaling
 from ropewalk.scaling.none import NoScaling
 from ropewalk.serving.engines.encode import expected_scalings
 from ropewalk.serving.verify.engine_under_test import EngineUnderTest, LocalEngine
-from ropewalk.serving.verify.logprobs import logprob_differences, select_top_logprobs
 from ropewalk.serving.verify.prompts import Prompts, build_prompts
-from ropewalk.serving.verify.run_engine import EngineOutput
+from ropewalk.serving.verify.run_engine import TOP_K, EngineOutput, TopLogprobs
 from ropewalk.serving.verify.tables import TableDeviation, choose_positions, largest_deviation
 from ropewalk.serving.verify.verdict import Verdict, judge
 
@@ -29,8 +30,7 @@ _LOGPROB_NOISE, _LOGPROB_NOISE_TOKENS = 2.0**-17, 1024
 _MAX_CONTROL_RATIO, _MIN_CONTROL = 10.0, 2.0**-24
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One comparison of an engine with the reference.
 
     Attributes:
@@ -69,7 +69,7 @@ def run_with_and_without_scaling(engine: EngineUnderTest, expected: Scaling) -> 
     """Run the engine on the built-in text with the expected scaling, and without scaling if possible."""
     reference = engine.reference
     original_length = reference.model_config.main_layer.rope.original_length
-    fixed_length = engine.fixed_length(expected)
+    fixed_length = engine.find_fixed_length(expected)
     text = read_text(BUILT_IN).content[: _MAX_CHARACTERS_PER_TOKEN * engine.length]
     token_ids = reference.tokenizer(text, verbose=False)["input_ids"]
     prompts = build_prompts(
@@ -126,6 +126,33 @@ def compare_logprobs(run: EngineRun) -> Comparison:
     return Comparison(verdict, details)
 
 
+def logprob_differences(reference_DV: NDArray[np.float32], engine_top: Sequence[TopLogprobs]) -> list[float]:
+    """Return for each depth the median of |engine's log p - reference's log p| over the engine's top tokens, in nats.
+
+    The median has the same scale for confident and for uncertain predictions, and tokens that rounding moved into or
+    out of the top list do not change it.
+
+    Args:
+        reference_DV: log-probabilities of the whole vocabulary, [depths, vocabulary].
+        engine_top: top tokens of the engine at each depth.
+    """
+    medians = []
+    for reference_V, top in zip(reference_DV, engine_top, strict=True):
+        token_ids = np.array([token for token, _ in top])
+        logprobs = np.array([logprob for _, logprob in top])
+        medians.append(float(np.median(abs(logprobs - reference_V[token_ids]))))
+    return medians
+
+
+def select_top_logprobs(reference_DV: NDArray[np.float32]) -> list[TopLogprobs]:
+    """Return the top tokens of the reference at each depth, in the form in which an engine reports its own."""
+    ids_DK = np.argsort(-reference_DV, axis=-1)[:, :TOP_K]
+    return [
+        list(zip(ids_K.tolist(), reference_V[ids_K].tolist(), strict=True))
+        for ids_K, reference_V in zip(ids_DK, reference_DV, strict=True)
+    ]
+
+
 def compare_tables(run: EngineRun) -> Comparison | None:
     """Compare cos and sin tables; the difference is the largest deviation, in roundings of float32.
 
@@ -147,6 +174,7 @@ def compare_tables(run: EngineRun) -> Comparison | None:
 
 
 def _table_deviation(run: EngineRun, scaling: Scaling, tables: list[dict[str, Any]]) -> TableDeviation:
+    """Return the largest deviation of the tables from those that the model has with the scaling."""
     model_config = run.engine.reference.model_config
     scalings = expected_scalings(model_config, scaling)
     frequencies = [

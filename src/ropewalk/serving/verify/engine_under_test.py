@@ -15,13 +15,12 @@ from ropewalk.scaling import Scaling
 from ropewalk.scaling.none import NoScaling
 from ropewalk.serving.engines.base import Engine
 from ropewalk.serving.engines.encode import encode
-from ropewalk.serving.export import Export, export_model
-from ropewalk.serving.verify.checkpoints import checkpoint_for, convert_gguf_to_float32, link_checkpoint
+from ropewalk.serving.export import export_model
+from ropewalk.serving.verify.checkpoints import convert_gguf_to_float32, link_checkpoint, prepare_checkpoint
 from ropewalk.serving.verify.logprob_client import LogprobClient
-from ropewalk.serving.verify.logprobs import TOP_K
 from ropewalk.serving.verify.prompts import Prompts
 from ropewalk.serving.verify.reference import ReferenceModel
-from ropewalk.serving.verify.run_engine import EngineOutput, run_engine
+from ropewalk.serving.verify.run_engine import TOP_K, EngineOutput, run_engine
 
 OnProgress = Callable[[str], None]
 
@@ -44,11 +43,6 @@ class EngineUnderTest(ABC):
     on_progress: OnProgress
     encoded_as: str = field(default="", init=False)
 
-    @property
-    @abstractmethod
-    def runs_on(self) -> str:
-        """What the engine runs on: "export", or the path or URL that the user gave."""
-
     @abstractmethod
     def run_scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
         """Run the engine with the scaling; read its tables at `positions` if it has any."""
@@ -57,14 +51,14 @@ class EngineUnderTest(ABC):
     def run_unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput | None:
         """Run the engine without scaling, as the control. None if that is not possible."""
 
-    def fixed_length(self, scaling: Scaling) -> int | None:
+    def find_fixed_length(self, scaling: Scaling) -> int | None:
         """Return the length at which the engine fixes a dynamic scaling when it starts, tokens.
 
         None if the scaling is static, or if the engine follows the length of the text.
         """
         if not scaling.is_dynamic:
             return None
-        config, model_config = self.engine.load_config(checkpoint_for(self.engine, self.reference))
+        config, model_config = self.engine.load_config(prepare_checkpoint(self.engine, self.reference))
         candidate = encode(self.engine, config, model_config, scaling, self.length)
         interpreted = self.engine.interpret(candidate.config, self.length)
         return None if interpreted.main_layer.scaling.is_dynamic else self.length
@@ -84,18 +78,17 @@ class LocalEngine(EngineUnderTest):
     served: str | None
     python: str
 
-    @property
-    def runs_on(self) -> str:
-        return self.served or "export"
-
     def run_scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
         if self.served is None:
-            export = self._export(scaling, "scaled")
-            self.encoded_as = export.encoded_as
-            checkpoint = _exported_path(export)
-        else:
-            checkpoint = self._served_checkpoint(Path(self.served))
-        return self._run(checkpoint, prompts, positions)
+            checkpoint, self.encoded_as = self._export(scaling, "scaled")
+            return self._run_checkpoint(checkpoint, prompts, positions)
+        checkpoint = Path(self.served)
+        if not checkpoint.exists():
+            raise InputError("served", self.served, "an existing folder, config.json or .gguf file")
+        if checkpoint.suffix == ".json":
+            trained = Path(prepare_checkpoint(self.engine, self.reference))
+            checkpoint = link_checkpoint(checkpoint, trained, self.folder / "served")
+        return self._run_checkpoint(checkpoint, prompts, positions)
 
     def run_unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput:
         """Run the engine without scaling. The output is kept for the next verification of this engine."""
@@ -106,23 +99,23 @@ class LocalEngine(EngineUnderTest):
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         file = self.reference.cache_folder / f"control-{digest}.json"
         if not file.exists():
-            checkpoint = _exported_path(self._export(NoScaling(), "unscaled"))
-            output = self._run(checkpoint, prompts, positions)
+            checkpoint, _ = self._export(NoScaling(), "unscaled")
+            output = self._run_checkpoint(checkpoint, prompts, positions)
             write_text_atomically(file, json.dumps(asdict(output)))
         return EngineOutput(**json.loads(file.read_text(encoding="utf-8")))
 
-    def _export(self, scaling: Scaling, name: str) -> Export:
-        model = checkpoint_for(self.engine, self.reference)
-        return export_model(model, scaling, self.engine.name, self.folder / name, self.length)
+    def _export(self, scaling: Scaling, name: str) -> tuple[Path, str]:
+        """Export the model with a scaling to the subfolder `name`.
 
-    def _served_checkpoint(self, path: Path) -> Path:
-        if not path.exists():
-            raise InputError("served", str(path), "an existing folder, config.json or .gguf file")
-        if path.suffix == ".json":
-            return link_checkpoint(path, Path(checkpoint_for(self.engine, self.reference)), self.folder / "served")
-        return path
+        Returns the path to start the engine with, and `encoded_as` of the export.
+        """
+        model = prepare_checkpoint(self.engine, self.reference)
+        export = export_model(model, scaling, self.engine.name, self.folder / name, self.length)
+        assert export.path is not None  # it is None only for an export without an output folder
+        return Path(export.path), export.encoded_as
 
-    def _run(self, checkpoint: Path, prompts: Prompts, positions: list[int]) -> EngineOutput:
+    def _run_checkpoint(self, checkpoint: Path, prompts: Prompts, positions: list[int]) -> EngineOutput:
+        """Run the engine on a checkpoint in a subprocess; a GGUF file is converted to float32 before."""
         if checkpoint.suffix == ".gguf":
             checkpoint = convert_gguf_to_float32(checkpoint, self.folder / "float32.gguf")
         job = {
@@ -130,11 +123,6 @@ class LocalEngine(EngineUnderTest):
             "positions": positions,
         }  # fmt: skip
         return run_engine(self.engine, self.python, job, self.on_progress)
-
-
-def _exported_path(export: Export) -> Path:
-    assert export.path is not None  # it is None only for an export without an output folder
-    return Path(export.path)
 
 
 @dataclass(kw_only=True)
@@ -148,10 +136,6 @@ class RemoteEngine(EngineUnderTest):
 
     client: LogprobClient
     control_client: LogprobClient | None
-
-    @property
-    def runs_on(self) -> str:
-        return self.client.url
 
     def run_scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
         return self.client.run(prompts.in_order, self.on_progress)

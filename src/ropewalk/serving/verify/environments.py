@@ -34,18 +34,18 @@ def find_python(engine: Engine, python: str | None = None) -> str:
         if not os.access(python, os.X_OK) or Path(python).is_dir():
             raise InputError("python", python, f"the path of a Python that has {engine.title} installed")
         return python
-    in_environment = _environment(engine) / "bin" / "python"
+    in_environment = _environment_folder(engine) / "bin" / "python"
     if in_environment.exists():
         return str(in_environment)
     if engine.name == "transformers" and importlib.util.find_spec("transformers"):
         return sys.executable
-    install = f"run `make engines` to install it in {_environment(engine)}, or use --python or --url"
+    install = f"run `make engines` to install it in {_environment_folder(engine)}, or use --python or --url"
     raise MissingPackageError(f"ropewalk verify --engine {engine.name}", engine.title, install)
 
 
 def create_environment(engine: Engine) -> None:
     """Create the environment of an engine, unless it exists with the same requirements."""
-    folder, requirements = _environment(engine), "\n".join(engine.requirements)
+    folder, requirements = _environment_folder(engine), "\n".join(engine.requirements)
     installed = folder / "requirements"
     if installed.exists() and installed.read_text(encoding="utf-8") == requirements:
         return
@@ -60,11 +60,12 @@ def create_environment(engine: Engine) -> None:
     installed.write_text(requirements, encoding="utf-8")
 
 
-def _environment(engine: Engine) -> Path:
+def _environment_folder(engine: Engine) -> Path:
     return Path(os.environ.get("ROPEWALK_ENGINES", ".engines")).absolute() / engine.name
 
 
-def _main(names: list[str]) -> None:
+def create_environments(names: list[str]) -> None:
+    """Create the environments of the named engines, by default of all that need one."""
     # transformers 5 is installed with ropewalk, so it gets an environment only if it is named.
     engines = [find_engine(name) for name in names] or [e for e in ENGINES.values() if e.name != "transformers"]
     for engine in engines:
@@ -73,4 +74,4 @@ def _main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    create_environments(sys.argv[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -12,8 +13,8 @@ import requests
 
 from ropewalk.completions import CompletionsClient, RequestRefusedError
 from ropewalk.errors import InputError
-from ropewalk.serving.verify.logprobs import TOP_K, TopLogprobs
-from ropewalk.serving.verify.run_engine import EngineOutput
+from ropewalk.serving.verify.reference import ReferenceModel
+from ropewalk.serving.verify.run_engine import TOP_K, EngineOutput, TopLogprobs
 
 # Numbers of tokens to request per prompt, tried in this order: servers refuse more than their limit, which is 20 by
 # default in vLLM and 5 at OpenAI.
@@ -32,11 +33,13 @@ class LogprobClient:
 
     Args:
         url: base URL of the API.
-        tokenizer: tokenizer of the model, for servers that report tokens by their text only.
+        reference: the model; its tokenizer is loaded for servers that report tokens by their text only.
+
+    Raises InputError for a URL where no such server responds.
     """
 
-    def __init__(self, url: str, tokenizer: Any) -> None:
-        self.url, self.tokenizer = url, tokenizer
+    def __init__(self, url: str, reference: ReferenceModel) -> None:
+        self.url, self.reference = url, reference
         self._completions = CompletionsClient(url)
         self._top_k_to_try: tuple[int, ...] = _TOP_K_TO_TRY
 
@@ -47,12 +50,16 @@ class LogprobClient:
         """
         top_logprobs = []
         for done, prompt in enumerate(prompts, 1):
-            top_logprobs.append(self._top_logprobs(prompt))
+            top = self._parse(self._complete(prompt).get("logprobs"))
+            if not top:
+                raise InputError("url", self.url, "a server that reports log-probabilities of tokens")
+            top_logprobs.append(top)
             if len(prompt) > 1:
                 on_progress(f"{self.url}: {done} of {len(prompts)} prompts, {len(prompt)} tokens")
-        return EngineOutput(self._version(), None, top_logprobs)
+        return EngineOutput(self._request_version(), None, top_logprobs)
 
-    def _version(self) -> str:
+    def _request_version(self) -> str:
+        """Return the version that the server reports, or "unknown"."""
         for path, key in _VERSION_KEYS.items():
             try:
                 info = requests.get(urljoin(self.url, path), timeout=5).json()
@@ -61,12 +68,6 @@ class LogprobClient:
             if isinstance(info, dict) and info.get(key):
                 return str(info[key])
         return "unknown"
-
-    def _top_logprobs(self, prompt: list[int]) -> TopLogprobs:
-        top = self._parse(self._complete(prompt).get("logprobs"))
-        if not top:
-            raise InputError("url", self.url, "a server that reports log-probabilities of tokens")
-        return top
 
     def _complete(self, prompt: list[int]) -> dict[str, Any]:
         """Request as many top tokens as the server accepts, and return the choice."""
@@ -92,25 +93,17 @@ class LogprobClient:
             entries = logprobs["content"][0].get("top_logprobs") or []
             return [(int(entry["id"]), float(entry["logprob"])) for entry in entries if "id" in entry]
         by_token = (logprobs.get("top_logprobs") or [None])[0] or {}
-        top = []
-        for token, logprob in by_token.items():
-            token_id = self._token_id(str(token))
-            if token_id is not None:
-                top.append((token_id, float(logprob)))
-        return top
+        top = [(self._find_token_id(str(token)), float(logprob)) for token, logprob in by_token.items()]
+        return [(token_id, logprob) for token_id, logprob in top if token_id is not None]
 
-    def _token_id(self, token: str) -> int | None:
+    def _find_token_id(self, token: str) -> int | None:
         numbered = re.fullmatch(r"token_id:(\d+)", token)
         return int(numbered[1]) if numbered else self._id_by_text.get(token)
 
     @cached_property
     def _id_by_text(self) -> dict[str, int]:
         """Token ids by text, without texts that several tokens share."""
-        texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
-        id_by_text: dict[str, int] = {}
-        shared_texts = set()
-        for token_id, text in enumerate(texts):
-            if text in id_by_text:
-                shared_texts.add(text)
-            id_by_text[text] = token_id
-        return {text: token_id for text, token_id in id_by_text.items() if text not in shared_texts}
+        tokenizer = self.reference.tokenizer
+        texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+        counts = Counter(texts)
+        return {text: token_id for token_id, text in enumerate(texts) if counts[text] == 1}

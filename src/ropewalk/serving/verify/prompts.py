@@ -19,8 +19,8 @@ from ropewalk.errors import InputError
 
 T = TypeVar("T")
 
-NUM_DEPTHS = 24
-NUM_SINGLE_TOKENS = 24
+_NUM_DEPTHS = 24  # fewer if two of them would be equal
+_NUM_SINGLE_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ def build_prompts(
     length: int,
     original_length: int | None,
     *,
-    num_depths: int = NUM_DEPTHS,
     restart_past_original: bool = False,
 ) -> Prompts:
     """Build prompts from a text of up to `length` tokens.
@@ -72,26 +71,26 @@ def build_prompts(
         token_ids: the text; at least `length` tokens.
         length: largest depth, tokens.
         original_length: tokens that the model was trained on. A quarter of the depths is within it, the rest past it.
-        num_depths: number of prefixes; fewer if two of them would be equal.
         restart_past_original: whether prefixes past the original length must not continue a shorter one.
 
     Raises InputError for a length that is too small, or larger than the text.
     """
+    # The errors report the length that the user gave, which is one larger: it has room for the predicted token.
     if len(token_ids) < length:
-        raise InputError("length", length, f"at most {len(token_ids):,}, the tokens of the text")
-    if length < 2 * num_depths:
-        raise InputError("length", length, f"at least {2 * num_depths} tokens")
+        raise InputError("length", length + 1, f"at most {len(token_ids) + 1:,}, for the tokens of the text")
+    if length < 2 * _NUM_DEPTHS:
+        raise InputError("length", length + 1, f"at least {2 * _NUM_DEPTHS + 1} tokens")
     if original_length is None or original_length >= length:
-        spread = np.geomspace(2, length, num_depths)
+        spread = np.geomspace(2, length, _NUM_DEPTHS)
     else:
-        num_within = num_depths // 4
-        num_past = num_depths - num_within
+        num_within = _NUM_DEPTHS // 4
+        num_past = _NUM_DEPTHS - num_within
         within = np.geomspace(max(2, original_length // 32), original_length * 15 / 16, num_within)
         past = original_length + (length - original_length) * np.arange(1, num_past + 1) / num_past
         spread = np.concatenate([within, past])
     depths = np.unique(np.round(spread).astype(int)).tolist()
     distinct_tokens = list(dict.fromkeys(token_ids))
-    stride = max(1, len(distinct_tokens) // NUM_SINGLE_TOKENS)
-    single_tokens = distinct_tokens[::stride][:NUM_SINGLE_TOKENS]
+    stride = max(1, len(distinct_tokens) // _NUM_SINGLE_TOKENS)
+    single_tokens = distinct_tokens[::stride][:_NUM_SINGLE_TOKENS]
     restart_after = original_length if restart_past_original else None
     return Prompts(tuple(token_ids[:length]), tuple(single_tokens), tuple(depths), restart_after)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,10 +41,12 @@ class ReferenceModel:
 
     @cached_property
     def model(self) -> Any:
+        """The transformers model, in float32."""
         return self._model_and_tokenizer[0].float()
 
     @property
     def tokenizer(self) -> Any:
+        """The transformers tokenizer; loads the model, too."""
         return self._model_and_tokenizer[1]
 
     @cached_property
@@ -60,23 +61,33 @@ class ReferenceModel:
             prompts: the text and its depths.
             fixed_length: length at which the engine fixes a dynamic scaling, tokens. None: each depth has the
                 frequencies of its own length.
+
+        They are kept in the cache folder for later calls with the same arguments.
         """
+        key = [self.digest, str(scaling), fixed_length, prompts.text, prompts.depths]
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+        path = self.cache_folder / f"reference-{digest}.npy"
+        if not path.exists():
+            # Replace the file in one step, so that no other process reads half of it.
+            unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+            np.save(unfinished, self._compute_log_probs(scaling, prompts, fixed_length))
+            os.replace(unfinished, path)
+        return np.asarray(np.load(path))
 
-        def compute() -> NDArray[np.float32]:
-            rope = self.model_config.main_layer.rope
-            # One pass over the text serves all depths that have the same frequencies.
-            depths_by_frequencies: dict[Frequencies, list[int]] = {}
-            for depth in prompts.depths:
-                length = depth if scaling.is_dynamic and fixed_length is None else fixed_length
-                depths_by_frequencies.setdefault(scaling.frequencies(rope, length), []).append(depth)
-            rows: dict[int, NDArray[np.float32]] = {}
-            for depths in depths_by_frequencies.values():
-                length = depths[0] if scaling.is_dynamic and fixed_length is None else fixed_length
-                with extended(self.model, scaling, length=length):
-                    rows.update(zip(depths, self._log_probs_at(prompts.text[: depths[-1]], depths), strict=True))
-            return np.stack([rows[depth] for depth in prompts.depths])
-
-        return self._cached([str(scaling), fixed_length, prompts.text, prompts.depths], compute)
+    def _compute_log_probs(self, scaling: Scaling, prompts: Prompts, fixed_length: int | None) -> NDArray[np.float32]:
+        follows_text = scaling.is_dynamic and fixed_length is None
+        # One pass over the text serves all depths that have the same frequencies.
+        depths_by_frequencies: dict[Frequencies, list[int]] = {}
+        for depth in prompts.depths:
+            frequencies = scaling.frequencies(
+                self.model_config.main_layer.rope, depth if follows_text else fixed_length
+            )
+            depths_by_frequencies.setdefault(frequencies, []).append(depth)
+        rows: dict[int, NDArray[np.float32]] = {}
+        for depths in depths_by_frequencies.values():
+            with extended(self.model, scaling, length=depths[0] if follows_text else fixed_length):
+                rows.update(zip(depths, self._log_probs_at(prompts.text[: depths[-1]], depths), strict=True))
+        return np.stack([rows[depth] for depth in prompts.depths])
 
     def single_token_log_probs(self, prompts: Prompts) -> NDArray[np.float32]:
         """Return the log-probabilities after each single-token prompt, [tokens, vocabulary]."""
@@ -84,17 +95,7 @@ class ReferenceModel:
 
     @torch.inference_mode()
     def _log_probs_at(self, token_ids: tuple[int, ...], depths: list[int]) -> NDArray[np.float32]:
+        """Return the log-probabilities after each of these prefixes of a text, from one pass over the text."""
         last_positions = torch.tensor(depths) - 1
         logits_DV = self.model(torch.tensor([token_ids]), use_cache=False, logits_to_keep=last_positions).logits[0]
         return np.asarray(torch.log_softmax(logits_DV.float(), -1).numpy())
-
-    def _cached(self, key: list[Any], compute: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Return what an earlier call with this key computed for this model; compute and keep it if there is none."""
-        digest = hashlib.sha256(json.dumps([self.digest, *key]).encode()).hexdigest()[:32]
-        path = self.cache_folder / f"reference-{digest}.npy"
-        if not path.exists():
-            # Replace the file in one step, so that no other process reads half of it.
-            unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-            np.save(unfinished, compute())
-            os.replace(unfinished, path)
-        return np.asarray(np.load(path))

@@ -20,14 +20,13 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from ropewalk.errors import InputError
 from ropewalk.serving.engines.base import Engine
-from ropewalk.serving.verify.logprobs import TopLogprobs
 
 RUNNERS = {
     "transformers": "run_transformers",
@@ -35,6 +34,8 @@ RUNNERS = {
     "vllm": "run_vllm",
     "llama.cpp": "run_llama_cpp",
 }
+TOP_K = 64  # tokens to report per prompt
+TopLogprobs: TypeAlias = Sequence[tuple[int, float]]  # (token id, log-probability) of the likeliest next tokens
 _MAX_ERROR_LENGTH = 600  # characters
 
 

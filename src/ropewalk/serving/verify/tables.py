@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,9 @@ def largest_deviation(
         expected: frequencies of each layer type.
         positions: positions of the tables.
     """
-    deviations = []
-    for frequencies in expected:
-        candidates = [_deviation(table, frequencies, positions) for table in tables]
-        deviations.append(min(candidates, key=lambda deviation: deviation.roundings))
-    return max(deviations, key=lambda deviation: deviation.roundings)
+    size = attrgetter("roundings")
+    deviations = [min((_deviation(table, layer, positions) for table in tables), key=size) for layer in expected]
+    return max(deviations, key=size)
 
 
 def _deviation(table: dict[str, Any], expected: Frequencies, positions: Sequence[int]) -> TableDeviation:

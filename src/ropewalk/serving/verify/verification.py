@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ropewalk.completions import CompletionsClient
 from ropewalk.errors import InputError, check_length
 from ropewalk.files import ensure_writable_folder
 from ropewalk.scaling import Scaling, parse
@@ -115,27 +112,23 @@ def verify(
     expected, chosen_engine = parse(scaling), find_engine(engine)
     if url is None:
         find_runner(chosen_engine)  # raises for an engine that can only be verified by URL
-    for server_url in filter(None, (url, control_url)):
-        CompletionsClient(server_url)  # raises for a server that does not respond, before the model is loaded
-    with _cache_folder(work) as cache_folder, tempfile.TemporaryDirectory() as temporary:
-        reference = ReferenceModel(model, cache_folder)
-        tokens = _default_length(reference, expected) if length is None else check_length("length", length)
+    with tempfile.TemporaryDirectory() as temporary:
+        reference = ReferenceModel(model, ensure_writable_folder(work or Path(temporary) / "work"))
+        tokens = _choose_length(reference, expected) if length is None else check_length("length", length)
+        common = (chosen_engine, reference, tokens, on_progress)
         under_test: EngineUnderTest
         if url is not None:
-            client = LogprobClient(url, reference.tokenizer)
-            control_client = LogprobClient(control_url, reference.tokenizer) if control_url else None
-            under_test = RemoteEngine(
-                chosen_engine, reference, tokens, on_progress, client=client, control_client=control_client
-            )
+            client = LogprobClient(url, reference)
+            control_client = LogprobClient(control_url, reference) if control_url else None
+            under_test = RemoteEngine(*common, client=client, control_client=control_client)
         else:
             python = find_python(chosen_engine, python)
-            under_test = LocalEngine(
-                chosen_engine, reference, tokens, on_progress, folder=Path(temporary), served=served, python=python
-            )
-        return _verify_engine(under_test, expected)
+            under_test = LocalEngine(*common, folder=Path(temporary), served=served, python=python)
+        return _verify_engine(under_test, expected, url or served or "export")
 
 
-def _verify_engine(under_test: EngineUnderTest, expected: Scaling) -> Verification:
+def _verify_engine(under_test: EngineUnderTest, expected: Scaling, given: str) -> Verification:
+    """Run the engine and return the result; `given` is its field of that name."""
     run = run_with_and_without_scaling(under_test, expected)
     under_test.on_progress("computing the reference")
     logprobs, tables = compare_logprobs(run), compare_tables(run)
@@ -148,7 +141,7 @@ def _verify_engine(under_test: EngineUnderTest, expected: Scaling) -> Verificati
         scaling=str(expected),
         length=under_test.length,
         through=under_test.encoded_as,
-        given=under_test.runs_on,
+        given=given,
         compared="log-probabilities" if tables is None else "tables and log-probabilities",
         **asdict(most_severe(verdicts)),
         tables=None if tables is None else tables.details,
@@ -156,7 +149,8 @@ def _verify_engine(under_test: EngineUnderTest, expected: Scaling) -> Verificati
     )
 
 
-def _default_length(reference: ReferenceModel, scaling: Scaling) -> int:
+def _choose_length(reference: ReferenceModel, scaling: Scaling) -> int:
+    """Return the default of `length`. Raises InputError if the original length is unknown."""
     rope = reference.model_config.main_layer.rope
     if rope.original_length is None:
         hint = "the configuration does not say how long the texts of the training were"
@@ -164,12 +158,3 @@ def _default_length(reference: ReferenceModel, scaling: Scaling) -> int:
     factor = scaling.extension_factor(rope)
     ratio = min(factor, _MAX_DEFAULT_LENGTH_RATIO) if factor > 1 else _MAX_DEFAULT_LENGTH_RATIO
     return round(rope.original_length * ratio)
-
-
-@contextmanager
-def _cache_folder(work: str | Path | None) -> Iterator[Path]:
-    if work is not None:
-        yield ensure_writable_folder(work)
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        yield Path(temporary)

@@ -209,7 +209,7 @@ def gguf_factor_unused(gguf: GgufFields) -> Faults:
 
 @gguf_fault("gguf-attn-factor", "suspicious")
 def gguf_attn_factor(gguf: GgufFields) -> Faults:
-    """`attn_factor` contains the factor that llama.cpp multiplies in by itself."""
+    """`attn_factor` is the attention factor of yarn, which llama.cpp applies by itself, so that it is applied twice."""
     written, factor = finite_number(gguf.get(_ATTENTION_FACTOR)), gguf.factor
     if gguf.type != "yarn" or not written or not factor or factor <= 1:
         return

@@ -10,8 +10,11 @@ import xllamacpp
 
 
 def run(job: dict[str, Any], report_progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Run a job and return the fields of its result. llama.cpp has no cos and sin tables that could be read."""
-    server = _start_server(job)
+    """Load the checkpoint, run all prompts, and return the fields of the `result` message.
+
+    `tables` is None: llama.cpp has no cos and sin tables that could be read.
+    """
+    server = _start_server(job["path"], job["length"])
     top_logprobs = []
     for done, prompt in enumerate(job["prompts"], 1):
         request = {"prompt": prompt, "max_tokens": 1, "logprobs": job["top"], "temperature": 0, "cache_prompt": True}
@@ -24,11 +27,11 @@ def run(job: dict[str, Any], report_progress: Callable[[int, int], None]) -> dic
     return {"version": xllamacpp.__version__, "tables": None, "top_logprobs": top_logprobs}
 
 
-def _start_server(job: dict[str, Any]) -> Any:
+def _start_server(checkpoint: str, length: int) -> xllamacpp.Server:
     """Start the server with the most exact settings: keys, values and attention in float32, on the CPU."""
     params = xllamacpp.CommonParams()
-    params.model.path = job["path"]
-    params.n_ctx = job["length"]
+    params.model.path = checkpoint
+    params.n_ctx = length
     params.n_parallel = 1
     params.n_gpu_layers = 0
     num_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

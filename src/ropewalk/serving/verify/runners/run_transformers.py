@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 @torch.inference_mode()
 def run(job: dict[str, Any], report_progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Run a job and return the fields of its result."""
+    """Load the checkpoint, run all prompts, and return the fields of the `result` message."""
     model = AutoModelForCausalLM.from_pretrained(job["path"], dtype=torch.float32).eval()
     cached_model, top_logprobs = CachedModel(model), []
     for done, prompt in enumerate(job["prompts"], 1):

@@ -13,7 +13,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
 def run(job: dict[str, Any], report_progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Run a job and return the fields of its result."""
+    """Load the checkpoint, run all prompts, and return the fields of the `result` message."""
     import vllm
 
     engine = vllm.LLM(
