@@ -339,14 +339,14 @@ class TestLatentAttention:
         rope_parameters = {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32.0,
                "beta_slow": 1.0, "rope_theta": 1e4, "original_max_position_embeddings": LENGTH}  # fmt: skip
         model = with_scaling("deepseek_v3", rope_parameters, max_position_embeddings=40 * LENGTH)
-        came = compute_logits(model)
+        original = compute_logits(model)
         rw.extend(model, rw.NoScaling())
         unscaled = build("deepseek_v3")
         unscaled.load_state_dict(model.state_dict())
         assert same(model, unscaled)
         rw.extend(model, rw.YaRN(factor=40, mscale=1.0, mscale_all_dim=1.0))
-        assert relative_difference(compute_logits(model), came) < TOLERANCE
-        assert torch.equal(compute_logits(rw.restore(model)), came)
+        assert relative_difference(compute_logits(model), original) < TOLERANCE
+        assert torch.equal(compute_logits(rw.restore(model)), original)
 
     def test_a_softmax_factor_is_left_out_with_a_warning_for_other_attention(self, llama):
         with pytest.warns(
@@ -478,9 +478,9 @@ class TestModelsThatComeWithDynamicScaling:
         model = with_scaling(
             "hunyuan_v1_dense", {"rope_type": "dynamic", "alpha": 8.0, "factor": 1.0, "rope_theta": 1e4}
         )
-        came = compute_logits(model, ids=LONG_IDS)
+        original = compute_logits(model, ids=LONG_IDS)
         rw.extend(model, rw.DynamicNTK(alpha=8.0))
-        assert relative_difference(compute_logits(model, ids=LONG_IDS), came) < TOLERANCE
+        assert relative_difference(compute_logits(model, ids=LONG_IDS), original) < TOLERANCE
         rw.extend(model, YARN)
         assert same(model, build_from_config(model), ids=LONG_IDS)
 

@@ -78,11 +78,11 @@ class TestLearning:
 
     @pytest.mark.parametrize(("name", "source"), [("llama", modeling_llama), ("glm", modeling_glm)])
     def test_a_learned_rotation_holds_for_other_shapes(self, name, source):
-        dice = torch.Generator().manual_seed(5)
+        generator = torch.Generator().manual_seed(5)
         model = rw.extend(build(name), YARN, fuse=True)
         rotation, function = learned_rotations(model)["apply_rotary_pos_emb"], source.apply_rotary_pos_emb
         pairs = len(model.model.rotary_emb.inv_freq)
-        cos, sin = torch.randn(2, 1, 7, pairs, generator=dice).repeat(1, 1, 1, 2)
-        q, k = (torch.randn(4, 7, heads, 2 * pairs, generator=dice) for heads in (8, 1))
+        cos, sin = torch.randn(2, 1, 7, pairs, generator=generator).repeat(1, 1, 1, 2)
+        q, k = (torch.randn(4, 7, heads, 2 * pairs, generator=generator) for heads in (8, 1))
         for ours, theirs in zip(rotation(q, k, cos, sin, unsqueeze_dim=-2), function(q, k, cos, sin, 2), strict=True):
             assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -186,8 +186,8 @@ class TestRotationInPlace:
     def test_keys_stay_in_their_memory(self):
         keys = torch.randn(1, 2, 40, 16)
         before = keys.clone()
-        turned = self.rotate(keys)
-        assert turned.data_ptr() == keys.data_ptr()
+        rotated = self.rotate(keys)
+        assert rotated.data_ptr() == keys.data_ptr()
         assert not torch.equal(keys, before)
 
     def test_keys_of_inference_mode_are_copied_outside_it(self):

@@ -22,7 +22,7 @@ from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.longrope import LongRoPE
 
-_MAX_DIVISOR = 1e12  # the largest divisor that LongRoPE accepts stands for a frequency of 0
+_MAX_DIVISOR = 1e12  # the largest that LongRoPE accepts; used for a frequency of 0
 
 
 def find_config_update(
@@ -56,7 +56,7 @@ def find_config_update(
 
 
 def _is_unchanged(scaling: Scaling, layer: configs.LayerRope, length: int | None) -> bool:
-    """Return whether a scaling gives a layer type the frequencies that it has already."""
+    """Return whether a scaling leaves the frequencies of a layer type as they are."""
     if scaling.is_dynamic or layer.scaling.is_dynamic:
         return scaling == layer.scaling and length is None
     present = configs.compute_layer_frequencies(layer.scaling, layer, None)

@@ -185,7 +185,7 @@ class DecoderHooks:
         return row_frequencies
 
     def _choose_request_lengths(self, lengths: tuple[int, ...], call: _Call) -> tuple[int, ...]:
-        """Return the tokens that each row may reach: as its request said, or those of the call that begins it."""
+        """Return the tokens that each row may reach: the length of its request, or of the call that begins it."""
         state = None if call.cache is None else get_key_state(call.cache)
         call.request_lengths = lengths if state is None or state.request_lengths is None else state.request_lengths
         limits = call.request_lengths

@@ -1,6 +1,6 @@
 """A replacement for the function with which a model rotates q and k: the same result, computed by `rotate`.
 
-Modeling files of transformers rotate q and k with a function of their own (`apply_rotary_pos_emb` and the like).
+Each modeling file of transformers has a function that rotates q and k (`apply_rotary_pos_emb` and the like).
 `learn_rotation` finds out what such a function does by calling it with random numbers, and returns a `FusedRotation`
 only if that reproduces every answer.
 
@@ -23,7 +23,7 @@ from ropewalk.errors import InputError
 from ropewalk.models.channel_layout import ChannelLayout, split_cos_sin
 from ropewalk.ops.rotation import LAYOUTS, rotate
 
-HEADS_AXIS = "unsqueeze_dim"  # transformers' name for the parameter that gives the axis of the heads
+HEADS_AXIS = "unsqueeze_dim"  # transformers' name for the parameter for the axis of the heads
 # How a table repeats its P pairs over its channels: not at all, as a whole, or pair by pair.
 _TABLE_LAYOUTS = ("compact", "half", "interleaved")
 _TOLERANCE = 4  # roundings
@@ -38,7 +38,7 @@ class FusedRotation:
         parameters: the parameter names of the function, in order.
         inputs: the parameters that are rotated, one or two of them.
         tables: the parameters that hold the table: cos and sin, or one complex tensor.
-        heads_axis: the axis of the heads, 1 or 2, unless the call gives it.
+        heads_axis: the axis of the heads, 1 or 2, unless the call sets it.
         table_layout: "compact", "half" or "interleaved": how the table repeats its pairs over its channels.
         layout: the layout of the pairs in q and k, as in `rotate`.
         inverse: whether it rotates by the opposite angles (nanochat).
@@ -116,34 +116,14 @@ def learn_rotation(name: str, function: Any, channel_layouts: frozenset[ChannelL
     with torch.no_grad():
         examples = list(_examples(function, inputs, options, tables, HEADS_AXIS in parameters, channel_layouts))
         returns_tensor = any(isinstance(example.answer, Tensor) for example in examples)
-        for heads_axis, table_layout, layout, inverse, rotates_last, returns_half_layout in itertools.product(
-            (1, 2) if default_axis is None else (default_axis,),
-            _TABLE_LAYOUTS,
-            LAYOUTS,
-            (False, True),
-            (False, True),
-            (False, True),
-        ):
-            rotation = FusedRotation(
-                parameters=tuple(order),
-                inputs=tuple(inputs),
-                tables=tables,
-                heads_axis=heads_axis,
-                table_layout=table_layout,
-                layout=layout,
-                inverse=inverse,
-                rotates_last=rotates_last,
-                returns_half_layout=returns_half_layout,
-                returns_tensor=returns_tensor,
-            )
+        axes, yes_or_no = (1, 2) if default_axis is None else (default_axis,), (False, True)
+        # One value for each field of FusedRotation from heads_axis to returns_half_layout.
+        for choice in itertools.product(axes, _TABLE_LAYOUTS, LAYOUTS, yes_or_no, yes_or_no, yes_or_no):
+            rotation = FusedRotation(tuple(order), tuple(inputs), tables, *choice, returns_tensor=returns_tensor)
             if examples and all(example.is_reproduced_by(rotation) for example in examples):
                 return rotation
-    raise InputError(
-        "fuse",
-        f"{name} of {function.__module__}",
-        "a function that rotates as `ropewalk.ops.rotate` does",
-        "use fuse=False for this model",
-    )
+    expected, hint = "a function that rotates as `ropewalk.ops.rotate` does", "use fuse=False for this model"
+    raise InputError("fuse", f"{name} of {function.__module__}", expected, hint)
 
 
 @dataclass(frozen=True)
@@ -189,9 +169,8 @@ def _examples(
         ):
             arguments: dict[str, Any] = dict.fromkeys(inputs)
             for name, heads in zip(inputs[:count], heads_of_inputs, strict=False):
-                x_BHTD = torch.randn(
-                    batch, heads, tokens, 2 * channel_layout.pairs + extra_channels, generator=generator
-                )
+                channels = 2 * channel_layout.pairs + extra_channels
+                x_BHTD = torch.randn(batch, heads, tokens, channels, generator=generator)
                 arguments[name] = x_BHTD.to(dtype).transpose(1, axis)
             if takes_heads_axis:
                 arguments[HEADS_AXIS] = axis

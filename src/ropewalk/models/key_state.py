@@ -66,7 +66,7 @@ class KeyState:
         model_fingerprint: identifies the model that computed the keys.
         row_frequencies: for each rotary table, the frequencies that all keys were rotated with.
         positions_BT: the position of every token so far, [B, T] or [A, B, T]; B is 1 while all rows agree.
-        request_lengths: for each batch row, the tokens that its request may reach; None if no policy asked for it.
+        request_lengths: for each batch row, the tokens that its request may reach; None unless the policy is `request`.
         snapshots: for each rotary table whose keys are rotated often, the keys as attention cached them.
         rotations: how many times cached keys were rotated.
     """
