@@ -50,7 +50,10 @@ def test_depths_of_short_texts_end_at_the_length(length, original):
     assert prompts.depths[-1] == length
 
 
-@pytest.mark.parametrize(("length", "token_ids"), [(47, TEXT), (30_000, TEXT)])
-def test_length_that_is_too_small_or_past_the_text_is_refused(length, token_ids):
-    with pytest.raises(InputError, match="length"):
-        build_prompts(token_ids, length, 8192)
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [(47, "length: got 48; expected at least 49"), (30_000, "length: got 30001; expected at most 20,001")],
+)
+def test_an_error_names_the_length_that_the_user_gave_with_room_for_the_predicted_token(length, message):
+    with pytest.raises(InputError, match=message):
+        build_prompts(TEXT, length, 8192)
