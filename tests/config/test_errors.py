@@ -106,7 +106,7 @@ def test_invalid_and_contradictory_values_are_named(change, beginning):
         ({"text_config": GPT_2}, "rope fields"),
         (4, "a model, a configuration"),
         (None, "a model, a configuration"),
-        (object(), "a model, a configuration"),
+        pytest.param(object(), "a model, a configuration", id="object"),
         ("./no/such/folder", "exists"),
         ("/no/such/config.json", "exists"),
         ("no-such-model.gguf", "exists"),
