@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ropewalk as rw
-from ropewalk.config import read
+from ropewalk.config import read, unloadable_model_error
 
 LLAMA = {
     "model_type": "llama",
@@ -201,3 +201,9 @@ def test_corrupted_configuration_is_read_or_raises_input_error(base, changes):
             layer.scaling.frequencies(layer.rope, 10_000)
         planned = rw.plan(found, 1_000_000)
         json.dumps(planned.to_dict())
+
+
+def test_a_misspelled_built_in_model_gets_a_suggestion():
+    error = unloadable_model_error("smolm2", OSError("not found"))
+    expected = "model: got 'smolm2'; expected a hub id or folder that transformers can load (not found)"
+    assert str(error) == f"{expected} (did you mean smollm2?)"

@@ -19,12 +19,19 @@ from ropewalk.config.model_config import (
     is_local,
 )
 from ropewalk.config.rope_parameters import SCALING_KEYS, build_rope_parameters, compute_max_position_embeddings
-from ropewalk.config.sources import fetch_hub_config, get_text_config, locate, read, read_json_object
+from ropewalk.config.sources import (
+    fetch_hub_config,
+    get_text_config,
+    locate,
+    read,
+    read_json_object,
+    unloadable_model_error,
+)
 from ropewalk.config.transformers import find_text_config_key, from_dict, get_text_config_dict
 
 __all__ = [
     "ALL_LAYERS", "SCALING_KEYS", "AttentionShape", "LayerRope", "ModelConfig", "build_rope_parameters",
     "compute_layer_frequencies", "compute_max_position_embeddings", "fetch_hub_config", "fill_defaults_if_incomplete",
     "find_text_config_key", "from_dict", "get_text_config", "get_text_config_dict", "is_local", "locate", "read",
-    "read_json_object",
+    "read_json_object", "unloadable_model_error",
 ]  # fmt: skip

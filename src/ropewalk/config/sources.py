@@ -101,8 +101,13 @@ def fetch_hub_config(hub_id: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = PretrainedConfig.get_config_dict(hub_id)[0]
     except (OSError, ValueError) as error:
-        raise UnknownNameError("model", hub_id, _BUILT_IN, f"a hub id that can be read ({error})") from None
+        raise unloadable_model_error(hub_id, error) from None
     return content
+
+
+def unloadable_model_error(name: str, error: Exception) -> UnknownNameError:
+    """Return the error for a model that transformers cannot load; it suggests a built-in name that is similar."""
+    return UnknownNameError("model", name, _BUILT_IN, f"a hub id or folder that transformers can load ({error})")
 
 
 def _read_path(name: str) -> ModelConfig:

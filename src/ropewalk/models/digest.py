@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ropewalk.config import locate
+from ropewalk.config import locate, unloadable_model_error
 from ropewalk.errors import InputError
 
 _WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.gguf")
@@ -79,7 +79,7 @@ def _hub_commit(name: str) -> str:
     try:
         return Path(str(cached_file(name, "config.json"))).parent.name
     except OSError as error:
-        raise InputError("model", name, f"a hub id or folder that transformers can load ({error})") from None
+        raise unloadable_model_error(name, error) from None
 
 
 def _read_blocks(file: Path) -> Iterator[bytes]:

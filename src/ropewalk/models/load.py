@@ -11,7 +11,7 @@ import transformers
 
 from ropewalk.compat.torch import cpu_has_bfloat16_instructions
 from ropewalk.compat.transformers import quiet_transformers
-from ropewalk.config import ModelConfig, locate, read
+from ropewalk.config import ModelConfig, locate, read, unloadable_model_error
 from ropewalk.errors import InputError, UnknownNameError
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -48,7 +48,7 @@ def load(
                 source, dtype=torch_dtype, trust_remote_code=trust_remote_code
             )
         except (OSError, ValueError) as error:
-            raise _cannot_load(name, error) from None
+            raise unloadable_model_error(name, error) from None
     return model.to(torch_device).eval(), tokenizer
 
 
@@ -60,7 +60,7 @@ def load_tokenizer(name: str) -> Any:
             return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         return transformers.AutoTokenizer.from_pretrained(_transformers_source(name, path))
     except _GGUF_ERRORS as error:
-        raise _cannot_load(name, error) from None
+        raise unloadable_model_error(name, error) from None
 
 
 def load_config(name: str) -> ModelConfig:
@@ -74,7 +74,7 @@ def load_config(name: str) -> ModelConfig:
     try:
         config = transformers.AutoConfig.from_pretrained(_transformers_source(name, path))
     except (OSError, ValueError) as error:
-        raise _cannot_load(name, error) from None
+        raise unloadable_model_error(name, error) from None
     return read(config)
 
 
@@ -110,10 +110,6 @@ def _transformers_source(name: str, path: Path | None) -> str:
     if path is None:
         return name
     return str(path.parent if path.name == "config.json" else path)
-
-
-def _cannot_load(name: str, error: Exception) -> InputError:
-    return InputError("model", name, f"a hub id or folder that transformers can load ({error})")
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
