@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
-_MAX_VALUE_CHARACTERS = 120  # a longer value is truncated in the message
+_MAX_VALUE_CHARACTERS = 165  # a longer value is truncated in the message; paths with a reason must fit
 _MAX_NUMBER = 1e12  # formulas overflow for larger numbers
 
 

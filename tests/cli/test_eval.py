@@ -132,4 +132,4 @@ def test_a_folder_with_results_of_another_model_is_an_input_error(run, argv, tin
     argv[1] = tmp_path / "other"
     status, _, err = run(*argv)
     assert status == 2
-    assert "of another run (digest" in err
+    assert "of another run: digest" in err

@@ -249,7 +249,7 @@ def test_another_loaded_model_of_the_same_name_is_refused(make_run, tiny):
     make_run(["none"], [64]).run()
     other = copy.deepcopy(tiny)
     other.lm_head.weight.data += 0.1
-    with pytest.raises(rw.InputError, match=r"another run .model_digest"):
+    with pytest.raises(rw.InputError, match="another run: model_digest"):
         make_run(model=(other, CharacterTokenizer()))
 
 

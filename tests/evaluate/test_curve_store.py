@@ -42,7 +42,7 @@ def test_a_row_is_on_disk_as_soon_as_it_is_added_and_is_read_back(tmp_path):
 @pytest.mark.parametrize("field", list(HEADER))
 def test_the_folder_of_another_run_is_refused_and_the_difference_named(tmp_path, field):
     CurveStore(tmp_path, HEADER).add(make_row())
-    with pytest.raises(rw.InputError, match=f"another run .{field}"):
+    with pytest.raises(rw.InputError, match=f"another run: {field}"):
         CurveStore(tmp_path, {**HEADER, field: "other"})
 
 

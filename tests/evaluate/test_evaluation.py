@@ -201,7 +201,7 @@ def test_a_folder_is_unlocked_if_its_run_cannot_begin(tmp_path, toy_model, monke
 
 def test_the_folder_of_another_model_is_refused(run, toy_model):
     run(**ONE_CELL)
-    with pytest.raises(rw.InputError, match=r"another run \(dtype 'float32', now 'bfloat16'\)"):
+    with pytest.raises(rw.InputError, match="another run: dtype 'float32', now 'bfloat16'"):
         run(**ONE_CELL, dtype="bfloat16")
 
 

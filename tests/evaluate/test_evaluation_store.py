@@ -154,7 +154,7 @@ def test_reading_a_folder_without_results_is_refused(tmp_path):
 @pytest.mark.parametrize("field", sorted({*MODEL} - {"model"}))
 def test_the_folder_of_another_model_is_refused_and_the_difference_named(tmp_path, field):
     fill(tmp_path)
-    with pytest.raises(rw.InputError, match=f"another run .{field}"):
+    with pytest.raises(rw.InputError, match=f"another run: {field}"):
         EvaluationStore(tmp_path, {**MODEL, field: "other"})
 
 

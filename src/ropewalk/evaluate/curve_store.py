@@ -110,8 +110,9 @@ class CurveStore:
             ) from None
         for name, value in self.header.items():
             if stored.get(name) != value:
-                found = f"{self.json_path} of another run ({name} {stored.get(name)!r}, now {value!r})"
-                raise InputError("out", found, "a new folder, or one of the same model, text and dtype")
+                difference = f"it is of another run: {name} {stored.get(name)!r}, now {value!r}"
+                expected = "a new folder, or one of the same model, text and dtype"
+                raise InputError("out", str(self.json_path), expected, difference)
         self.rows = {row_key(row): row for row in rows}
 
 

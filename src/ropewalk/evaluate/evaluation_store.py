@@ -133,8 +133,8 @@ class EvaluationStore:
         )
         for name, value in (model or {}).items():
             if name != "model" and self.model.get(name) != value:  # the same model may be given by another name
-                found = f"{self.folder} of another run ({name} {self.model.get(name)!r}, now {value!r})"
-                raise InputError("out", found, "a new folder, or the one of the same model")
+                difference = f"it is of another run: {name} {self.model.get(name)!r}, now {value!r}"
+                raise InputError("out", str(self.folder), "a new folder, or the one of the same model", difference)
 
     def _pragma(self, name: str) -> Any:
         return self._database.execute(f"pragma {name}").fetchone()[0]
