@@ -17,7 +17,7 @@ from ropewalk import cli
 from ropewalk.cli.options import JsonOption, ModelArgument
 from ropewalk.cli.output import console, err_console, print_json
 from ropewalk.errors import InputError, check_length
-from ropewalk.lengths import parse_length
+from ropewalk.lengths import parse_length, parse_lengths
 from ropewalk.registry import find_by_name
 from ropewalk.scaling import parse
 
@@ -117,9 +117,7 @@ def curve(
     json: JsonOption = False,
 ) -> None:
     """Time a forward pass over a whole text: scaling on against off, fused against unfused rotation."""
-    lengths = [parse_length(part, "tokens") for part in _split(tokens)]
-    if not lengths:
-        raise InputError("tokens", "none", "at least one length")
+    lengths = _parse_model_lengths(tokens, "tokens")
     _benchmark_model("curve", model, scaling, lengths, dtype, device, rounds, out, json)
 
 
@@ -135,9 +133,7 @@ def decode(
     json: JsonOption = False,
 ) -> None:
     """Time decoding after a context: scaling on against off, fused against unfused rotation."""
-    lengths = [parse_length(part, "context") for part in _split(context)]
-    if not lengths:
-        raise InputError("context", "none", "at least one length")
+    lengths = _parse_model_lengths(context, "context")
     _benchmark_model("decode", model, scaling, lengths, dtype, device, rounds, out, json)
 
 
@@ -226,6 +222,13 @@ def _command_line() -> str:
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _parse_model_lengths(text: str, option: str) -> list[int]:
+    lengths = parse_lengths(text, option)
+    if not lengths:
+        raise InputError(option, "none", "at least one length")
+    return lengths
 
 
 def _parse_prefill_length(text: str) -> int:
