@@ -9,14 +9,14 @@ model already has, and the sizes of its KV cache. `build_rope_parameters` builds
 
 from __future__ import annotations
 
+from ropewalk.config.attention_shape import AttentionShape
 from ropewalk.config.defaults import fill_defaults_if_incomplete
+from ropewalk.config.layer_types import is_local
 from ropewalk.config.model_config import (
     ALL_LAYERS,
-    AttentionShape,
     LayerRope,
     ModelConfig,
     compute_layer_frequencies,
-    is_local,
 )
 from ropewalk.config.rope_parameters import SCALING_KEYS, build_rope_parameters, compute_max_position_embeddings
 from ropewalk.config.sources import (

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config.architectures import DEFAULT_ROPE_THETA
-from ropewalk.config.model_config import check_layer_count, is_local
+from ropewalk.config.layer_types import check_layer_count, is_local
 from ropewalk.config.transformers import find_text_config_key, from_dict, get_rope_theta, get_text_config_dict
 from ropewalk.errors import IncompleteConfigError, InputError
 

@@ -25,8 +25,9 @@ from ropewalk.config.gguf_architectures import (
     YARN_BETA_DEFAULTS,
     YARN_LOG_MULTIPLIER_SCALE,
 )
+from ropewalk.config.gguf_attention_shape import compute_gguf_head_dim, parse_gguf_attention_shape
 from ropewalk.config.gguf_header import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, read_gguf_header
-from ropewalk.config.model_config import ALL_LAYERS, AttentionShape, LayerRope, ModelConfig, check_layer_count
+from ropewalk.config.model_config import ALL_LAYERS, LayerRope, ModelConfig
 from ropewalk.errors import IncompleteConfigError, InputError
 from ropewalk.rope import Layout, Rope
 from ropewalk.scaling.base import Scaling
@@ -81,8 +82,7 @@ class _GgufParser:
         return self.fields.get(f"{self.architecture}.{key}", default)
 
     def parse(self) -> ModelConfig:
-        heads = _largest(self.get("attention.head_count"))
-        head_dim = self.get("embedding_length", 0) // heads if heads else 0
+        head_dim = compute_gguf_head_dim(self.fields)
         dim = self.get("rope.dimension_count") or self.get("attention.key_length") or head_dim
         context = self.get("context_length")
         has_rope = self.get("rope.freq_base") is not None or self.architecture in ROPE_GGUF_ARCHITECTURES
@@ -95,18 +95,7 @@ class _GgufParser:
         ropes = {ALL_LAYERS: main_layer}
         if self.architecture in SLIDING_ROPE_FREQ_BASE and self.get("attention.sliding_window"):
             ropes = {"full_attention": main_layer, "sliding_attention": self.parse_sliding_layer(rope)}
-        attention = self.parse_attention_shape(heads, head_dim) if heads and self.get("block_count") else None
-        return ModelConfig(self.architecture, ropes, int(context), attention)
-
-    def parse_attention_shape(self, heads: int, head_dim: int) -> AttentionShape:
-        return AttentionShape(
-            layer_types=("full_attention",) * check_layer_count(int(self.get("block_count"))),
-            kv_heads=int(_largest(self.get("attention.head_count_kv", heads))),
-            key_dim=int(self.get("attention.key_length", head_dim)),
-            value_dim=int(self.get("attention.value_length", head_dim)),
-            sliding_window=None,
-            bytes_per_number=2,
-        )
+        return ModelConfig(self.architecture, ropes, int(context), parse_gguf_attention_shape(self.fields))
 
     def parse_scaling(self, rope: Rope) -> Scaling:
         """Return the scaling of the layers that attend to the whole text."""
@@ -176,11 +165,6 @@ class _GgufParser:
             return LayerRope(sliding_rope, NoScaling())
         ones = (1.0,) * (dim // 2)
         return LayerRope(sliding_rope, LongRoPE(ones, ones, attention_factor=attention_factor))
-
-
-def _largest(value: Any) -> Any:
-    """Return the largest number of a list with one for each layer, or the value itself."""
-    return max(value) if isinstance(value, list) else value
 
 
 def _divide_frequencies(

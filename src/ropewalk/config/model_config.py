@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ropewalk.errors import InputError
+from ropewalk.config.attention_shape import AttentionShape
+from ropewalk.config.layer_types import is_local
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
@@ -32,26 +33,6 @@ class LayerRope:
     rope: Rope
     scaling: Scaling
     rope_dict: Mapping[str, Any] = field(default_factory=dict, compare=False)
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """The sizes that determine the memory of the KV cache.
-
-    Attributes:
-        layer_types: the type of each layer, such as "full_attention".
-        kv_heads, key_dim, value_dim: sizes of one layer. For latent attention (MLA) they are 1, the latent plus the
-            rope dimensions, and 0.
-        sliding_window: tokens that sliding-window layers keep; None if no layer has a window.
-        bytes_per_number: 2 for bfloat16 and float16, 4 for float32.
-    """
-
-    layer_types: tuple[str, ...]
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    sliding_window: int | None
-    bytes_per_number: int
 
 
 @dataclass(frozen=True)
@@ -97,17 +78,3 @@ def compute_layer_frequencies(scaling: Scaling, layer: LayerRope, length: int | 
         return frequencies
     is_rotated = layer.scaling.frequencies(layer.rope).inv_freq > 0
     return dataclasses.replace(frequencies, inv_freq=np.where(is_rotated, frequencies.inv_freq, 0.0))
-
-
-def is_local(layer_type: str) -> bool:
-    """Return whether layers of this type attend only to a window, so that they never see longer distances."""
-    if layer_type == "main":  # DeepSeek V4's name for sliding-window layers; its other layer types are compressed
-        return True
-    return any(word in layer_type for word in ("sliding", "local", "chunked"))
-
-
-def check_layer_count(layers: int) -> int:
-    """Return the number of layers. Raises InputError above 10,000, which would exhaust the memory."""
-    if layers > 10_000:
-        raise InputError("layers", layers, "at most 10,000")
-    return layers

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.config import architectures
-from ropewalk.config.model_config import ALL_LAYERS, AttentionShape, LayerRope, ModelConfig, check_layer_count, is_local
+from ropewalk.config.attention_shape import parse_attention_shape
+from ropewalk.config.fields import compute_head_dim, get_count, get_first
+from ropewalk.config.layer_types import is_local
+from ropewalk.config.model_config import ALL_LAYERS, LayerRope, ModelConfig
 from ropewalk.errors import IncompleteConfigError, InputError, check_number
 from ropewalk.rope import Rope
 from ropewalk.scaling import from_rope_dict
@@ -20,7 +23,6 @@ from ropewalk.scaling.linear import Linear
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "seq_length")
 _ORIGINAL_LENGTH_FIELD = "original_max_position_embeddings"
 _ROPE_THETA_FIELDS = ("rope_theta", "rotary_emb_base", "rope_base", "global_rope_theta")
-_NUM_HEADS_FIELDS = ("num_attention_heads", "n_head", "n_heads")
 # Keys of multimodal configurations under which the configuration of the text decoder is nested.
 _TEXT_CONFIG_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 
@@ -39,12 +41,12 @@ def from_dict(config: Mapping[str, Any]) -> ModelConfig:
     if not (rope_dict or get_rope_theta(config, {}) or model_type in architectures.DEFAULT_ROPE_THETA):
         expected = "one with rope fields (rope_theta, rope_parameters)"
         raise IncompleteConfigError("model", model_type or "a configuration", expected)
-    max_length = _get_count(config, *_LENGTH_FIELDS)
+    max_length = get_count(config, *_LENGTH_FIELDS)
     ropes = {}
     for layer_type, layer_rope_dict in _split_by_layer_type(config, rope_dict).items():
         layer_config = _override_for_layer_type(config, layer_type)
         ropes[layer_type] = _parse_layer(layer_config, layer_rope_dict, model_type, max_length)
-    return ModelConfig(model_type, ropes, max_length, _parse_attention_shape(config))
+    return ModelConfig(model_type, ropes, max_length, parse_attention_shape(config))
 
 
 def find_text_config_key(config: Mapping[str, Any]) -> str | None:
@@ -63,31 +65,12 @@ def get_text_config_dict(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def get_rope_theta(config: Mapping[str, Any], rope_dict: Mapping[str, Any]) -> Any:
     """Return the base from a rope dict or from the fields beside it; None if the file leaves it to the architecture."""
-    return rope_dict.get("rope_theta") or _get_first(config, *_ROPE_THETA_FIELDS)
+    return rope_dict.get("rope_theta") or get_first(config, *_ROPE_THETA_FIELDS)
 
 
 def get_rope_type(rope_dict: Mapping[str, Any]) -> str:
     """Return the type of a rope dict, which version 4 stores under `type`."""
     return str(rope_dict.get("rope_type") or rope_dict.get("type") or "default")
-
-
-def _get_first(config: Mapping[str, Any], *names: str) -> Any:
-    """Return the value of the first of these fields that is set, or None."""
-    return next((config[name] for name in names if config.get(name) is not None), None)
-
-
-def _get_count(config: Mapping[str, Any], *names: str) -> int | None:
-    """Return the first of these fields that is set and not 0, or None.
-
-    Raises InputError if its value is not a whole number above 0.
-    """
-    name = next((name for name in names if config.get(name) not in (None, 0)), None)
-    if name is None:
-        return None
-    value = config[name]
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**53:
-        raise InputError(name, value, "a whole number from 1 to 2^53")
-    return value
 
 
 def _split_by_layer_type(config: Mapping[str, Any], rope_dict: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -99,7 +82,7 @@ def _split_by_layer_type(config: Mapping[str, Any], rope_dict: Mapping[str, Any]
     if nested:
         return nested
     model_type = str(config.get("model_type"))
-    local_base = _get_first(config, "rope_local_base_freq", "local_rope_theta")
+    local_base = get_first(config, "rope_local_base_freq", "local_rope_theta")
     local_base = local_base or architectures.DEFAULT_LOCAL_ROPE_THETA.get(model_type)
     if model_type == "olmo3":  # one base, but its sliding-window layers are never scaled
         local_base = get_rope_theta(config, rope_dict) or architectures.DEFAULT_ROPE_THETA[model_type]
@@ -132,14 +115,14 @@ def _parse_layer(
     rope_type = get_rope_type(rope_dict)
     is_proportional = rope_type == "proportional"
     options = dict(rope_dict)
-    stated_length = _get_count(config, _ORIGINAL_LENGTH_FIELD) or _get_count(options, _ORIGINAL_LENGTH_FIELD)
+    stated_length = get_count(config, _ORIGINAL_LENGTH_FIELD) or get_count(options, _ORIGINAL_LENGTH_FIELD)
     options.pop(_ORIGINAL_LENGTH_FIELD, None)  # it is stored in the Rope
     # The dynamic type of transformers ignores original_max_position_embeddings.
     original_length = max_length if rope_type == "dynamic" else stated_length or max_length
     if options.get("factor") is None and rope_type in ("yarn", "longrope", "su") and original_length and max_length:
         options["factor"] = max_length / original_length
     if is_proportional and options.get("partial_rotary_factor") is None:
-        options["partial_rotary_factor"] = _get_first(config, "partial_rotary_factor") or 1.0
+        options["partial_rotary_factor"] = get_first(config, "partial_rotary_factor") or 1.0
     scaling = from_rope_dict(options, strict=False)
     if isinstance(scaling, Linear) and model_type.startswith("gemma3") and max_length and stated_length is None:
         original_length = round(max_length / scaling.factor)  # Gemma 3 declares the length after scaling
@@ -161,58 +144,16 @@ def _compute_rotary_dim(
     With the type `proportional`, partial_rotary_factor is an option of the scaling, and the whole head is rotary.
     """
     fields = ("qk_rope_head_dim",) if is_proportional else ("qk_rope_head_dim", "rotary_dim")
-    rotary_dim = _get_count(config, *fields)
+    rotary_dim = get_count(config, *fields)
     if rotary_dim is not None:
         return rotary_dim
-    head_dim = _compute_head_dim(config)
+    head_dim = compute_head_dim(config)
     if head_dim is None:
         raise IncompleteConfigError("head_dim", None, "head_dim, or hidden_size and num_attention_heads")
     partial = None if is_proportional else options.get("partial_rotary_factor")
-    partial = partial or _get_first(config, "partial_rotary_factor", "rotary_pct")
+    partial = partial or get_first(config, "partial_rotary_factor", "rotary_pct")
     if partial is None:
         partial = architectures.DEFAULT_PARTIAL_ROTARY_FACTOR.get(model_type, 1.0)
     if check_number("partial_rotary_factor", partial, minimum=0, exclusive=True) > 1:
         raise InputError("partial_rotary_factor", partial, "a number above 0, at most 1")
     return head_dim if is_proportional else int(head_dim * partial)
-
-
-def _compute_head_dim(config: Mapping[str, Any]) -> int | None:
-    head_dim = _get_count(config, "head_dim", "attention_head_dim", "kv_channels")
-    hidden_size, heads = _get_count(config, "hidden_size", "n_embd", "d_model"), _get_count(config, *_NUM_HEADS_FIELDS)
-    return head_dim or (hidden_size // heads if hidden_size and heads else None)
-
-
-def _parse_attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
-    """Return the sizes of the KV cache, or None if the configuration does not contain them."""
-    layers, heads = _get_count(config, "num_hidden_layers", "n_layer"), _get_count(config, *_NUM_HEADS_FIELDS)
-    head_dim = _compute_head_dim(config)
-    if not (layers and heads and head_dim):
-        return None
-    check_layer_count(layers)
-    sliding_window = _get_count(config, "sliding_window") if config.get("use_sliding_window", True) else None
-    bytes_per_number = 4 if str(_get_first(config, "dtype", "torch_dtype")).endswith("float32") else 2
-    layer_types = _parse_layer_types(config, layers, has_window=sliding_window is not None)
-    latent_dim = _get_count(config, "kv_lora_rank")
-    if latent_dim:
-        key_dim = latent_dim + (_get_count(config, "qk_rope_head_dim") or 0)
-        return AttentionShape(layer_types, 1, key_dim, 0, sliding_window, bytes_per_number)
-    # Falcon's first architecture has a single head of keys and values for all heads of queries.
-    is_multi_query = config.get("multi_query") is True and not config.get("new_decoder_architecture")
-    kv_heads = 1 if is_multi_query else _get_count(config, "num_key_value_heads", "num_kv_heads") or heads
-    return AttentionShape(layer_types, kv_heads, head_dim, head_dim, sliding_window, bytes_per_number)
-
-
-def _parse_layer_types(config: Mapping[str, Any], layers: int, has_window: bool) -> tuple[str, ...]:
-    """Return the type of each layer, from `layer_types` or from `sliding_window_pattern`."""
-    layer_types = config.get("layer_types")
-    if not layer_types:
-        default_pattern = architectures.DEFAULT_SLIDING_WINDOW_PATTERN.get(str(config.get("model_type")))
-        pattern = config.get("sliding_window_pattern", default_pattern)
-        if not isinstance(pattern, int) or pattern < 1:
-            pattern = layers + 1  # no layer attends to the whole text
-        layer_types = [
-            "sliding_attention" if has_window and (index + 1) % pattern else "full_attention" for index in range(layers)
-        ]
-    if not isinstance(layer_types, list | tuple) or not all(isinstance(layer_type, str) for layer_type in layer_types):
-        raise InputError("layer_types", layer_types, "a list of names, one for each layer")
-    return tuple(layer_types)
