@@ -1,4 +1,4 @@
-"""Fixed-point cos and sin tables against 60-digit arithmetic, and the checks of their arguments."""
+"""Fixed-point cos and sin tables against 70-digit arithmetic, and the checks of their arguments."""
 
 import mpmath
 import numpy as np
@@ -16,8 +16,8 @@ BASES = (1e4, 5e5, 1e8)
 
 
 def exact_cos_sin(inv_freq, positions):
-    """Return cos and sin computed with 60 digits and rounded once to float64, [n, dim/2] each."""
-    with mpmath.workdps(60):
+    """Return cos and sin computed with 70 digits and rounded once to float64, [n, dim/2] each."""
+    with mpmath.workdps(70):
         angles = [[mpmath.mpf(int(p)) * mpmath.mpf(float(t)) for t in inv_freq] for p in positions]
         cos = [[float(mpmath.cos(angle)) for angle in row] for row in angles]
         sin = [[float(mpmath.sin(angle)) for angle in row] for row in angles]
@@ -127,3 +127,15 @@ def test_frequencies_are_immutable_values():
     assert hash(frequencies) == hash(same)
     assert frequencies != other
     assert frequencies != "frequencies"
+
+
+@pytest.mark.parametrize("inv_freq", [[1e25], [1e100], [float("inf")], [float("nan")], [-1e-9], [[1.0]]])
+def test_frequencies_that_the_tables_cannot_represent_are_refused(inv_freq):
+    with pytest.raises(rw.InputError, match="inv_freq"):
+        rw.Frequencies(inv_freq)
+
+
+def test_the_largest_frequency_is_exact():
+    inv_freq = [1e24, 1e12, 7.3e15]
+    exact = exact_cos_sin(inv_freq, POSITIONS)
+    assert largest_error(rw.Frequencies(inv_freq).cos_sin(POSITIONS, "float64"), exact) < 6e-16

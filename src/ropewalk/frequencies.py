@@ -27,6 +27,7 @@ RADIANS_PER_UNIT = 2 * math.pi / 2**64  # converts fixed-point angles, in units 
 
 # 2^192 / (2 pi), rounded. With fewer digits, the fixed-point form of a float64 frequency would not be exact to 2^-95.
 _ROTATIONS_PER_RADIAN_192 = 0x28BE60DB9391054A7F09D5F47D4D377036D8A5664F10E410
+MAX_INV_FREQ = 1e24  # rad/token; larger ones would need more digits than these
 _DTYPES = ("float64", "float32", "float16")
 
 Integers = TypeVar("Integers")
@@ -59,8 +60,8 @@ class Frequencies:
 
     def __post_init__(self) -> None:
         inv_freq = np.array(self.inv_freq, dtype=np.float64)  # a copy, so that the caller cannot modify it later
-        if inv_freq.ndim != 1 or not np.isfinite(inv_freq).all() or (inv_freq < 0).any():
-            raise InputError("inv_freq", self.inv_freq, "a list of finite numbers of at least 0")
+        if inv_freq.ndim != 1 or not ((inv_freq >= 0) & (inv_freq <= MAX_INV_FREQ)).all():
+            raise InputError("inv_freq", self.inv_freq, f"a list of numbers from 0 to {MAX_INV_FREQ:g} rad/token")
         inv_freq.flags.writeable = False
         object.__setattr__(self, "inv_freq", inv_freq)
 

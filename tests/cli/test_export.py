@@ -35,3 +35,9 @@ def test_a_file_at_the_place_of_the_folder_is_kept(run, tiny_folder, tmp_path):
     assert (status, out) == (2, "")
     assert "out: got" in err
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_empty_folder_name_is_refused(run, tiny_folder):
+    status, out, err = run("export", tiny_folder, "--scaling", "yarn:factor=2", "--engine", "vllm", "--out", "")
+    assert (status, out) == (2, "")
+    assert err == "ropewalk: error: out: got ''; expected the path of a folder\n"

@@ -15,14 +15,14 @@ def command(
     model: ModelArgument,
     scaling: ScalingOption,
     engine: EngineOption,
-    out: Annotated[str, typer.Option(help="Folder to write; without it, the changes are only printed.")] = "",
+    out: Annotated[str | None, typer.Option(help="Folder to write; without it, the changes are only printed.")] = None,
     length: Annotated[str, typer.Option(help="Tokens to serve, by default the length that the scaling is for.")] = "",
     json: JsonOption = False,
 ) -> None:
     """Write the configuration with which a serving engine applies a scaling, and print the command to start it."""
     from ropewalk.serving.export import export_model
 
-    result = export_model(model, scaling, engine, out or None, parse_optional_length(length, "length"))
+    result = export_model(model, scaling, engine, out, parse_optional_length(length, "length"))
     if json:
         print_json(result.to_dict())
         return

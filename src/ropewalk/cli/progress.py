@@ -23,12 +23,12 @@ def token_progress(total: int, label: str) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # it may contain a path, or brackets of a list
         BarColumn(),
         TextColumn("{task.percentage:.0f}%"),
         TextColumn("{task.fields[speed]:,.0f} tokens/s"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
     )
     with Progress(*columns, console=err_console, disable=total == 0 or not err_console.is_terminal) as progress:
         task = progress.add_task(label, total=total, speed=0.0, detail="")

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from ropewalk.cli.options import JsonOption, ModelArgument, ScalingOption, parse_optional_length
 from ropewalk.cli.output import console, err_console, print_bold, print_json
@@ -41,7 +42,7 @@ def command(
             url=url or None,
             control_url=control_url or None,
             python=python or None,
-            on_progress=status.update if status else err_console.print,
+            on_progress=(lambda line: status.update(Text(line))) if status else err_console.print,
         )
     if json:
         print_json(result.to_dict())

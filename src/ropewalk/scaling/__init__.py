@@ -43,16 +43,15 @@ def parse(spec: str | Mapping[str, Any] | Scaling) -> Scaling:
         except (ValueError, RecursionError) as error:
             raise InputError("scaling", spec, f"valid JSON ({error})") from None
     if isinstance(spec, str):
-        name, options = specs.parse_spec(spec)
-    elif not isinstance(spec, Mapping):
+        return specs.parse_spec(spec, find_scaling)
+    if not isinstance(spec, Mapping):
         raise InputError("scaling", spec, "a spec such as yarn:factor=4, a dict, or its JSON")
-    elif "name" in spec:
-        name, options = spec["name"], {key: value for key, value in spec.items() if key != "name"}
-    elif "rope_type" in spec or "type" in spec:
+    if "name" in spec:
+        options = {key: value for key, value in spec.items() if key != "name"}
+        return specs.build_from_options(find_scaling(spec["name"]), options)
+    if "rope_type" in spec or "type" in spec:
         return from_rope_dict(spec, strict=True)
-    else:
-        raise InputError("scaling", spec, "a dict with a name (ropewalk) or a rope_type (transformers)")
-    return specs.build_from_options(find_scaling(name), options)
+    raise InputError("scaling", spec, "a dict with a name (ropewalk) or a rope_type (transformers)")
 
 
 def find_scaling(name: object) -> type[Scaling]:

@@ -134,5 +134,4 @@ def parse_policy(spec: str | Policy) -> Policy:
         return spec
     if not isinstance(spec, str):
         raise InputError("policy", spec, f"{', '.join(POLICIES)}, with options as in stepped:factors=[2,4,8]")
-    name, options = specs.parse_spec(spec)
-    return specs.build_from_options(find_by_name("policy", name, POLICIES), options)
+    return specs.parse_spec(spec, lambda name: find_by_name("policy", name, POLICIES))

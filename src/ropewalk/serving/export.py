@@ -73,6 +73,8 @@ def export_model(
     Raises UnsupportedScalingError, with the nearest scaling that the engine supports, and InputError for a model that
     cannot be read or a folder that cannot be written.
     """
+    if out == "":
+        raise InputError("out", out, "the path of a folder")
     chosen_engine, expected = find_engine(engine), parse(scaling)
     folder = None if out is None else _check_is_not_model(Path(out).expanduser(), model)
     config, model_config = chosen_engine.load_config(model)

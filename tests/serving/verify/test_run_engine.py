@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,19 @@ def test_python_is_found_in_the_environment_of_the_engine(monkeypatch, tmp_path)
     assert find_python(find_engine("vllm"), sys.executable) == sys.executable
     with pytest.raises(InputError, match="python"):
         find_python(find_engine("vllm"), str(tmp_path))
+
+
+def test_environment_of_the_current_folder_is_never_used(monkeypatch, tmp_path):
+    planted = tmp_path / ".engines" / "vllm" / "bin" / "python"
+    planted.parent.mkdir(parents=True)
+    planted.symlink_to(sys.executable)
+    monkeypatch.delenv("ROPEWALK_ENGINES", raising=False)
+    monkeypatch.chdir(tmp_path)
+    try:
+        found = Path(find_python(find_engine("vllm")))  # this checkout may have the engine
+    except MissingPackageError:
+        return
+    assert tmp_path not in found.parents
 
 
 def test_error_of_the_engine_is_reported():

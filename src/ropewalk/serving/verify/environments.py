@@ -2,8 +2,10 @@
 
     python -m ropewalk.serving.verify.environments [ENGINE ...]
 
-creates the environments of the named engines, by default of all that need one. They are in the folder that the
-environment variable ROPEWALK_ENGINES names, by default `.engines` of the current folder, one subfolder per engine.
+creates the environments of the named engines, by default of all that need one, one subfolder per engine. The folder is
+the one that the environment variable ROPEWALK_ENGINES names. By default it belongs to this installation of ropewalk:
+`.engines` of the source checkout, or `ropewalk-engines` beside the installed package. It is never the current folder,
+where `verify` would run whatever someone has put there.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 import venv
 from pathlib import Path
 
+import ropewalk
 from ropewalk.errors import InputError, MissingPackageError
 from ropewalk.serving.engines import ENGINES, find_engine
 from ropewalk.serving.engines.base import Engine
@@ -61,7 +64,14 @@ def create_environment(engine: Engine) -> None:
 
 
 def _environment_folder(engine: Engine) -> Path:
-    return Path(os.environ.get("ROPEWALK_ENGINES", ".engines")).absolute() / engine.name
+    named = os.environ.get("ROPEWALK_ENGINES")
+    return (Path(named).absolute() if named else _default_folder()) / engine.name
+
+
+def _default_folder() -> Path:
+    package = Path(ropewalk.__file__).parent
+    checkout = package.parents[1]
+    return checkout / ".engines" if (checkout / "pyproject.toml").is_file() else package.with_name("ropewalk-engines")
 
 
 def create_environments(names: list[str]) -> None:

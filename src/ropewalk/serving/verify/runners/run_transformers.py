@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 @torch.inference_mode()
 def run(job: dict[str, Any], report_progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Load the checkpoint, run all prompts, and return the fields of the `result` message."""
-    model = AutoModelForCausalLM.from_pretrained(job["path"], dtype=torch.float32).eval()
+    # Without trust_remote_code=False, transformers asks on the terminal whether to run code from the checkpoint.
+    model = AutoModelForCausalLM.from_pretrained(job["path"], dtype=torch.float32, trust_remote_code=False).eval()
     cached_model, top_logprobs = CachedModel(model), []
     for done, prompt in enumerate(job["prompts"], 1):
         top = cached_model.next_log_probs(prompt).topk(job["top"])
