@@ -1,5 +1,6 @@
 """The published configurations, compared with transformers."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -7,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tests.helpers.real_configs import load_real_config
 from transformers import AutoConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ropewalk import config as configs
 from ropewalk.config.published import find_published_model, published_models
@@ -16,28 +17,35 @@ from ropewalk.planning import plan
 
 MODELS = {published.model: published.config for published in published_models().values()}
 LONGER = {
-    f"{published.model} longer": published.config_for_long_texts
+    f"{published.model} longer {number}": config
     for published in published_models().values()
-    if published.config_for_long_texts
+    for number, config in enumerate(published.configs_for_long_texts)
 }
 # transformers has no class for Kimi K2; the code that is published with the model is that of DeepSeek V3.
 EQUIVALENT_MODEL_TYPES = {"kimi_k2": "deepseek_v3"}
 
 
-def reference_frequencies(config, length):
-    """Return inv_freq and the attention factor that transformers computes in float32."""
-    text = config.get("text_config", config)
+def build_transformers_config(config):
+    """Return the configuration of the text part, parsed by its class in transformers."""
+    text = configs.get_text_config_dict(json.loads(json.dumps(config)))
     model_type = EQUIVALENT_MODEL_TYPES.get(text["model_type"], text["model_type"])
-    fields = {key: json.loads(json.dumps(value)) for key, value in text.items() if key != "model_type"}
-    parsed = AutoConfig.for_model(model_type, **fields)
-    rope_type = parsed.rope_parameters["rope_type"]
-    if rope_type != "default":
-        inv_freq, factor = ROPE_INIT_FUNCTIONS[rope_type](parsed, torch.device("cpu"), seq_len=length)
-        return inv_freq.numpy(), factor
-    head_dim = getattr(parsed, "head_dim", None) or parsed.hidden_size // parsed.num_attention_heads
-    dim = int(head_dim * parsed.rope_parameters.get("partial_rotary_factor", 1))
-    base = parsed.rope_parameters["rope_theta"]
-    return (1 / base ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim)).numpy(), 1.0
+    return AutoConfig.for_model(model_type, **{key: value for key, value in text.items() if key != "model_type"})
+
+
+def build_rotary_module(parsed):
+    """Return the rotary module of the text model that transformers has for a parsed configuration."""
+    module = importlib.import_module(type(parsed).__module__.replace(".configuration_", ".modeling_"))
+    names = [name for name in vars(module) if name.endswith("RotaryEmbedding") and "Vision" not in name]
+    (name,) = [name for name in names if "Text" in name] or names
+    return getattr(module, name)(parsed)
+
+
+def reference_frequencies(config, length):
+    """Return inv_freq and the attention factor, in float32, of the rotary module of transformers at a length."""
+    rotary = build_rotary_module(build_transformers_config(config))
+    positions = torch.tensor([[0, length - 1]])
+    rotary(torch.zeros(1), positions)  # longrope chooses its list by the largest position
+    return rotary.inv_freq.numpy(), rotary.attention_scaling
 
 
 @pytest.mark.parametrize("length", [1024, 131_072])  # within and beyond every original length of a model with two lists
@@ -59,25 +67,13 @@ def test_phi_4_mini_switches_to_its_long_list_past_the_original_length():
     assert long[-1] == pytest.approx(short[-1] / 47.77)
 
 
-def test_unscaled_frequencies_match_the_rotary_module():
-    from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeRotaryEmbedding
-    from transformers.models.minimax_m2.modeling_minimax_m2 import MiniMaxM2RotaryEmbedding
-
-    for name, module in (
-        ("zai-org/GLM-4.6", Glm4MoeRotaryEmbedding),
-        ("MiniMaxAI/MiniMax-M2", MiniMaxM2RotaryEmbedding),
-    ):
-        fields = dict(MODELS[name])
-        parsed = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        layer = configs.from_dict(MODELS[name]).ropes["all"]
-        np.testing.assert_allclose(layer.rope.inv_freq, module(parsed).inv_freq.numpy(), rtol=1e-6)
-
-
 def test_every_file_has_a_source():
     for published in published_models().values():
         assert published.source == f"https://huggingface.co/{published.model}/blob/main/config.json"
-        assert published.long is None or published.long["source"].endswith(published.model)
-    assert len(published_models()) >= 20
+        assert published.long is None or published.long["source"] in (
+            f"https://huggingface.co/{published.model}",
+            "https://github.com/QwenLM/Qwen3-VL",  # its README has what the model cards leave out
+        )
 
 
 def test_find_by_name_or_by_equal_configuration():
@@ -88,8 +84,44 @@ def test_find_by_name_or_by_equal_configuration():
     config = MODELS["openai/gpt-oss-20b"]
     assert find_published_model(model_config=configs.from_dict(config)).model == "openai/gpt-oss-20b"
     assert find_published_model(model_config=configs.from_dict({**config, "rope_theta": 10_000})) is None
-    longer = LONGER["Qwen/Qwen3-8B longer"]
-    assert find_published_model(model_config=configs.from_dict(longer)).model == "Qwen/Qwen3-8B"
+
+
+@pytest.mark.parametrize("name", [*MODELS, *LONGER])
+def test_find_by_an_equal_configuration_gives_equal_advice(name):
+    found = find_published_model(model_config=configs.from_dict({**MODELS, **LONGER}[name]))
+    advice, published_advice = (
+        {key: value for key, value in (model.long or {}).items() if key != "source"}
+        for model in (found, published_models()[name.split(" ")[0]])
+    )
+    assert advice == published_advice
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_find_by_name_prefers_the_model_itself_to_one_with_an_equal_configuration(name):
+    assert find_published_model(f"/models/{name}", configs.from_dict(MODELS["openai/gpt-oss-20b"])).model == name
+
+
+@pytest.mark.parametrize("factor", [2.0, 3.0])
+@pytest.mark.parametrize("declared", [262_144, 1_000_000])
+def test_find_qwen3_vl_with_each_factor_that_its_makers_recommend_for_a_million_tokens(factor, declared):
+    config = load_real_config("qwen3vl_card")
+    config["text_config"]["rope_scaling"]["factor"] = factor
+    config["text_config"]["max_position_embeddings"] = declared
+    assert find_published_model(model_config=configs.from_dict(config)).model.startswith("Qwen/Qwen3-VL-")
+    config["text_config"]["rope_scaling"]["factor"] = 4.0
+    assert find_published_model(model_config=configs.from_dict(config)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("Qwen/Qwen3-VL-8B-Instruct", "rope_scaling"), ("Qwen/Qwen3.5-27B", "rope_parameters")]
+)
+def test_the_advice_goes_into_the_rope_dict_of_the_text_part(name, field):
+    published = published_models()[name]
+    (longer, *_) = published.configs_for_long_texts
+    before, after = published.config["text_config"], longer["text_config"]
+    assert after[field] == {**before[field], **published.long["rope_scaling"]}
+    assert set(longer) == set(published.config)
+    assert set(after) == set(before)
 
 
 @pytest.mark.parametrize(("target", "factor"), [(131_072, 4), (65_536, 2), (50_000, 1.75)])

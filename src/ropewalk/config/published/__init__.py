@@ -1,8 +1,10 @@
 """Configurations that the makers of well-known models have published, one JSON file for each model.
 
 A file contains `model`, the hub id; `source`, the page it was published on; and `config`, the fields of its config.json
-that concern positions and the sizes of the KV cache, unchanged. If the model card recommends a scaling for longer
-texts, `long` contains its `source`, its `length` in tokens, and the `rope_scaling` to add.
+that concern positions and the sizes of the KV cache, unchanged. If its makers recommend a scaling for longer texts,
+`long` contains the `source`, the `length` in tokens, and the keys to put into the rope dict (`rope_scaling`). Optional
+keys of `long` are `other_factors`, which the makers recommend for the same length, and the `max_position_embeddings`
+that they declare with it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from importlib import resources
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import ModelConfig
+from ropewalk.config import ModelConfig, find_text_config_key
 
 __all__ = ["PublishedModel", "find_published_model", "published_models"]
 
@@ -30,9 +32,21 @@ class PublishedModel:
     long: Mapping[str, Any] | None = None
 
     @property
-    def config_for_long_texts(self) -> dict[str, Any] | None:
-        """The configuration that the model card recommends for longer texts, or None."""
-        return {**self.config, "rope_scaling": self.long["rope_scaling"]} if self.long else None
+    def configs_for_long_texts(self) -> tuple[dict[str, Any], ...]:
+        """The configurations that the makers recommend for longer texts; the first one has the main factor.
+
+        Each factor comes with the maximum length that the makers declare with it and, because they also recommend to
+        pass only the scaling to a serving engine, with the published one.
+        """
+        if self.long is None:
+            return ()
+        main_scaling = self.long["rope_scaling"]
+        scalings = [
+            main_scaling,
+            *({**main_scaling, "factor": factor} for factor in self.long.get("other_factors", ())),
+        ]
+        lengths = [{"max_position_embeddings": n} for n in (self.long.get("max_position_embeddings"),) if n]
+        return tuple(_apply(self.config, scaling, fields) for scaling in scalings for fields in (*lengths, {}))
 
     @property
     def model_config(self) -> ModelConfig:
@@ -40,9 +54,13 @@ class PublishedModel:
         return configs.from_dict(self.config)
 
     def matches(self, model_config: ModelConfig) -> bool:
-        """Return whether a parsed configuration equals the published one, or the one for longer texts."""
-        published = [configs.from_dict(config) for config in (self.config, self.config_for_long_texts) if config]
-        return _position_fields(model_config) in map(_position_fields, published)
+        """Return whether a parsed configuration equals the published one, or one of those for longer texts."""
+        return _position_fields(model_config) in self._position_fields
+
+    @functools.cached_property
+    def _position_fields(self) -> list[tuple[Any, ...]]:
+        published = map(configs.from_dict, (self.config, *self.configs_for_long_texts))
+        return [_position_fields(model_config) for model_config in published]
 
 
 @functools.cache
@@ -68,6 +86,15 @@ def find_published_model(name: str = "", model_config: ModelConfig | None = None
         if model_config is not None and published.matches(model_config):
             return published
     return None
+
+
+def _apply(config: Mapping[str, Any], rope_scaling: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with other keys in its rope dict and other fields beside it, in its text part."""
+    key = find_text_config_key(config)
+    if key is not None:
+        return {**config, key: _apply(config[key], rope_scaling, fields)}
+    rope_field = "rope_parameters" if "rope_parameters" in config else "rope_scaling"
+    return {**config, **fields, rope_field: {**(config.get(rope_field) or {}), **rope_scaling}}
 
 
 def _position_fields(config: ModelConfig) -> tuple[Any, ...]:
