@@ -119,6 +119,10 @@ class Engine(ABC):
         `interpret` turns it, and every error that malformed values cause, into an EngineConfigError.
         """
 
+    def explain(self, config: Config) -> str:
+        """Return what the engine's code for this architecture leaves out of a configuration, as one clause; or ""."""
+        return ""
+
     @abstractmethod
     def candidates(
         self, config: Config, model_config: ModelConfig, scaling: Scaling, length: int

@@ -46,16 +46,20 @@ def find_nearest_supported(
 ) -> Scaling | None:
     """Return the supported static scaling whose rotations up to `length` resemble those of `scaling` most.
 
+    If `scaling` slows the slowest pair, as every extension does, no scaling at all is only the last resort.
     The arguments are those of `encode`. None if the engine supports none of the common methods.
     """
     layer = model_config.main_layer
     expected = configs.compute_layer_frequencies(scaling, layer, length)
     positions = np.linspace(1, length, 256).astype(np.int64)
 
-    def distance(other: Scaling) -> float:
+    extends = 0 < expected.inv_freq[-1] < layer.rope.inv_freq[-1]
+
+    def distance(other: Scaling) -> tuple[bool, float]:
         frequencies = configs.compute_layer_frequencies(other, layer, length)
         attention_difference = abs(frequencies.attention_factor - expected.attention_factor)
-        return float(attention_difference - frequencies.cosine_similarity(expected, positions).mean())
+        difference = float(attention_difference - frequencies.cosine_similarity(expected, positions).mean())
+        return extends and isinstance(other, NoScaling), difference
 
     supported = [
         other

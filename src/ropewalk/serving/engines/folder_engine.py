@@ -110,6 +110,10 @@ class FolderEngine(Engine):
             return configs.compute_max_position_embeddings(scaling, layer.rope, rope_dict)
         return max(length, layer.rope.original_length or 0)
 
+    def needs_rope_scaling(self, model_type: str) -> bool:
+        """Return whether an unscaled configuration must contain `rope_scaling`, too."""
+        return model_type in DEFAULT_SCALING_MODEL_TYPES
+
     def alternative_changes(self, changes: Config) -> list[Config]:
         """Return other changes of the text part that may encode the same scaling; by default none."""
         return []
@@ -226,7 +230,7 @@ class FolderEngine(Engine):
             fields["partial_rotary_factor"] = rope_scaling.pop("partial_rotary_factor")
         if "mrope_section" in rope_scaling and rope_type == "default":
             rope_type = "mrope"
-        if rope_type != "default" or model_config.model_type in DEFAULT_SCALING_MODEL_TYPES:
+        if rope_type != "default" or self.needs_rope_scaling(model_config.model_type):
             fields["rope_scaling"] = {**rope_scaling, **dict.fromkeys(self.rope_type_keys, rope_type)}
         return fields
 

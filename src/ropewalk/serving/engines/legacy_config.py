@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from ropewalk import config as configs
 from ropewalk.config import ModelConfig, get_text_config_dict
 from ropewalk.config.architectures import TRANSFORMERS_4_ROPE_THETA
+from ropewalk.config.transformers import get_rope_theta
 from ropewalk.errors import InputError
 from ropewalk.scaling.none import NoScaling
 from ropewalk.serving.engines.base import Config
@@ -39,7 +40,7 @@ def interpret_legacy_config(
         raise InputError("rope_scaling", rope_scaling, "a dict")
     text.pop("rope_parameters", None)
     model_type = str(text.get("model_type", ""))
-    if text.get("rope_theta") is None:
+    if get_rope_theta(text, {}) is None:
         text["rope_theta"] = default_rope_theta.get(model_type, _DEFAULT_ROPE_THETA)
     if model_type.startswith("gemma3"):
         text.setdefault("rope_local_base_freq", _DEFAULT_ROPE_THETA)

@@ -1,0 +1,69 @@
+"""Questions about Python source code that the readers of several engines ask."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def parse_file(path: Path) -> ast.Module:
+    """Parse one Python file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def find_calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Yield every call with the dotted name that is called, such as `nn.RoPE`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def get_argument(call: ast.Call, name: str, position: int) -> ast.expr | None:
+    """Return an argument by its name, or by its position; None if the call does not pass it."""
+    for keyword in call.keywords:
+        if keyword.arg == name:
+            return keyword.value
+    return call.args[position] if len(call.args) > position else None
+
+
+def mentions(tree: ast.AST, *words: str) -> bool:
+    """Return whether an attribute, a name, a keyword or a string constant is one of these words."""
+    for node in ast.walk(tree):
+        found = (
+            getattr(node, "attr", None),
+            getattr(node, "id", None),
+            getattr(node, "arg", None),
+            getattr(node, "value", None) if isinstance(node, ast.Constant) else None,
+        )
+        if any(isinstance(word, str) and word in words for word in found):
+            return True
+    return False
+
+
+def find_assigned_values(function: ast.AST, name: str) -> list[ast.expr]:
+    """Return the expressions that a function assigns to a local variable."""
+    values = []
+    for node in ast.walk(function):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        is_assignment = isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        if is_assignment and any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            values.append(node.value)
+    return values
+
+
+def find_functions(tree: ast.AST) -> Iterator[FunctionNode]:
+    """Yield every function and method."""
+    for node in ast.walk(tree):
+        if isinstance(node, FunctionNode):
+            yield node
+
+
+def read_dict_literal(tree: ast.Module, name: str) -> dict[object, object]:
+    """Return a dict of constants that a module assigns to a name."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return dict(ast.literal_eval(node.value))
+    raise ValueError(f"the module assigns no {name}")
