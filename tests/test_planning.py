@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig, LlamaConfig
 
 import ropewalk as rw
-from ropewalk.config import AttentionShape, read
+from ropewalk.config import AttentionShape, LayerShape, read
 from ropewalk.planning import compute_kv_cache_bytes, plan
 
 SMOLLM2 = {
@@ -156,8 +156,8 @@ def test_kv_cache_with_grouped_query_attention():
 
 def test_kv_cache_with_sliding_window_layers():
     # A full layer caches 10,000 tokens, a sliding one 512. 2 heads x (64 + 64) x 2 bytes = 512 bytes per token.
-    layer_types = ("full_attention", "sliding_attention", "sliding_attention")
-    shape = AttentionShape(layer_types, kv_heads=2, key_dim=64, value_dim=64, sliding_window=512, bytes_per_number=2)
+    full, sliding = LayerShape("full_attention", 2, 64, 64), LayerShape("sliding_attention", 2, 64, 64, window=512)
+    shape = AttentionShape((full, sliding, sliding), bytes_per_number=2)
     assert compute_kv_cache_bytes(shape, 10_000) == (10_000 + 512 + 512) * 512
     assert compute_kv_cache_bytes(shape, 100) == 300 * 512
 
@@ -174,9 +174,8 @@ def test_kv_cache_with_latent_attention():
 
 
 def test_layers_without_a_kv_cache_count_as_0():
-    layer_types = ("linear_attention", "mamba", "conv", "full_attention")
-    shape = AttentionShape(layer_types, kv_heads=1, key_dim=8, value_dim=8, sliding_window=None, bytes_per_number=2)
-    assert compute_kv_cache_bytes(shape, 100) == 100 * 16 * 2
+    config = {**SMOLLM2, "num_hidden_layers": 4, "layer_types": ["linear_attention", "mamba", "conv", "full_attention"]}
+    assert plan(config, 1000).kv_cache_bytes == 1000 * 3 * (64 + 64) * 2
 
 
 def test_kv_cache_is_none_without_sizes_in_the_configuration():

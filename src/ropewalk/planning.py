@@ -28,9 +28,6 @@ from ropewalk.scaling.yarn import YaRN
 MARGIN = 1.25
 _FACTOR_STEP = 0.25  # factors are rounded up to a multiple of it, so that configurations stay readable
 
-# Parts of the names of layer types without a KV cache.
-_CACHELESS_LAYER_TYPES = ("linear", "mamba", "conv", "recurrent")
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -117,19 +114,8 @@ def plan(model_or_config: Any, target: int) -> Plan:
 
 
 def compute_kv_cache_bytes(shape: AttentionShape, length: int) -> int:
-    """Return the memory, in bytes, of the keys and values of one text of `length` tokens.
-
-    Layers without a KV cache (linear attention, mamba) count as 0.
-    """
-    total = 0
-    for layer_type in shape.layer_types:
-        if any(name in layer_type for name in _CACHELESS_LAYER_TYPES):
-            continue
-        cached_tokens = length
-        if configs.is_local(layer_type) and shape.sliding_window:
-            cached_tokens = min(length, shape.sliding_window)
-        total += cached_tokens * shape.kv_heads * (shape.key_dim + shape.value_dim) * shape.bytes_per_number
-    return total
+    """Return the memory, in bytes, of the keys and values of one text of `length` tokens."""
+    return sum(layer.count_numbers(length) for layer in shape.layers) * shape.bytes_per_number
 
 
 def _choose_method(current: Scaling, factor: float, rope: Rope) -> tuple[Scaling, str]:

@@ -37,7 +37,7 @@ def test_model_without_scaling(write_gguf):
     assert result.model_type == "llama"
     assert result.max_length == 8192
     assert result.ropes == {"all": configs.LayerRope(PLAIN, rw.NoScaling())}
-    assert result.attention == configs.AttentionShape(("full_attention",) * 30, 3, 64, 64, None, 2)
+    assert result.attention == configs.AttentionShape((configs.LayerShape("full_attention", 3, 64, 64),) * 30, 2)
 
 
 def test_path_may_be_a_string(write_gguf):
@@ -159,13 +159,13 @@ def test_missing_fields_follow_from_other_fields(write_gguf):
     result = configs.read(write_gguf({"rope.dimension_count": None, "rope.freq_base": None}))
     assert result.ropes["all"].rope == rw.Rope(64, 10_000, 8192)  # 576 / 9, and the default base of llama
     per_layer = configs.read(write_gguf({"attention.head_count": [9, 9], "attention.head_count_kv": [3, 1]}))
-    assert per_layer.attention.kv_heads == 3
+    assert per_layer.attention.layers[0].kv_heads == 3
 
 
 def test_built_in_model():
     result = configs.read("smollm2")
     assert result.ropes == {"all": configs.LayerRope(PLAIN, rw.NoScaling())}
-    assert result.attention == configs.AttentionShape(("full_attention",) * 30, 3, 64, 64, None, 2)
+    assert result.attention == configs.AttentionShape((configs.LayerShape("full_attention", 3, 64, 64),) * 30, 2)
 
 
 def error_message(path):

@@ -9,7 +9,7 @@ model already has, and the sizes of its KV cache. `build_rope_parameters` builds
 
 from __future__ import annotations
 
-from ropewalk.config.attention_shape import AttentionShape
+from ropewalk.config.attention_shape import AttentionShape, LayerShape
 from ropewalk.config.defaults import fill_defaults_if_incomplete
 from ropewalk.config.layer_types import is_local
 from ropewalk.config.model_config import (
@@ -30,7 +30,7 @@ from ropewalk.config.sources import (
 from ropewalk.config.transformers import find_text_config_key, from_dict, get_text_config_dict
 
 __all__ = [
-    "ALL_LAYERS", "SCALING_KEYS", "AttentionShape", "LayerRope", "ModelConfig", "build_rope_parameters",
+    "ALL_LAYERS", "SCALING_KEYS", "AttentionShape", "LayerRope", "LayerShape", "ModelConfig", "build_rope_parameters",
     "compute_layer_frequencies", "compute_max_position_embeddings", "fetch_hub_config", "fill_defaults_if_incomplete",
     "find_text_config_key", "from_dict", "get_text_config", "get_text_config_dict", "is_local", "locate", "read",
     "read_json_object", "unloadable_model_error",

@@ -104,3 +104,11 @@ CONFIG_REJECTS_SCALING_MODEL_TYPES = frozenset({"cosmos3_edge_text"})
 # Architectures whose configuration class accepts a scaling, but whose rotary module raises an error for it.
 # Source: modeling_ernie4_5_vl_moe.py and modeling_recurrent_gemma.py of transformers 5.
 MODULE_REJECTS_SCALING_MODEL_TYPES = frozenset({"ernie4_5_vl_moe_text", "recurrent_gemma"})
+
+# Attention layers, each with a KV cache, for each layer that the configuration counts. All others have one.
+# Source: configuration_longcat_flash.py and modeling_longcat_flash.py of transformers 5.23.
+ATTENTIONS_PER_LAYER = {"longcat_flash": 2}
+
+# How many times as many KV heads sliding-window layers have as the others, if the configuration does not say.
+# Source: modeling_mimo_v2_flash.py of transformers 5.23.
+SLIDING_KV_HEADS_MULTIPLIER = {"mimo_v2_flash": 2}

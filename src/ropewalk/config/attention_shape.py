@@ -1,4 +1,9 @@
-"""The sizes of the KV cache of a model."""
+"""The sizes of the KV cache of a model, layer by layer.
+
+The sizes are those of the cache of transformers (cache_utils.py of version 5.23 and the cache classes in
+modeling_*.py). The states of recurrent layers (linear attention, Mamba, convolutions) are no part of it, because they
+do not grow with the text.
+"""
 
 from __future__ import annotations
 
@@ -6,45 +11,177 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ropewalk.config import architectures
 from ropewalk.config.fields import NUM_HEADS_FIELDS, compute_head_dim, get_count, get_first
-from ropewalk.config.layer_types import check_layer_count, resolve_layer_types
+from ropewalk.config.layer_types import check_layer_count, is_local, resolve_layer_types
+
+_NUM_LAYERS_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_NUM_KV_HEADS_FIELDS = ("num_key_value_heads", "num_kv_heads", "num_key_value_heads_per_layer")
+# Parts of the names of layer types that keep no keys and values.
+_CACHELESS_LAYER_TYPES = ("linear", "mamba", "conv", "recurrent", "moe", "mlp")
+# Layer types that keep the keys of an indexer, which selects the tokens to attend to.
+_INDEXED_LAYER_TYPES = ("indexed_attention", "compressed_sparse_attention", "minimax_m3_sparse")
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The sizes of the KV cache of one layer.
+
+    Attributes:
+        layer_type: the kind of layer, such as "full_attention".
+        kv_heads, key_dim, value_dim: a token has kv_heads (key_dim + value_dim) numbers. A layer without a KV cache has
+            0 heads. Latent attention (MLA) has 1 head, with the latent as key and the rotary dimensions as value.
+        window: how many of the last tokens are kept; None for all.
+        indexer_dim: numbers that an indexer keeps for each token, or for each compressed entry.
+        compression: tokens that share a compressed entry of key_dim numbers, kept beside the window; None without.
+    """
+
+    layer_type: str
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+    indexer_dim: int = 0
+    compression: int | None = None
+
+    def count_numbers(self, length: int) -> int:
+        """Return how many numbers the layer keeps of a text of `length` tokens."""
+        kept_tokens = length if self.window is None else min(length, self.window)
+        numbers = kept_tokens * self.kv_heads * (self.key_dim + self.value_dim)
+        if self.compression is None:
+            return numbers + length * self.indexer_dim
+        return numbers + length // self.compression * (self.key_dim + self.indexer_dim)
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """The sizes that determine the memory of the KV cache.
+    """The sizes of the KV cache of a model.
 
     Attributes:
-        layer_types: the type of each layer, such as "full_attention".
-        kv_heads, key_dim, value_dim: sizes of one layer. For latent attention (MLA) they are 1, the latent plus the
-            rope dimensions, and 0.
-        sliding_window: tokens that sliding-window layers keep; None if no layer has a window.
+        layers: the sizes of each layer.
         bytes_per_number: 2 for bfloat16 and float16, 4 for float32.
     """
 
-    layer_types: tuple[str, ...]
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    sliding_window: int | None
+    layers: tuple[LayerShape, ...]
     bytes_per_number: int
+
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        """The kind of each layer."""
+        return tuple(layer.layer_type for layer in self.layers)
+
+
+def has_kv_cache(layer_type: str) -> bool:
+    """Return whether layers of this type keep keys and values."""
+    return not any(name in layer_type for name in _CACHELESS_LAYER_TYPES)
 
 
 def parse_attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
-    """Return the sizes of the KV cache, or None if the configuration does not contain them."""
-    layers, heads = get_count(config, "num_hidden_layers", "n_layer"), get_count(config, *NUM_HEADS_FIELDS)
-    head_dim = compute_head_dim(config)
-    if not (layers and heads and head_dim):
+    """Return the sizes of the KV cache, or None if the configuration does not contain them.
+
+    Args:
+        config: the text part of a configuration of transformers, with the type of each layer in `layer_types`.
+
+    Raises InputError for sizes that are not whole numbers above 0.
+    """
+    num_layers = get_count(config, *_NUM_LAYERS_FIELDS)
+    if not (num_layers and get_count(config, *NUM_HEADS_FIELDS) and compute_head_dim(config)):
         return None
-    check_layer_count(layers)
-    sliding_window = get_count(config, "sliding_window") if config.get("use_sliding_window", True) else None
+    num_layers *= architectures.ATTENTIONS_PER_LAYER.get(str(config.get("model_type")), 1)
+    check_layer_count(num_layers)
+    has_window = config.get("use_sliding_window", True) and get_count(config, "sliding_window") is not None
+    layer_types = resolve_layer_types(config, num_layers, has_window=has_window)[:num_layers]
+    layers = tuple(_parse_layer(config, index, layer_type) for index, layer_type in enumerate(layer_types))
     bytes_per_number = 4 if str(get_first(config, "dtype", "torch_dtype")).endswith("float32") else 2
-    layer_types = resolve_layer_types(config, layers, has_window=sliding_window is not None)
+    return AttentionShape(layers, bytes_per_number)
+
+
+def _parse_layer(config: Mapping[str, Any], index: int, layer_type: str) -> LayerShape:
+    """Return the sizes of one layer."""
+    if not has_kv_cache(layer_type):
+        return LayerShape(layer_type, 0, 0, 0)
+    config = _override_for_layer(config, index, layer_type)
+    kv_heads, key_dim, value_dim = _parse_token_sizes(config, index)
+    if _reads_keys_of_another_layer(config, index):
+        kv_heads = 0
+    rates = config.get("compress_rates")
+    compression = get_count(rates, layer_type) if isinstance(rates, Mapping) else None
+    return LayerShape(
+        layer_type,
+        kv_heads,
+        key_dim,
+        value_dim if compression is None else 0,  # the values are the keys, stored once
+        window=_parse_window(config, layer_type, compression),
+        indexer_dim=_parse_indexer_dim(config, index, layer_type),
+        compression=compression,
+    )
+
+
+def _override_for_layer(config: Mapping[str, Any], index: int, layer_type: str) -> Mapping[str, Any]:
+    """Return the configuration with the sizes that differ for one layer or its type."""
+    overrides: dict[str, Any] = {}
+    if "sliding" in layer_type:  # MiMo, Inkling, dots3: swa_head_dim, swa_num_key_value_heads, ...
+        multiplier = architectures.SLIDING_KV_HEADS_MULTIPLIER.get(str(config.get("model_type")))
+        if multiplier is not None:
+            overrides["num_key_value_heads"] = multiplier * (get_count(config, "num_key_value_heads") or 0)
+        overrides |= {name.removeprefix("swa_"): config[name] for name in config if name.startswith("swa_")}
+    elif layer_type == "full_attention":  # Gemma 4
+        overrides["head_dim"] = config.get("global_head_dim")
+        if config.get("attention_k_eq_v", True):
+            overrides["num_key_value_heads"] = config.get("num_global_key_value_heads")
+    per_layer_config = config.get("per_layer_config")
+    if isinstance(per_layer_config, Mapping):  # transformers writes the layers as 5 or "05"
+        for key, layer_overrides in per_layer_config.items():
+            if str(key).isdecimal() and int(key) == index and isinstance(layer_overrides, Mapping):
+                overrides.update(layer_overrides)
+    return {**config, **{name: value for name, value in overrides.items() if value is not None}}
+
+
+def _parse_token_sizes(config: Mapping[str, Any], index: int) -> tuple[int, int, int]:
+    """Return the KV heads of a layer and the sizes of a key and of a value of one head."""
     latent_dim = get_count(config, "kv_lora_rank")
-    if latent_dim:
-        key_dim = latent_dim + (get_count(config, "qk_rope_head_dim") or 0)
-        return AttentionShape(layer_types, 1, key_dim, 0, sliding_window, bytes_per_number)
+    if latent_dim and config.get("use_mla", True):
+        return 1, latent_dim, get_count(config, "qk_rope_head_dim") or 0
+    head_dim = compute_head_dim(config)
+    assert head_dim is not None  # checked by parse_attention_shape
+    return _parse_kv_heads(config, index), head_dim, get_count(config, "v_head_dim") or head_dim
+
+
+def _parse_kv_heads(config: Mapping[str, Any], index: int) -> int:
+    """Return the KV heads of a layer, which may be 0."""
+    for name in _NUM_KV_HEADS_FIELDS:
+        values = config.get(name)
+        if isinstance(values, list | tuple) and index < len(values):  # one number for each layer
+            return get_count({name: values[index]}, name) or 0
     # Falcon's first architecture has a single head of keys and values for all heads of queries.
-    is_multi_query = config.get("multi_query") is True and not config.get("new_decoder_architecture")
-    kv_heads = 1 if is_multi_query else get_count(config, "num_key_value_heads", "num_kv_heads") or heads
-    return AttentionShape(layer_types, kv_heads, head_dim, head_dim, sliding_window, bytes_per_number)
+    if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
+        return 1
+    return get_count(config, *_NUM_KV_HEADS_FIELDS, *NUM_HEADS_FIELDS) or 0
+
+
+def _reads_keys_of_another_layer(config: Mapping[str, Any], index: int) -> bool:
+    """Return whether a layer uses the keys and values of an earlier one, and stores none."""
+    sources = config.get("kv_source_layers")  # Mistral Large 4
+    if isinstance(sources, list | tuple) and index < len(sources):
+        return bool(sources[index] != index)
+    num_layers, num_shared = get_count(config, *_NUM_LAYERS_FIELDS), get_count(config, "num_kv_shared_layers")
+    return index >= (num_layers or 0) - num_shared if num_shared else False  # Gemma 3n and Gemma 4
+
+
+def _parse_window(config: Mapping[str, Any], layer_type: str, compression: int | None) -> int | None:
+    """Return how many of the last tokens a layer keeps, or None for all."""
+    if "chunked" in layer_type:
+        return get_count(config, "attention_chunk_size")
+    if compression is None and not is_local(layer_type):
+        return None
+    return get_count(config, "sliding_window", "attention_window_size")
+
+
+def _parse_indexer_dim(config: Mapping[str, Any], index: int, layer_type: str) -> int:
+    """Return the numbers that the indexer of a layer keeps for each token, 0 without an indexer of its own."""
+    types = config.get("indexer_types")
+    is_shared = isinstance(types, list) and index < len(types) and types[index] == "shared"
+    if is_shared or layer_type not in _INDEXED_LAYER_TYPES:
+        return 0
+    heads = get_count(config, "indexer_kv_heads") or 1
+    return heads * (get_count(config, "index_head_dim", "indexer_head_dim") or 0)

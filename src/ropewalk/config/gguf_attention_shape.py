@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.config.attention_shape import AttentionShape
+from ropewalk.config.attention_shape import AttentionShape, LayerShape
 from ropewalk.config.layer_types import check_layer_count
 
 
@@ -15,14 +15,13 @@ def parse_gguf_attention_shape(fields: Mapping[str, Any]) -> AttentionShape | No
     if not (heads and layers):
         return None
     head_dim = compute_gguf_head_dim(fields)
-    return AttentionShape(
-        layer_types=("full_attention",) * check_layer_count(int(layers)),
+    layer = LayerShape(
+        "full_attention",
         kv_heads=int(_largest(_get(fields, "attention.head_count_kv", heads))),
         key_dim=int(_get(fields, "attention.key_length", head_dim)),
         value_dim=int(_get(fields, "attention.value_length", head_dim)),
-        sliding_window=None,
-        bytes_per_number=2,
     )
+    return AttentionShape((layer,) * check_layer_count(int(layers)), bytes_per_number=2)
 
 
 def compute_gguf_head_dim(fields: Mapping[str, Any]) -> int:

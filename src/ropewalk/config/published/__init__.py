@@ -100,5 +100,5 @@ def _apply(config: Mapping[str, Any], rope_scaling: Mapping[str, Any], fields: M
 def _position_fields(config: ModelConfig) -> tuple[Any, ...]:
     """Return the values in which two configurations of the same model agree."""
     shape = config.attention
-    sizes = (len(shape.layer_types), shape.kv_heads, shape.key_dim) if shape else None
+    sizes = shape.layers if shape else None
     return config.model_type, config.ropes, config.max_length, sizes
