@@ -27,9 +27,11 @@ EQUIVALENT_MODEL_TYPES = {"kimi_k2": "deepseek_v3"}
 
 def build_transformers_config(config):
     """Return the configuration of the text part, parsed by its class in transformers."""
-    text = configs.get_text_config_dict(json.loads(json.dumps(config)))
-    model_type = EQUIVALENT_MODEL_TYPES.get(text["model_type"], text["model_type"])
-    return AutoConfig.for_model(model_type, **{key: value for key, value in text.items() if key != "model_type"})
+    fields = json.loads(json.dumps(config))
+    for part in (fields, fields.get("text_config", {})):
+        if part.get("model_type") in EQUIVALENT_MODEL_TYPES:
+            part["model_type"] = EQUIVALENT_MODEL_TYPES[part["model_type"]]
+    return AutoConfig.for_model(fields.pop("model_type"), **fields).get_text_config()
 
 
 def build_rotary_module(parsed):
@@ -40,9 +42,11 @@ def build_rotary_module(parsed):
     return getattr(module, name)(parsed)
 
 
-def reference_frequencies(config, length):
+def reference_frequencies(config, layer_type, length):
     """Return inv_freq and the attention factor, in float32, of the rotary module of transformers at a length."""
     rotary = build_rotary_module(build_transformers_config(config))
+    if not hasattr(rotary, "inv_freq"):
+        return getattr(rotary, f"{layer_type}_inv_freq").numpy(), getattr(rotary, f"{layer_type}_attention_scaling")
     positions = torch.tensor([[0, length - 1]])
     rotary(torch.zeros(1), positions)  # longrope chooses its list by the largest position
     return rotary.inv_freq.numpy(), rotary.attention_scaling
@@ -53,11 +57,11 @@ def reference_frequencies(config, length):
 def test_frequencies_match_transformers(name, length):
     config = {**MODELS, **LONGER}[name]
     model_config = configs.from_dict(config)
-    layer = model_config.main_layer
-    ours = configs.compute_layer_frequencies(layer.scaling, layer, length)
-    inv_freq, attention_factor = reference_frequencies(config, length)
-    np.testing.assert_allclose(ours.inv_freq, inv_freq, rtol=1e-6)
-    assert ours.attention_factor == pytest.approx(attention_factor, rel=1e-12)
+    for layer_type, layer in model_config.ropes.items():
+        ours = configs.compute_layer_frequencies(layer.scaling, layer, length)
+        inv_freq, attention_factor = reference_frequencies(config, layer_type, length)
+        np.testing.assert_allclose(ours.inv_freq, inv_freq, rtol=1e-6)
+        assert ours.attention_factor == pytest.approx(attention_factor, rel=1e-12)
 
 
 def test_phi_4_mini_switches_to_its_long_list_past_the_original_length():
