@@ -37,6 +37,7 @@ class Extension:
         length: the length in tokens that fixes dynamic scalings; None if they follow the text.
         module_tables: the rotary modules of the model, each with the tables that it returns, by layer type.
         patches: the changes to the model.
+        decoders: the modules that take the text and contain the rotary modules.
         warnings: what the user should know about the extended model, one sentence each.
     """
 
@@ -45,6 +46,7 @@ class Extension:
     length: int | None
     module_tables: list[tuple[RotaryModule, dict[str, RotaryTable]]]
     patches: PatchSet
+    decoders: list[Any] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -112,6 +114,7 @@ def build_extension(
     for hooks in decoder_hooks:
         patches += [hooks, *request_length_patches(model, hooks)]
     extension.patches = PatchSet(patches)
+    extension.decoders = [hooks.decoder for hooks in decoder_hooks]
     return extension
 
 

@@ -1,4 +1,4 @@
-"""The config fields with which transformers builds an extended model itself.
+"""The config fields with which transformers builds an extended model itself, and the patch that sets them.
 
 An extended model can be saved as such only if transformers knows the scaling, or another one with the same frequencies,
 and if the config class of the architecture accepts it. Rather than list what each architecture accepts (Phi-3 validates
@@ -11,18 +11,57 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedConfig
 
 from ropewalk import config as configs
 from ropewalk.compat.transformers import quiet_transformers
+from ropewalk.models.patching import AttributePatch
 from ropewalk.models.rotary_modules import RotaryModule
 from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.longrope import LongRoPE
 
 _MAX_DIVISOR = 1e12  # the largest that LongRoPE accepts; used for a frequency of 0
+
+
+@dataclass
+class ConfigPatch:
+    """Give a model its own copy of its config, with other values of some fields of the text decoder.
+
+    Models that are built from one config object share it, and only one of them is extended. The model keeps the copy
+    when the patch is reverted, because the user may have changed other fields of it.
+
+    Attributes:
+        model: the model.
+        fields: the values by name.
+    """
+
+    model: Any
+    fields: dict[str, Any]
+    _patches: list[AttributePatch] = field(default_factory=list)
+
+    def apply(self) -> None:
+        """Set the fields; the first time, on a copy of the config to which all parts of the model then refer."""
+        copies: dict[int, Any] = {}
+        if not self._patches:
+            own_config = copy.deepcopy(self.model.config, copies)  # fills `copies`, by the id of the original
+            text_config = configs.get_text_config(own_config)
+            self._patches = [AttributePatch(text_config, name, value) for name, value in self.fields.items()]
+        for patch in self._patches:
+            patch.apply()
+        for module in self.model.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, PreTrainedConfig) and id(value) in copies:
+                    setattr(module, name, copies[id(value)])
+
+    def revert(self) -> None:
+        """Restore the fields."""
+        for patch in self._patches:
+            patch.revert()
 
 
 def find_config_update(

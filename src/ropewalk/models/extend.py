@@ -10,24 +10,26 @@ with extended(model, "dynamic-yarn"):  # restored at the end of the block; model
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ropewalk import config as configs
 from ropewalk.errors import InputError
 from ropewalk.models.apply import Extension, ScalingLike, build_extension, get_text_config
-from ropewalk.models.config_update import find_config_update
+from ropewalk.models.config_update import ConfigPatch, find_config_update
 from ropewalk.models.dynamic import DecoderHooks
-from ropewalk.models.patching import AttributePatch, PatchSet
+from ropewalk.models.patching import PatchSet
+from ropewalk.models.wrappers import unwrap_model
 from ropewalk.planning import plan
 from ropewalk.scaling.policies import DEFAULT_POLICY, Policy, parse_policy
 
 __all__ = ["Extension", "ScalingLike", "extend", "extended", "extension_of", "restore"]
 
 Model = TypeVar("Model", bound=nn.Module)
+_ATTRIBUTE = "_ropewalk_extension"
 
 
 def extend(
@@ -41,13 +43,14 @@ def extend(
 ) -> Model:
     """Give the rotary embeddings of a model the frequencies of a scaling, in place.
 
-    The weights and the attention code do not change. `model.config` is updated so that the model can be saved and
-    loaded with the scaling. With a dynamic scaling, the keys in every KV cache of the model are rotated when the
-    frequencies change; `generate` needs no further arguments. A scaling replaces an earlier one. Pairs that a model was
-    trained not to rotate (p-RoPE) stay so under every scaling but `Proportional`.
+    The weights and the attention code do not change. The model gets its own copy of `model.config`, which describes the
+    scaling, so that the model can be saved and loaded with it. With a dynamic scaling, the keys in every KV cache of
+    the model are rotated when the frequencies change; `generate` needs no further arguments. A scaling replaces an
+    earlier one. Pairs that a model was trained not to rotate (p-RoPE) stay so under every scaling but `Proportional`.
 
     Args:
-        model: any transformers model with rotary embeddings.
+        model: any transformers model with rotary embeddings, or a module that holds one (PEFT, `torch.compile`,
+            `DataParallel`). Through either, `extend` and `restore` do the same.
         scaling: a scaling, its spec or its dict; or a dict from layer type to scaling. A single scaling applies to the
             layers that attend to the whole text. Sliding-window layers keep their own, because no text takes them past
             their training.
@@ -64,13 +67,17 @@ def extend(
         raise InputError("scaling", scaling, "either a scaling or a target")
     parsed_policy = parse_policy(policy)
 
-    def build() -> Extension:
-        chosen = scaling if target is None else plan(configs.read(get_text_config(model)), target=target).scaling
-        extension = build_extension(model, chosen, length, parsed_policy, fuse)  # type: ignore[arg-type]
-        _add_config_update(model, extension)
+    def build(inner: Any) -> Extension:
+        chosen = scaling if target is None else plan(configs.read(get_text_config(inner)), target=target).scaling
+        extension = build_extension(inner, chosen, length, parsed_policy, fuse)  # type: ignore[arg-type]
+        _add_config_update(inner, extension)
         return extension
 
+    shared_config = getattr(unwrap_model(model), "config", None)
     _show_warnings(_replace_extension(model, build), stacklevel=3)
+    for module in model.modules():  # a wrapper of PEFT refers to the config too
+        if vars(module).get("config") is shared_config:
+            module.config = unwrap_model(model).config
     return model
 
 
@@ -79,16 +86,13 @@ def restore(model: Model) -> Model:
 
     Its logits are the same as before `extend`, bit by bit. Does nothing to a model that is not extended.
     """
-    extension = extension_of(model)
-    if extension is not None:
-        extension.patches.revert()
-        del model._ropewalk_extension
+    _detach(model)
     return model
 
 
 def extension_of(model: nn.Module) -> Extension | None:
     """Return what `extend` applied to a model; None if it is not extended."""
-    return getattr(model, "_ropewalk_extension", None)
+    return next(iter(_extensions_in(model)), None)
 
 
 @contextmanager
@@ -105,47 +109,67 @@ def extended(
     The arguments are those of `extend`. `model.config` does not describe the scaling: nothing should be saved inside
     the block. Warnings about the model inside the block are shown.
     """
-    previous = extension_of(model)
-    extension = _replace_extension(model, lambda: build_extension(model, scaling, length, policy, fuse))
+    previous = _extensions_in(model)
+    extension = _replace_extension(model, lambda inner: build_extension(inner, scaling, length, policy, fuse))
     try:
         _show_warnings(extension, stacklevel=4)  # the caller, past contextlib
         yield
     finally:
         restore(model)
-        if previous is not None:
-            _attach(model, previous)
+        _attach(previous)
 
 
-def _replace_extension(model: nn.Module, build: Callable[[], Extension]) -> Extension:
+def _replace_extension(model: nn.Module, build: Callable[[Any], Extension]) -> Extension:
     """Restore the model, build an extension of it and apply that. If it fails, apply the previous extension again."""
-    previous = extension_of(model)
-    restore(model)
+    previous = _detach(model)
     try:
-        extension = build()
-        _attach(model, extension)
+        extension = build(unwrap_model(model))
+        _attach([extension])
     except BaseException:
-        if previous is not None:
-            _attach(model, previous)
+        _attach(previous)
         raise
     return extension
 
 
-def _attach(model: nn.Module, extension: Extension) -> None:
-    extension.patches.apply()
-    model._ropewalk_extension = extension  # type: ignore[assignment]
+def _extensions_in(model: nn.Module) -> list[Extension]:
+    """Return the extensions of a model and of its parts.
+
+    An extension is stored on the decoders that it changes, so that it is found through every wrapper and every part.
+    """
+    inner = unwrap_model(model)
+    if not isinstance(inner, nn.Module):
+        return []
+    stored = (vars(module).get(_ATTRIBUTE) for module in inner.modules())
+    return list({id(extension): extension for extension in stored if extension is not None}.values())
+
+
+def _attach(extensions: Sequence[Extension]) -> None:
+    for extension in extensions:
+        extension.patches.apply()
+        for decoder in extension.decoders:
+            setattr(decoder, _ATTRIBUTE, extension)
+
+
+def _detach(model: nn.Module) -> list[Extension]:
+    """Undo the extensions of a model and of its parts, and return them."""
+    extensions = _extensions_in(model)
+    for extension in extensions:
+        extension.patches.revert()
+        for decoder in extension.decoders:
+            delattr(decoder, _ATTRIBUTE)
+    return extensions
 
 
 def _add_config_update(model: nn.Module, extension: Extension) -> None:
-    """Add patches of the config to an extension, or a warning if transformers cannot express its scaling."""
+    """Add a patch of the config to an extension, or a warning if transformers cannot express its scaling."""
     text_config = get_text_config(model)
     fields = find_config_update(text_config, extension.scalings, extension.length, extension.module_tables)
     if fields is None:
         names = " and ".join(dict.fromkeys(str(scaling) for scaling in extension.scalings.values()))
         policy = f" under the policy {extension.policy}" if extension.is_dynamic else ""
         extension.warnings.append(f"transformers cannot express {names}{policy}: a model saved now loads without it")
-        return
-    patches = [AttributePatch(text_config, name, value) for name, value in fields.items()]
-    extension.patches = PatchSet([*extension.patches.patches, *patches])
+    elif fields:
+        extension.patches = PatchSet([*extension.patches.patches, ConfigPatch(model, fields)])
 
 
 def _show_warnings(extension: Extension, stacklevel: int) -> None:
