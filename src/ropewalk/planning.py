@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import AttentionShape
+from ropewalk.config import AttentionShape, LayerRope, ModelConfig
+from ropewalk.config.architectures import NO_ROPE_IN_FULL_ATTENTION_MODEL_TYPES
 from ropewalk.config.published import PublishedModel, find_published_model
-from ropewalk.errors import check_length
+from ropewalk.config.scaled_fields import build_scaled_rope_parameters, gives_scaling
+from ropewalk.errors import InputError, UnsupportedModelError, check_length
 from ropewalk.rope import Rope
 from ropewalk.scaling import from_rope_dict
 from ropewalk.scaling.base import Scaling
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.llama3 import Llama3
 from ropewalk.scaling.none import NoScaling
+from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN
 
 # A factor that just covers the target fails to retrieve some facts: at 12,000 tokens, SmolLM2 (L = 8,192) finds 5 of 8
@@ -27,6 +32,8 @@ from ropewalk.scaling.yarn import YaRN
 # docs/dynamic.md has more lengths).
 MARGIN = 1.25
 _FACTOR_STEP = 0.25  # factors are rounded up to a multiple of it, so that configurations stay readable
+# Configurations store attention factors with at least this relative precision.
+_ATTENTION_FACTOR_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class Plan:
         scaling: the scaling to use; the model's present one if it needs no other.
         needed: whether the model needs another scaling.
         reasons: why, one sentence each.
-        rope_parameters: the dict for transformers, nested if layer types differ; None if nothing changes.
+        rope_parameters: the dict for transformers, nested if layer types differ; None if nothing changes. In a
+            multimodal configuration it belongs into the part that configures the text decoder, such as `text_config`.
         max_position_embeddings: the length to declare beside it, in tokens.
         kv_cache_bytes: memory of the KV cache for one text of the target length; None if its sizes are unknown.
     """
@@ -63,53 +71,54 @@ def plan(model_or_config: Any, target: int) -> Plan:
     """Choose the scaling and the factor with which a model reads `target` tokens.
 
     The factor is the smallest that works: the ratio of the target to the length the model reads now, times the margin
-    that retrieval needs, rounded up to a quarter. A model trained with linear, yarn or llama3 keeps that method with a
-    larger factor. The lists of longrope cannot be extended, so yarn replaces them. If the makers of the model publish a
-    scaling for the target, it is chosen, with a factor no larger than the target needs.
+    that retrieval needs, rounded up to a quarter. A model trained with linear, yarn, llama3 or proportional keeps that
+    method with a larger factor. The lists of longrope cannot be extended, so yarn replaces them. If the makers of the
+    model publish a scaling for the target, it is chosen, with a factor no larger than the target needs.
+
+    The planned fields are put into the configuration and read again: they must give the planned frequencies.
 
     Args:
         model_or_config: a model, or anything that `ropewalk.config.read` accepts.
         target: tokens to read.
 
-    Raises InputError for a target below 1 or a model without rotary embedding.
+    Raises InputError for a target below 1, a model without rotary embedding, or one whose configuration cannot express
+    the scaling.
     """
     check_length("target", target)
-    model_config = configs.read(model_or_config)
+    model_config, config = configs.read(model_or_config), _load_config(model_or_config)
     layer = model_config.main_layer
     is_scaled = layer.scaling != NoScaling()
     original = layer.scaling.resolve_original_length(layer.rope)
-    current_length = original * layer.scaling.extension_factor(layer.rope)
-    if is_scaled and model_config.max_length:
-        current_length = max(current_length, model_config.max_length)
     memory = compute_kv_cache_bytes(model_config.attention, target) if model_config.attention else None
+    published = find_published_model(model_or_config if isinstance(model_or_config, str) else "", model_config)
+    current_length = _compute_current_length(model_config)
+    notes = _note_dual_chunk_attention(config, target)
+    if is_scaled and published and published.matches(model_config):
+        current_length = max(current_length, _published_length(published))
     if target <= current_length:
         scaling_note = f"its own scaling {layer.scaling} covers that" if is_scaled else "it needs no scaling"
-        reason = f"the model reads {current_length:,.0f} tokens as it is, and the target is {target:,}: {scaling_note}"
-        return Plan(target, original, layer.scaling, False, (reason,), None, round(current_length), memory)
+        reason = f"the model reads {current_length:,} tokens as it is, and the target is {target:,}: {scaling_note}"
+        return Plan(target, original, layer.scaling, False, (reason, *notes), None, current_length, memory)
 
+    _check_reads_whole_text(model_config)
     ratio = target / current_length
-    factor = _round_up(ratio * MARGIN)
-    published = find_published_model(model_or_config if isinstance(model_or_config, str) else "", model_config)
-    if published and published.long and target <= published.long["length"] and not is_scaled:
+    if published and not is_scaled and target <= _published_length(published):
         scaling, choice_reasons = _choose_published(published, target)
     else:
-        scaling, method_reason = _choose_method(layer.scaling, factor, layer.rope)
-        factor_reason = f"factor {factor:g}: that ratio times {MARGIN:g}, the margin that retrieval needs, rounded up"
-        choice_reasons = (f"{factor_reason} to a quarter", method_reason)
+        scaling, choice_reasons = _choose_scaling(layer, ratio)
     reasons = (
-        f"the model reads {current_length:,.0f} tokens as it is, and the target is {target:,}: {ratio:.2f} times that",
+        f"the model reads {current_length:,} tokens as it is, and the target is {target:,}: {ratio:.2f} times that",
         *choice_reasons,
+        *notes,
         # benchmarks/results/short_text: ropewalk curve smollm2 at 8k, none, yarn 2, yarn 4, dynamic-yarn
         "a static scaling also changes texts that fit without it: on SmolLM2-135M, yarn 2 raises the perplexity of "
         "8,192 tokens by 3.5 %, yarn 4 by 16 %; dynamic-yarn leaves it as it is",
     )
-    rope_parameters = configs.build_rope_parameters(scaling, layer.rope, layer.rope_dict)
-    declared_length = configs.compute_max_position_embeddings(scaling, layer.rope, rope_parameters or {})
-    if is_scaled and (model_config.max_length or 0) > original:  # the model declares the length after scaling
-        declared_length = round(current_length * factor)
-    if model_config.main_layer_type != configs.ALL_LAYERS:
-        nested = {layer_type: dict(other.rope_dict) for layer_type, other in model_config.ropes.items()}
-        rope_parameters = {**nested, model_config.main_layer_type: rope_parameters}
+    rope_parameters = build_scaled_rope_parameters(model_config, scaling)
+    declared_length = _choose_declared_length(model_config, scaling, rope_parameters, target)
+    if config is not None and not gives_scaling(config, model_config, scaling, rope_parameters, declared_length):
+        expected = f"an architecture whose configuration can express {scaling}"
+        raise InputError("model", model_config.model_type, expected, "extend applies it without the configuration")
     return Plan(target, original, scaling, True, reasons, rope_parameters, declared_length, memory)
 
 
@@ -118,17 +127,90 @@ def compute_kv_cache_bytes(shape: AttentionShape, length: int) -> int:
     return sum(layer.count_numbers(length) for layer in shape.layers) * shape.bytes_per_number
 
 
-def _choose_method(current: Scaling, factor: float, rope: Rope) -> tuple[Scaling, str]:
-    """Return a scaling that extends the current one by `factor`, and the reason for its method."""
-    if isinstance(current, YaRN | Llama3 | Linear):
-        extended = dataclasses.replace(current, factor=_round_up(current.factor * factor))
-        reason = f"the model was trained with {current}: the same method, its factor grown from {current.factor:g}"
-        return extended, reason
-    reason = "yarn: the best static method at every length measured; needs no training and every engine reads it"
-    return YaRN(factor=_round_up(factor * current.extension_factor(rope))), reason
+def _load_config(source: Any) -> Mapping[str, Any] | None:
+    """Return the configuration of transformers that a source contains; None for a ModelConfig and a GGUF file."""
+    if isinstance(source, ModelConfig):
+        return None
+    if isinstance(source, Mapping):
+        return source
+    if isinstance(source, str | Path):
+        path = configs.locate(str(source))
+        if path is None:
+            return configs.fetch_hub_config(str(source))
+        return None if path.suffix == ".gguf" else configs.read_json_object(path)
+    content: dict[str, Any] = getattr(source, "config", source).to_dict()
+    return content
 
 
-def _choose_published(model: PublishedModel, target: int) -> tuple[Scaling, tuple[str, str]]:
+def _compute_current_length(model_config: ModelConfig) -> int:
+    """Return the tokens that a model reads as it is."""
+    layer = model_config.main_layer
+    scaled_length = layer.scaling.resolve_original_length(layer.rope) * layer.scaling.extension_factor(layer.rope)
+    if layer.scaling != NoScaling() and model_config.max_length:
+        return max(round(scaled_length), model_config.max_length)
+    return round(scaled_length)
+
+
+def _note_dual_chunk_attention(config: Mapping[str, Any] | None, target: int) -> tuple[str, ...]:
+    """Return a sentence about dual chunk attention if the model needs it for the target."""
+    dual_chunk = configs.get_text_config_dict(config).get("dual_chunk_attention_config") if config else None
+    length = dual_chunk.get("original_max_position_embeddings") if isinstance(dual_chunk, Mapping) else None
+    if not isinstance(length, int) or target <= length:
+        return ()
+    return (
+        f"past {length:,} tokens the model relies on dual chunk attention (dual_chunk_attention_config): a reader "
+        "without it, such as transformers or llama.cpp, meets distances that the model was not trained on",
+    )
+
+
+def _check_reads_whole_text(model_config: ModelConfig) -> None:
+    """Raise UnsupportedModelError if all layers with a rotary embedding attend to a window."""
+    windows = {layer.window for layer in model_config.attention.layers} if model_config.attention else set()
+    if model_config.model_type in NO_ROPE_IN_FULL_ATTENTION_MODEL_TYPES and windows != {None}:
+        reason = "its layers that attend to the whole text have no rotary embedding, so no scaling extends it"
+        raise UnsupportedModelError(model_config.model_type, reason)
+
+
+def _choose_scaling(layer: LayerRope, ratio: float) -> tuple[Scaling, tuple[str, ...]]:
+    """Return a scaling that extends the current one by the margin times `ratio`, and the reasons."""
+    factor, current = _round_up(ratio * MARGIN), layer.scaling
+    reasons = [
+        f"factor {factor:g}: that ratio times {MARGIN:g}, the margin that retrieval needs, rounded up to a quarter"
+    ]
+    if "mrope_section" in layer.rope_dict:
+        reasons.append("positions of images and videos grow more slowly than tokens: texts with many need less")
+    if isinstance(current, YaRN | Llama3 | Linear | Proportional):
+        scaling: Scaling = dataclasses.replace(current, factor=_round_up(current.factor * factor))
+        if isinstance(current, YaRN) and isinstance(scaling, YaRN):
+            scaling = dataclasses.replace(
+                scaling, attention_factor=_find_explicit_attention_factor(current, layer.rope)
+            )
+        trained = f"the model was trained with {current}: the same method"
+        return scaling, (*reasons, f"{trained}, its factor grown from {current.factor:g}")
+    method = "yarn: the best static method at every length measured; needs no training and every engine reads it"
+    return YaRN(factor=_round_up(factor * current.extension_factor(layer.rope))), (*reasons, method)
+
+
+def _find_explicit_attention_factor(scaling: YaRN, rope: Rope) -> float | None:
+    """Return the attention factor of YaRN if it is a choice of its own; None if it is that of the formula.
+
+    Some configurations store the value of the formula (OLMo 3). It must follow a larger factor.
+    """
+    formula = dataclasses.replace(scaling, attention_factor=None).frequencies(rope).attention_factor
+    stored = scaling.attention_factor
+    is_formula = stored is not None and abs(stored / formula - 1) < _ATTENTION_FACTOR_TOLERANCE
+    return None if is_formula else stored
+
+
+def _published_length(model: PublishedModel) -> int:
+    """Return the tokens that the makers' scaling for long texts is for; 0 without one."""
+    if model.long is None:
+        return 0
+    rope_dict = model.long["rope_scaling"]
+    return max(int(model.long["length"]), round(rope_dict["factor"] * rope_dict["original_max_position_embeddings"]))
+
+
+def _choose_published(model: PublishedModel, target: int) -> tuple[Scaling, tuple[str, ...]]:
     """Return the published scaling for long texts, with the factor the target needs, and the reasons."""
     assert model.long is not None  # checked by the caller
     published: Any = from_rope_dict(model.long["rope_scaling"], strict=True)
@@ -136,8 +218,24 @@ def _choose_published(model: PublishedModel, target: int) -> tuple[Scaling, tupl
     factor = min(published.factor, _round_up(target / original))
     scaling = dataclasses.replace(published, factor=factor, original_length=original)
     factor_reason = f"factor {factor:g}: the target over the {original:,} tokens that its makers name, rounded up"
+    if factor < target / original:
+        factor_reason = f"factor {factor:g}: the largest that its makers recommend for this length"
     source = model.long["source"]
     return scaling, (factor_reason, f"its makers publish {published} for {model.long['length']:,} tokens: {source}")
+
+
+def _choose_declared_length(
+    model_config: ModelConfig, scaling: Scaling, rope_parameters: Mapping[str, Any] | None, target: int
+) -> int:
+    """Return the max_position_embeddings to declare beside rope_parameters, in tokens."""
+    layer = model_config.main_layer
+    main_dict = (rope_parameters or {}).get(model_config.main_layer_type, rope_parameters or {})
+    original = layer.scaling.resolve_original_length(layer.rope)
+    if layer.scaling != NoScaling() and (model_config.max_length or 0) > original:  # it declares the scaled length
+        growth = scaling.extension_factor(layer.rope) / layer.scaling.extension_factor(layer.rope)
+        return max(target, round(_compute_current_length(model_config) * growth))
+    declared = configs.compute_max_position_embeddings(scaling, layer.rope, main_dict)
+    return max(declared, target) if main_dict.get("original_max_position_embeddings") else declared
 
 
 def _round_up(factor: float) -> float:

@@ -112,3 +112,10 @@ ATTENTIONS_PER_LAYER = {"longcat_flash": 2}
 # How many times as many KV heads sliding-window layers have as the others, if the configuration does not say.
 # Source: modeling_mimo_v2_flash.py of transformers 5.23.
 SLIDING_KV_HEADS_MULTIPLIER = {"mimo_v2_flash": 2}
+
+# Architectures whose layers that attend to the whole text have no rotary embedding, if other layers have a window.
+# "llama4" is also the name of GGUF files.
+# Source: the attention classes of modeling_*.py in transformers 5.23.
+NO_ROPE_IN_FULL_ATTENTION_MODEL_TYPES = frozenset({
+    "afmoe", "beam", "cohere2", "exaone4", "exaone_moe", "kolibri1", "llama4", "llama4_text",
+})  # fmt: skip

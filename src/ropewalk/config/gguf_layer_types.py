@@ -55,4 +55,4 @@ def _has_window(fields: Mapping[str, Any], architecture: str, index: int) -> boo
     if pattern is None:  # llama.cpp does not read windows for this architecture
         return False
     full_layer = 0 if architecture in gguf_architectures.FULL_FIRST_GGUF_ARCHITECTURES else pattern - 1
-    return pattern == 0 or index % pattern != full_layer
+    return bool(pattern == 0 or index % pattern != full_layer)

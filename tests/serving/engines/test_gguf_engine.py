@@ -11,9 +11,10 @@ from tests.helpers.gguf_model import small_gguf
 import ropewalk as rw
 from ropewalk import config as configs
 from ropewalk.config.gguf_header import read_gguf_header
+from ropewalk.config.scaled_fields import expected_scalings, frequencies_match
 from ropewalk.errors import UnsupportedScalingError
 from ropewalk.serving.engines import find_engine
-from ropewalk.serving.engines.encode import encode, expected_scalings, frequencies_match
+from ropewalk.serving.engines.encode import encode
 
 LENGTH = 12_000
 LLAMA_CPP = find_engine("llama.cpp")

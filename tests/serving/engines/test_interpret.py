@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from ropewalk import config as configs
+from ropewalk.config.scaled_fields import frequencies_match
 from ropewalk.errors import InputError, UnsupportedScalingError
 from ropewalk.scaling import REGISTRY, parse
 from ropewalk.serving.engines import find_engine
 from ropewalk.serving.engines.base import EngineConfigError
-from ropewalk.serving.engines.encode import encode, frequencies_match
+from ropewalk.serving.engines.encode import encode
 from ropewalk.serving.engines.trained_config import interpret_as_trained
 
 ENGINES = ("transformers4", "sglang", "tensorrt-llm", "mlx-lm", "exllamav2", "exllamav3", "tgi", "lmdeploy")

@@ -13,9 +13,10 @@ from tests.helpers.gguf_model import LLAMA, small_gguf, tiny_llama
 import ropewalk as rw
 from ropewalk import config as configs
 from ropewalk.config.gguf import from_gguf_fields
+from ropewalk.config.scaled_fields import frequencies_match
 from ropewalk.errors import UnsupportedScalingError
 from ropewalk.serving.engines import find_engine
-from ropewalk.serving.engines.encode import encode, frequencies_match
+from ropewalk.serving.engines.encode import encode
 
 LLAMA_CPP, OLLAMA = find_engine("llama.cpp"), find_engine("ollama")
 LENGTH = 12_288

@@ -19,9 +19,10 @@ from transformers import AutoConfig, PreTrainedConfig
 
 import ropewalk as rw
 from ropewalk import config as configs
+from ropewalk.config.scaled_fields import expected_scalings
 from ropewalk.errors import InputError
 from ropewalk.serving.engines import ENGINES, find_engine
-from ropewalk.serving.engines.encode import encode, expected_scalings
+from ropewalk.serving.engines.encode import encode
 from ropewalk.serving.engines.trained_config import interpret_as_trained
 
 ENGINE = find_engine("transformers")

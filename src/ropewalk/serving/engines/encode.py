@@ -6,6 +6,7 @@ import numpy as np
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.config.scaled_fields import expected_scalings, frequencies_match
 from ropewalk.errors import InputError, UnsupportedScalingError
 from ropewalk.frequencies import Frequencies
 from ropewalk.scaling import Scaling
@@ -16,8 +17,6 @@ from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import NTK
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Candidate, Config, Engine
-
-_FLOAT32_TOLERANCE = 2e-7  # relative; engines store their tables, and GGUF its tensors, in float32
 
 
 def encode(engine: Engine, config: Config, model_config: ModelConfig, scaling: Scaling, length: int) -> Candidate:
@@ -67,26 +66,6 @@ def find_nearest_supported(
         if _find_candidate(engine, config, model_config, other, length)
     ]
     return min(supported, key=distance, default=None)
-
-
-def expected_scalings(model_config: ModelConfig, scaling: Scaling) -> dict[str, Scaling]:
-    """Return the scaling of each layer type after `scaling` is applied to the layers that attend to the whole text."""
-    scaled_types = [layer_type for layer_type in model_config.ropes if not configs.is_local(layer_type)]
-    scaled_types = scaled_types or list(model_config.ropes)
-    return {
-        layer_type: scaling if layer_type in scaled_types else layer.scaling
-        for layer_type, layer in model_config.ropes.items()
-    }
-
-
-def frequencies_match(left: Frequencies, right: Frequencies) -> bool:
-    """Return whether two sets of frequencies are equal up to the rounding of float32."""
-    return (
-        left.inv_freq.shape == right.inv_freq.shape
-        and np.allclose(left.inv_freq, right.inv_freq, rtol=_FLOAT32_TOLERANCE, atol=0)
-        and abs(left.attention_factor / right.attention_factor - 1) < _FLOAT32_TOLERANCE
-        and abs(left.softmax_factor / right.softmax_factor - 1) < _FLOAT32_TOLERANCE
-    )
 
 
 def _find_candidate(

@@ -9,13 +9,13 @@ import math
 from typing import Any
 
 from ropewalk.config import LayerRope, compute_layer_frequencies
+from ropewalk.config.scaled_fields import frequencies_match
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.yarn import YaRN
-from ropewalk.serving.engines.encode import frequencies_match
 
 
 def base_of_slowest_pair(rope: Rope, frequencies: Frequencies) -> float:

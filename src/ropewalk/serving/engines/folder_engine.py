@@ -20,6 +20,7 @@ from ropewalk.config.architectures import (
     SHORT_LONG_MSCALE_MODEL_TYPES,
     UNSET_HEAD_DIM_MODEL_TYPES,
 )
+from ropewalk.config.scaled_fields import expected_scalings
 from ropewalk.errors import InputError
 from ropewalk.files import write_text_atomically
 from ropewalk.scaling import Scaling
@@ -34,7 +35,6 @@ from ropewalk.serving.engines.attention_factor import (
 )
 from ropewalk.serving.engines.base import Candidate, Config, Engine
 from ropewalk.serving.engines.config_edit import apply_changes, merge_changes, nest_changes
-from ropewalk.serving.engines.encode import expected_scalings
 from ropewalk.serving.engines.equivalents import encode_as_base, encode_as_longrope, encode_as_yarn
 from ropewalk.serving.engines.load_checks import check_loads_in_transformers
 from ropewalk.serving.engines.trained_config import interpret_as_trained

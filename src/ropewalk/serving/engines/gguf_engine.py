@@ -19,6 +19,7 @@ from ropewalk.config.gguf_architectures import (
     YARN_LOG_MULTIPLIER_SCALE,
 )
 from ropewalk.config.gguf_header import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, read_gguf_header
+from ropewalk.config.scaled_fields import expected_scalings
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.scaling import Scaling
@@ -29,7 +30,6 @@ from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
 from ropewalk.serving.engines.base import Candidate, Config, Engine
 from ropewalk.serving.engines.checkpoint_folder import locate_gguf
-from ropewalk.serving.engines.encode import expected_scalings
 from ropewalk.serving.engines.equivalents import base_of_slowest_pair
 from ropewalk.serving.engines.gguf_file import DIVISOR_TENSORS, copy_gguf
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropewalk import config as configs
+from ropewalk.config.scaled_fields import expected_scalings
 from ropewalk.evaluate.texts import BUILT_IN, read_text
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.none import NoScaling
-from ropewalk.serving.engines.encode import expected_scalings
 from ropewalk.serving.verify.engine_under_test import EngineUnderTest, LocalEngine
 from ropewalk.serving.verify.prompts import Prompts, build_prompts
 from ropewalk.serving.verify.run_engine import TOP_K, EngineOutput, TopLogprobs
