@@ -55,8 +55,11 @@ def small_gguf(path, changes=None, divisors=None, architecture="llama", alignmen
     return path
 
 
-def tiny_llama(path):
-    """Write a complete Llama with random float32 weights, which llama.cpp can run: 2 layers, 16 pairs per head."""
+def tiny_llama(path, without=None):
+    """Write a complete Llama with random float32 weights, which llama.cpp can run: 2 layers, 16 pairs per head.
+
+    `without`: the name of a tensor to leave out.
+    """
     hidden_size, heads, intermediate_size, vocabulary = 64, 2, 96, 300
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(2)
@@ -77,7 +80,8 @@ def tiny_llama(path):
     rng = np.random.default_rng(0)
 
     def add_random_tensor(name, *shape):
-        writer.add_tensor(f"{name}.weight", (2 * rng.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32))
+        if name != without:
+            writer.add_tensor(f"{name}.weight", (2 * rng.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32))
 
     add_random_tensor("token_embd", vocabulary, hidden_size)
     writer.add_tensor("output_norm.weight", np.ones(hidden_size, dtype=np.float32))

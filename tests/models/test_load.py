@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import copy
+import json
+import warnings
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tests.helpers.gguf_model import tiny_llama
 
 import ropewalk as rw
-from ropewalk.models.load import choose_dtype
+from ropewalk.models.load import choose_dtype, load_config, load_tokenizer
 
 
 def test_the_built_in_model_is_a_llama_trained_on_8192_tokens(smollm2):
@@ -56,3 +62,209 @@ def test_names_that_cannot_be_loaded_are_refused(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(rw.InputError, match="transformers can load"):
         rw.load(str(tmp_path / "empty"))
+
+
+class TestWeights:
+    """Weights that a checkpoint lacks would be random numbers, which only transformers' log tells."""
+
+    def test_missing_weights_are_refused_by_number_and_name(self, folder):
+        rewrite_weights(folder, lambda weights: [weights.pop(name) for name in list(weights) if "down_proj" in name])
+        with pytest.raises(
+            rw.InputError, match=r"missing 2 \(model.layers.0.mlp.down_proj.weight, model.layers.1"
+        ) as error:
+            rw.load(str(folder))
+        assert "\n" not in str(error.value)
+
+    def test_many_missing_weights_are_counted(self, folder):
+        rewrite_weights(folder, lambda weights: [weights.pop(name) for name in list(weights) if "layers.1" in name])
+        with pytest.raises(rw.InputError, match=r"missing 9 \(.*, .*, .* and 6 more\)"):
+            rw.load(str(folder))
+
+    def test_weights_of_another_shape_are_refused_by_name(self, folder):
+        rewrite_config(folder, intermediate_size=32)
+        with pytest.raises(
+            rw.InputError, match=r"shapes of its configuration; other shapes have 6 \(model.layers.0.mlp"
+        ):
+            rw.load(str(folder))
+
+    def test_a_tied_head_is_not_missing(self, tiny, smollm2, tmp_path):
+        config = copy.deepcopy(tiny.config)
+        config.tie_word_embeddings = True
+        tied = type(tiny)(config)
+        tied.save_pretrained(tmp_path)
+        smollm2[1].save_pretrained(tmp_path)
+        assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded, _ = rw.load(str(tmp_path), dtype="float32")
+        assert torch.equal(loaded.lm_head.weight, tied.model.embed_tokens.weight)
+
+    def test_buffers_of_older_checkpoints_are_neither_missing_nor_unused(self, folder):
+        rewrite_weights(
+            folder, lambda weights: weights.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            rw.load(str(folder))
+
+    def test_weights_that_the_model_does_not_use_are_one_warning(self, folder, caplog):
+        rewrite_weights(folder, lambda weights: weights.update({"model.extra.weight": torch.ones(8)}))
+        with pytest.warns(UserWarning, match=r"does not use 1 \(model.extra.weight\) of the checkpoint") as caught:
+            rw.load(str(folder))
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+        assert not [record for record in caplog.records if record.name == "transformers.modeling_utils"]
+
+    @pytest.mark.parametrize("lacks", [None, "blk.1.ffn_up"])
+    def test_a_gguf_file(self, tmp_path, lacks):
+        path = tiny_llama(tmp_path / "tiny.gguf", without=lacks)
+        if lacks is None:
+            model, tokenizer = rw.load(str(path), dtype="float32")
+            assert model.config.num_hidden_layers == 2
+            assert len(tokenizer) == model.config.vocab_size
+        else:
+            with pytest.raises(rw.InputError, match=r"missing 1 \(model.layers.1.mlp.up_proj.weight\)"):
+                rw.load(str(path))
+
+
+def remove_first_shard(folder):
+    sorted(folder.glob("*.safetensors"))[0].unlink()
+
+
+def truncate_first_shard(folder):
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+
+
+def pickle_weights(folder):
+    weights = {}
+    for shard in folder.glob("*.safetensors"):
+        weights |= load_file(shard)
+        shard.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+
+
+def move_shard_outside(folder):
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    shard.rename(folder.parent / shard.name)
+    rewrite_index(folder, lambda name: f"../{name}" if name == shard.name else name)
+
+
+def rewrite_index(folder, rename):
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] = {weight: rename(shard) for weight, shard in content["weight_map"].items()}
+    index.write_text(json.dumps(content))
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+DAMAGED_WEIGHTS = {
+    "truncated": (truncate_first_shard, "model-00001.*a complete safetensors file"),
+    "pickled": (pickle_weights, "pytorch_model.bin.*unpickling runs code.*save_pretrained"),
+    "a shard is missing": (remove_first_shard, "model-00001.*a complete safetensors file"),
+    "a shard outside": (move_shard_outside, r"weight_map: got '\.\./model-00001.*in the folder of"),
+    "an absolute shard": (
+        lambda folder: rewrite_index(folder, lambda _: "/etc/passwd"),
+        "weight_map: got '/etc/passwd'",
+    ),
+    "a shard that is a number": (lambda folder: rewrite_index(folder, lambda _: 3), "weight_map: got '3'"),
+    "an index of nothing": (write("model.safetensors.index.json", "{}"), "an index whose weight_map"),
+    "an index that is a list": (write("model.safetensors.index.json", "[]"), "contains an object"),
+    "no weights": (lambda folder: [file.unlink() for file in folder.glob("model*")], "AutoModelForCausalLM: .*no file"),
+}
+DAMAGED_TOKENIZERS = {
+    "empty": (write("tokenizer.json", "{}"), "AutoTokenizer: KeyError"),
+    "a list": (write("tokenizer.json", "[]"), "AutoTokenizer: TypeError"),
+    "cut off": (write("tokenizer.json", '{"version"'), "AutoTokenizer: Expecting"),
+    "missing": (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "AutoTokenizer: Couldn't inst"),
+    "a config that is a list": (write("tokenizer_config.json", "[]"), "AutoTokenizer: AttributeError"),
+    "a class that is a number": (write("tokenizer_config.json", '{"tokenizer_class": 7}'), "AutoTokenizer: Attribute"),
+}
+ODD_CONFIGS = {
+    "a list": (write("config.json", "[]"), "model"),
+    "a size that is text": (lambda folder: rewrite_config(folder, hidden_size="64"), "'hidden_size' expected int"),
+    "no heads": (lambda folder: rewrite_config(folder, num_attention_heads=0), "ZeroDivisionError"),
+    "an unknown dtype": (lambda folder: rewrite_config(folder, dtype="quux"), "no attribute 'quux'"),
+    "rope parameters that are a list": (
+        lambda folder: rewrite_config(folder, rope_parameters=[1]),
+        "'rope_parameters'",
+    ),
+    "a model type that is a number": (lambda folder: rewrite_config(folder, model_type=5), "does not recognize"),
+}
+
+
+def cases(damages):
+    return pytest.mark.parametrize(("damage", "message"), damages.values(), ids=damages)
+
+
+class TestDamagedFiles:
+    """Each damage is one line, from `load` and from the loads of a part."""
+
+    @pytest.fixture
+    def shards(self, tiny, smollm2, tmp_path):
+        folder = tmp_path / "model"
+        tiny.save_pretrained(folder, max_shard_size="40kB")
+        smollm2[1].save_pretrained(folder)
+        return folder
+
+    def test_the_undamaged_folder_loads(self, shards):
+        assert len(list(shards.glob("*.safetensors"))) > 2
+        rw.load(str(shards))
+
+    @cases(DAMAGED_WEIGHTS)
+    def test_weights(self, shards, damage, message):
+        damage(shards)
+        assert_refused(rw.load, shards, message)
+
+    @cases(DAMAGED_TOKENIZERS)
+    def test_tokenizers(self, shards, damage, message):
+        damage(shards)
+        assert_refused(rw.load, shards, message)
+        assert_refused(load_tokenizer, shards, message)
+
+    @cases(ODD_CONFIGS)
+    def test_configs(self, shards, damage, message):
+        damage(shards)
+        assert_refused(rw.load, shards, message)
+        assert_refused(load_config, shards, message)
+
+    def test_pickled_weights_are_not_read(self, shards):
+        pickle_weights(shards)
+        (shards / "pytorch_model.bin").write_bytes(b"cos\nabort\n(tR.")  # os.abort() when it is unpickled
+        assert_refused(rw.load, shards, "unpickling runs code")
+
+
+class TestRemoteCode:
+    """No path leads to the question of transformers whether code of the model may run."""
+
+    @pytest.mark.parametrize("load", [rw.load, load_config, load_tokenizer])
+    def test_it_is_refused_without_asking(self, folder, load, monkeypatch):
+        monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+        rewrite_config(
+            folder, model_type="custom", auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.M"}
+        )
+        tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+        tokenizer_config |= {"auto_map": {"AutoTokenizer": ["code.T", None]}, "tokenizer_class": "Custom"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+        assert_refused(load, folder, "contains custom code")
+
+
+def assert_refused(load, folder, message):
+    with pytest.raises(rw.InputError, match=message) as error:
+        load(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def rewrite_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def rewrite_config(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))

@@ -25,9 +25,9 @@ ROTATABLE_CACHE_LAYERS = {
 
 
 @contextmanager
-def quiet_transformers(level: int) -> Iterator[None]:
-    """Log messages of transformers only from `level` (of the logging module) upward inside the block."""
-    logger = logging.getLogger("transformers")
+def quiet_transformers(level: int, module: str = "transformers") -> Iterator[None]:
+    """Log messages of transformers, or of one of its modules, only from `level` (of the logging module) upward."""
+    logger = logging.getLogger(module)
     previous = logger.level
     logger.setLevel(level)
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,10 +15,10 @@ from ropewalk.compat.torch import cpu_has_bfloat16_instructions
 from ropewalk.compat.transformers import quiet_transformers
 from ropewalk.config import ModelConfig, locate, read, unloadable_model_error
 from ropewalk.errors import InputError, UnknownNameError
+from ropewalk.models.checkpoint_files import check_weight_files
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# Besides OSError and ValueError, transformers' GGUF reader raises these for damaged files.
-_GGUF_ERRORS = (OSError, ValueError, IndexError, KeyError, OverflowError)
+_MAX_NAMES = 3  # of weights in a message
 
 
 def load(
@@ -30,37 +32,36 @@ def load(
         device: a torch device such as "cpu" or "cuda:0"; by default a GPU if there is one.
         trust_remote_code: whether code that comes with the model may run.
 
-    Returns (model, tokenizer). Raises InputError if the model cannot be loaded.
+    Returns (model, tokenizer). Warns about weights that the model does not use. Raises InputError if the model cannot
+    be loaded, if its weights are pickled, and if weights are missing or have another shape: transformers would fill
+    those with random numbers.
     """
     try:
         torch_device = torch.device(device) if device else default_device()
     except RuntimeError:
         raise InputError("device", device, "a torch device, as in cpu or cuda:0") from None
     torch_dtype = _DTYPES[choose_dtype(dtype, torch_device)]
-    path = locate(name)
-    if path is not None and path.suffix == ".gguf":
-        model, tokenizer = _load_gguf(path, torch_dtype)
-    else:
-        source = _transformers_source(name, path)
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch_dtype, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            raise unloadable_model_error(name, error) from None
+    source = _Source(name)
+    tokenizer = source.load(transformers.AutoTokenizer, trust_remote_code=trust_remote_code)
+    source.check_weight_files()
+    # transformers logs a table of missing and unused weights, of which `_check_weights` makes one line.
+    with quiet_transformers(logging.ERROR, "transformers.modeling_utils"):
+        model, loading_info = source.load(
+            transformers.AutoModelForCausalLM,
+            dtype=torch_dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **source.weight_options(),
+        )
+    _check_weights(name, loading_info)
     return model.to(torch_device).eval(), tokenizer
 
 
 def load_tokenizer(name: str) -> Any:
     """Load the tokenizer of MODEL without its weights. Raises InputError if it cannot be loaded."""
-    path = locate(name)
-    try:
-        if path is not None and path.suffix == ".gguf":
-            return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        return transformers.AutoTokenizer.from_pretrained(_transformers_source(name, path))
-    except _GGUF_ERRORS as error:
-        raise unloadable_model_error(name, error) from None
+    return _Source(name).load(transformers.AutoTokenizer, trust_remote_code=False)
 
 
 def load_config(name: str) -> ModelConfig:
@@ -68,14 +69,74 @@ def load_config(name: str) -> ModelConfig:
 
     Raises InputError if it cannot be read.
     """
-    path = locate(name)
-    if path is not None and path.suffix == ".gguf":
-        return read(path)
-    try:
-        config = transformers.AutoConfig.from_pretrained(_transformers_source(name, path))
-    except (OSError, ValueError) as error:
-        raise unloadable_model_error(name, error) from None
-    return read(config)
+    source = _Source(name)
+    if source.is_gguf:
+        return read(source.path)
+    return read(source.load(transformers.AutoConfig, trust_remote_code=False))
+
+
+class _Source:
+    """What transformers loads a MODEL from: a folder, a hub id, or a GGUF file.
+
+    Attributes:
+        path: the file or folder; None for a hub id.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.path = locate(name)
+        self.is_gguf = self.path is not None and self.path.suffix == ".gguf"
+
+    def load(self, auto_class: Any, **options: Any) -> Any:
+        """Return what an auto class of transformers loads. Raises InputError if that fails."""
+        if self.path is None:
+            location, file = self._name, {}
+        elif self.is_gguf:
+            location, file = str(self.path.parent), {"gguf_file": self.path.name}
+        else:
+            location, file = str(self.path.parent if self.path.name == "config.json" else self.path), {}
+        try:
+            # transformers advises to keep the weights of a GGUF file quantized, but dequantized ones are faster.
+            with quiet_transformers(logging.ERROR) if self.is_gguf else nullcontext():
+                return auto_class.from_pretrained(location, **file, **options)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # parsers of damaged files, and the code of the architecture, may fail in any way
+            raise self._unloadable(auto_class, error) from None
+
+    def weight_options(self) -> dict[str, Any]:
+        """Return the options for the weights that depend on the source."""
+        return {"quantization_config": transformers.GgufConfig(dequantize=True)} if self.is_gguf else {}
+
+    def check_weight_files(self) -> None:
+        """Check the files of a folder; see `checkpoint_files.check_weight_files`."""
+        if self.path is not None and not self.is_gguf:
+            check_weight_files(self.path if self.path.is_dir() else self.path.parent)
+
+    def _unloadable(self, auto_class: Any, error: Exception) -> InputError:
+        reason = str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
+        reason = f"{auto_class.__name__}: {reason}"
+        if self.is_gguf:
+            return InputError("model", str(self.path), f"a complete GGUF file that transformers can load ({reason})")
+        return unloadable_model_error(self._name, ValueError(reason))
+
+
+def _check_weights(name: str, loading_info: Mapping[str, Any]) -> None:
+    """Refuse a model with missing weights or weights of another shape; warn about weights that it does not use."""
+    if missing := sorted(loading_info["missing_keys"]):
+        raise InputError("model", name, f"a checkpoint with all weights of the model; missing {_list(missing)}")
+    if mismatched := sorted(key for key, *_ in loading_info["mismatched_keys"]):
+        expected = f"weights with the shapes of its configuration; other shapes have {_list(mismatched)}"
+        raise InputError("model", name, expected)
+    if unused := sorted(loading_info["unexpected_keys"]):
+        warnings.warn(f"{name}: the model does not use {_list(unused)} of the checkpoint", stacklevel=3)
+
+
+def _list(names: Sequence[str]) -> str:
+    """Return how many weights there are and the names of the first ones."""
+    shown = ", ".join(names[:_MAX_NAMES])
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"{len(names)} ({shown}{more})"
 
 
 def choose_dtype(requested: str | None, device: torch.device | None = None) -> str:
@@ -103,24 +164,3 @@ def choose_dtype(requested: str | None, device: torch.device | None = None) -> s
 def default_device() -> torch.device:
     """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _transformers_source(name: str, path: Path | None) -> str:
-    """Return what transformers loads from, a folder or a hub id; `path`: what `locate` returned for the name."""
-    if path is None:
-        return name
-    return str(path.parent if path.name == "config.json" else path)
-
-
-def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    try:
-        # transformers logs the advice to keep the weights quantized, but dequantized ones are faster.
-        with quiet_transformers(logging.ERROR):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                **source, dtype=dtype, quantization_config=transformers.GgufConfig(dequantize=True)
-            )
-    except _GGUF_ERRORS as error:
-        raise InputError("model", str(path), f"a complete GGUF file that transformers can load ({error})") from None
-    return model, tokenizer
