@@ -7,13 +7,14 @@ import pickle
 import pytest
 from tests.helpers.completions_server import run_server
 
-from ropewalk import InputError, completions
-from ropewalk.completions import CompletionsClient, RequestRefusedError
+from ropewalk import InputError, json_requests
+from ropewalk.completions import CompletionsClient
+from ropewalk.json_requests import RequestRefusedError
 
 
 @pytest.fixture(autouse=True)
 def no_retry_delay(monkeypatch):
-    monkeypatch.setattr(completions, "_FIRST_RETRY_DELAY", 0.0)
+    monkeypatch.setattr(json_requests, "sleep", lambda seconds: None)
 
 
 def test_prompt_is_sent_as_token_ids_with_temperature_0():
@@ -61,10 +62,53 @@ def test_refusal_has_status_and_server_message_also_after_pickling():
         assert (error.status, error.server_message) == (400, "at most 20 logprobs")
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "file:///etc/passwd", "", "http://"])
-def test_malformed_url_is_refused(url):
-    with pytest.raises(InputError, match=r"url: got .*http://127"):
+@pytest.mark.parametrize(
+    "choices", [None, [], "text", [None], ["text"], {"0": 1}, [{}], [{"message": {"content": "a"}}]]
+)
+def test_response_without_a_choice_is_refused(choices):
+    response = {"choices": choices, "error": "over capacity"}
+    with (
+        run_server(lambda body: (200, response)) as url,
+        pytest.raises(RequestRefusedError, match="no choice with a text"),
+    ):
+        CompletionsClient(url).complete([1])
+
+
+@pytest.mark.parametrize("text", [None, 3, ["a"], {"a": 1}, True])
+def test_text_of_another_type_is_refused(text):
+    response = {"choices": [{"text": text}]}
+    with (
+        run_server(lambda body: (200, response)) as url,
+        pytest.raises(RequestRefusedError, match="no choice with a text"),
+    ):
+        CompletionsClient(url).complete([1])
+
+
+def test_lone_surrogate_in_a_text_becomes_a_replacement_character():
+    content = rb'{"choices": [{"text": "a\ud800b \ud83d\ude00"}]}'
+    with run_server(lambda body: (200, content)) as url:
+        assert CompletionsClient(url).complete([1])["text"] == "a\ufffdb \U0001f600"
+
+
+@pytest.mark.parametrize(
+    "data", [None, [], "tiny", {"id": "tiny"}, [None], ["tiny"], [{}], [{"id": 3}], [{"id": ""}], 3]
+)
+def test_server_that_lists_no_model_is_refused(data):
+    with (
+        run_server(lambda body: (200, {}), models=lambda path: (200, {"data": data})) as url,
+        pytest.raises(InputError, match="which lists no model"),
+    ):
         CompletionsClient(url)
+
+
+def test_key_is_sent_with_every_request():
+    log = []
+    with run_server(lambda body: (200, {"choices": [{"text": ""}]}), log=log) as url:
+        CompletionsClient(url, api_key="k").complete([1])
+    assert [(path, headers["Authorization"]) for path, headers in log] == [
+        ("/v1/models", "Bearer k"),
+        ("/v1/completions", "Bearer k"),
+    ]
 
 
 def test_url_without_a_server_is_refused():

@@ -4,33 +4,63 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 from ropewalk.errors import InputError
 
 
-def write_text_atomically(path: Path, content: str) -> None:
-    """Write a text file under a temporary name in the same folder, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def replace_file_atomically(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """Yield a new file; when the block ends, rename it to `path`. If the block raises, `path` stays as it was.
+
+    The file is open for text in UTF-8, or for bytes if `mode` is "wb", under a temporary name that no other process
+    or thread uses.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    text_options: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(content)
+        with open(temporary, mode, **text_options) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)  # otherwise a partial file would keep occupying a full disk
         raise
 
 
+def write_text_atomically(path: Path, content: str) -> None:
+    """Write a text file, replacing an earlier one as a whole."""
+    with replace_file_atomically(path) as file:
+        file.write(content)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return the value of a JSON document. A byte order mark at its beginning is ignored.
+
+    Raises ValueError if it is not UTF-8, not JSON, or nested too deeply.
+    """
+    text = data.decode("utf-8") if isinstance(data, bytes) else data
+    try:
+        return json.loads(text.removeprefix("\ufeff"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def ensure_writable_folder(folder: str | Path) -> Path:
-    """Create a folder if it does not exist, and return its path. Raises InputError if it cannot be written to."""
+    """Create a folder if it does not exist, and return its path.
+
+    Raises InputError for an empty path, and for a folder that cannot be written to.
+    """
+    if not str(folder):
+        raise InputError("out", "", "the path of a folder")
     path = Path(folder).expanduser()
-    probe = path / f".{os.getpid()}.probe"
+    probe = path / f".{secrets.token_hex(8)}.probe"
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.write_text("")

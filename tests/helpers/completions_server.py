@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
@@ -34,27 +34,38 @@ class GreedyModel:
 
 
 @contextmanager
-def run_server(answer, models=("tiny",)):
+def run_server(answer, models=("tiny",), log=None):
     """Run a server within the block, and yield its base URL.
 
     Args:
-        answer: returns (status, content) for the body of a request; content is bytes, or anything that JSON has.
-        models: names that the server lists.
+        answer: returns (status, content) or (status, content, headers) for the body of a request; content is bytes, or
+            anything that JSON has.
+        models: names that the server lists, or a function of the path that returns what `answer` returns.
+        log: list that gets (path, headers) of every request.
     """
+    list_models = models if callable(models) else lambda _: (200, {"data": [{"id": name} for name in models]})
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self._send(200, {"data": [{"id": name} for name in models]})
+            self._record()
+            self._send(*list_models(self.path))
 
         def do_POST(self):
+            self._record()
             self._send(*answer(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
 
-        def _send(self, status, content):
+        def _record(self):
+            if log is not None:
+                log.append((self.path, dict(self.headers)))
+
+        def _send(self, status, content, headers=()):
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
+            for name, value in {"Content-Length": str(len(data)), **dict(headers)}.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            with suppress(BrokenPipeError, ConnectionResetError):  # the client has read enough
+                self.wfile.write(data)
 
         def log_message(self, *_):
             pass

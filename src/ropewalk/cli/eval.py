@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ropewalk.cli.options import DtypeOption, JsonOption, ModelArgument, ScalingsOption
+from ropewalk.cli.options import ApiKeyOption, DtypeOption, JsonOption, ModelArgument, ScalingsOption
 from ropewalk.cli.output import console, err_console, print_json
 from ropewalk.cli.progress import token_progress
 from ropewalk.errors import InputError
 from ropewalk.lengths import format_length, parse_lengths
 from ropewalk.scaling.policies import POLICIES
+from ropewalk.server_address import check_server_url, read_api_key
 
 if TYPE_CHECKING:
     from ropewalk.evaluate.evaluation import Evaluation
@@ -54,6 +55,7 @@ def command(
         str,
         typer.Option(help="Let this server answer, such as http://127.0.0.1:8000/v1; MODEL names the tokenizer."),
     ] = "",
+    api_key_env: ApiKeyOption = "",
     gpus_per_worker: Annotated[float, typer.Option(help="With --ray: GPUs to reserve for each worker.")] = 0,
     json: JsonOption = False,
 ) -> None:
@@ -65,7 +67,10 @@ def command(
     if jobs < 0:
         raise InputError("jobs", jobs, "a number of workers, or 0")
     if url and (len(scaling) > 1 or ray):
-        raise InputError("url", url, "one scaling, the one that the server was started with, and no --ray")
+        server_url = check_server_url("url", url)  # without credentials, since the message repeats it
+        raise InputError("url", server_url, "one scaling, the one that the server was started with, and no --ray")
+    if api_key_env and not url:
+        raise InputError("api_key_env", "a name", "--url beside it")
     evaluation = Evaluation(
         model,
         scaling,
@@ -76,7 +81,7 @@ def command(
         seed=seed,
         policy=policy,
         dtype=dtype or None,
-        server=CompletionsClient(url) if url else None,
+        server=CompletionsClient(url, api_key=read_api_key(api_key_env)) if url else None,
         command=shlex.join(["ropewalk", *sys.argv[1:]]),
     )
     with evaluation.store:

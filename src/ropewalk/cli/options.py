@@ -14,6 +14,7 @@ _MODEL_HELP = "Hugging Face hub id, model folder, config.json, .gguf file, or th
 _SCALING_HELP = "Scaling as name:option=value,... or JSON; `ropewalk methods` lists them."
 _ENGINE_HELP = "Engine that will serve the model; `ropewalk engines` lists them."
 _TARGET_HELP = "Length of the texts to read, in tokens: 32768, 32k, 1m."
+_API_KEY_HELP = "With --url: name of the environment variable with the key of the server; by default no key is sent."
 _JSON_HELP = "Print one JSON document to stdout and nothing else."
 
 ModelArgument = Annotated[str, typer.Argument(help=_MODEL_HELP, metavar="MODEL", show_default=False)]
@@ -22,6 +23,7 @@ ScalingsOption = Annotated[list[str], typer.Option(help=_SCALINGS_HELP)]
 DtypeOption = Annotated[str, typer.Option(help=_DTYPE_HELP)]
 EngineOption = Annotated[str, typer.Option(help=_ENGINE_HELP, show_default=False)]
 TargetOption = Annotated[str, typer.Option(help=_TARGET_HELP, show_default=False)]
+ApiKeyOption = Annotated[str, typer.Option("--api-key-env", metavar="NAME", help=_API_KEY_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help=_JSON_HELP)]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from ropewalk.cli.options import JsonOption, ModelArgument, ScalingOption, parse_optional_length
+from ropewalk.cli.options import ApiKeyOption, JsonOption, ModelArgument, ScalingOption, parse_optional_length
 from ropewalk.cli.output import console, err_console, print_bold, print_json
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def command(
     served: Annotated[str, typer.Option(help="Folder, config.json or .gguf to verify instead of an export.")] = "",
     url: Annotated[str, typer.Option(help="Server to verify, started with the scaling: http://HOST:PORT/v1.")] = "",
     control_url: Annotated[str, typer.Option(help="The same server without the scaling: a sharper verdict.")] = "",
+    api_key_env: ApiKeyOption = "",
     python: Annotated[str, typer.Option(help="Python with the engine, by default that of `make engines`.")] = "",
     json: JsonOption = False,
 ) -> int:
@@ -41,6 +42,7 @@ def command(
             served=served or None,
             url=url or None,
             control_url=control_url or None,
+            api_key_env=api_key_env or None,
             python=python or None,
             on_progress=(lambda line: status.update(Text(line))) if status else err_console.print,
         )

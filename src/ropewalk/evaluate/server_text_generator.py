@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from ropewalk.completions import CompletionsClient
@@ -36,17 +38,39 @@ class ServerTextGenerator:
         yield
 
     def generate(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
-        """Yield the greedy answer to each prompt as soon as it is known, in any order."""
+        """Yield the greedy answer to each prompt as soon as it is known, in any order.
+
+        When the generator is closed, by Ctrl-C for example, no further prompt is sent, and the answers to those in
+        flight are not waited for.
+        """
         in_order = sorted(samples, key=lambda sample: sample.prompt)  # so that the prefix cache of the server hits
-        with ThreadPoolExecutor(self._concurrent_requests) as pool:
-            samples_by_future = {pool.submit(self._answer, sample): sample for sample in in_order}
-            try:
-                for future in as_completed(samples_by_future):
-                    yield samples_by_future[future], future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        waiting, answers = deque(in_order), SimpleQueue[tuple[Sample, str | Exception]]()
+
+        def answer_until_none_waits() -> None:
+            while True:
+                try:
+                    sample = waiting.popleft()
+                except IndexError:
+                    return
+                try:
+                    answers.put((sample, self._answer(sample)))
+                except Exception as error:  # raised below, in the thread that waits for answers
+                    waiting.clear()
+                    answers.put((sample, error))
+
+        # Daemon threads, because Python would wait for others when it exits, as long as the server hangs.
+        for _ in range(min(self._concurrent_requests, len(samples))):
+            Thread(target=answer_until_none_waits, daemon=True).start()
+        try:
+            for _ in samples:
+                sample, answer = answers.get()
+                if isinstance(answer, Exception):
+                    raise answer
+                yield sample, answer
+        finally:
+            waiting.clear()
 
     def _answer(self, sample: Sample) -> str:
         stop = {"stop": list(sample.stop[:_MAX_STOP_STRINGS])} if sample.stop else {}
         choice = self._client.complete(sample.prompt, max_tokens=sample.max_new_tokens, **stop)
-        return truncate_at_stop(str(choice["text"]), sample.stop)
+        return truncate_at_stop(choice["text"], sample.stop)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
-from urllib.parse import urljoin
 
-import requests
-
-from ropewalk.completions import CompletionsClient, RequestRefusedError
+from ropewalk.completions import CompletionsClient
 from ropewalk.errors import InputError
+from ropewalk.json_requests import RequestRefusedError
 from ropewalk.serving.verify.reference import ReferenceModel
 from ropewalk.serving.verify.run_engine import TOP_K, EngineOutput, TopLogprobs
 
@@ -26,6 +24,9 @@ _VERSION_KEYS = {
     "/get_server_info": "version",
     "/api/version": "version",
 }
+_VERSION_TIMEOUT = 5.0  # seconds for each of these paths
+_MAX_LOGPROB = 0.01  # above 0, for the rounding of half precision
+_EXPECTED = "a server that reports log-probabilities of tokens"
 
 
 class LogprobClient:
@@ -34,13 +35,14 @@ class LogprobClient:
     Args:
         url: base URL of the API.
         reference: the model; its tokenizer is loaded for servers that report tokens by their text only.
+        api_key: key to send with every request; see `read_api_key`.
 
     Raises InputError for a URL where no such server responds.
     """
 
-    def __init__(self, url: str, reference: ReferenceModel) -> None:
-        self.url, self.reference = url, reference
-        self._completions = CompletionsClient(url)
+    def __init__(self, url: str, reference: ReferenceModel, api_key: str | None = None) -> None:
+        self._completions = CompletionsClient(url, api_key=api_key)
+        self.url, self.reference = self._completions.url, reference
         self._top_k_to_try: tuple[int, ...] = _TOP_K_TO_TRY
 
     def run(self, prompts: list[list[int]], on_progress: Callable[[str], None]) -> EngineOutput:
@@ -50,9 +52,13 @@ class LogprobClient:
         """
         top_logprobs = []
         for done, prompt in enumerate(prompts, 1):
-            top = self._parse(self._complete(prompt).get("logprobs"))
+            logprobs = self._complete(prompt).get("logprobs")
+            try:
+                top = self._parse(logprobs)
+            except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+                raise InputError("url", f"{self.url}, with logprobs {logprobs}", _EXPECTED) from None
             if not top:
-                raise InputError("url", self.url, "a server that reports log-probabilities of tokens")
+                raise InputError("url", self.url, _EXPECTED)
             top_logprobs.append(top)
             if len(prompt) > 1:
                 on_progress(f"{self.url}: {done} of {len(prompts)} prompts, {len(prompt)} tokens")
@@ -61,12 +67,9 @@ class LogprobClient:
     def _request_version(self) -> str:
         """Return the version that the server reports, or "unknown"."""
         for path, key in _VERSION_KEYS.items():
-            try:
-                info = requests.get(urljoin(self.url, path), timeout=5).json()
-            except (requests.RequestException, ValueError):
-                continue
-            if isinstance(info, dict) and info.get(key):
-                return str(info[key])
+            version = self._completions.find_value(path, key, _VERSION_TIMEOUT)
+            if version is not None:
+                return version
         return "unknown"
 
     def _complete(self, prompt: list[int]) -> dict[str, Any]:
@@ -82,19 +85,31 @@ class LogprobClient:
                 self._top_k_to_try = self._top_k_to_try[1:]
 
     def _parse(self, logprobs: Any) -> TopLogprobs:
-        """Parse the `logprobs` of a choice.
+        """Parse the `logprobs` of a choice of one token. Returns nothing if the server reports none.
 
         llama.cpp reports a list of objects with ids. vLLM and SGLang follow OpenAI, with one dict from token to
         log-probability; a token is `token_id:N` in vLLM and its text in SGLang.
+
+        Raises AttributeError, LookupError, TypeError, ValueError or OverflowError for anything else.
         """
-        if not isinstance(logprobs, Mapping):
+        if logprobs is None:
             return []
-        if isinstance(logprobs.get("content"), list) and logprobs["content"]:
+        if logprobs.get("content"):
             entries = logprobs["content"][0].get("top_logprobs") or []
-            return [(int(entry["id"]), float(entry["logprob"])) for entry in entries if "id" in entry]
-        by_token = (logprobs.get("top_logprobs") or [None])[0] or {}
-        top = [(self._find_token_id(str(token)), float(logprob)) for token, logprob in by_token.items()]
-        return [(token_id, logprob) for token_id, logprob in top if token_id is not None]
+            pairs = [(entry["id"], entry["logprob"]) for entry in entries if "id" in entry]
+        else:
+            by_token = (logprobs.get("top_logprobs") or [None])[0] or {}
+            pairs = [(self._find_token_id(token), logprob) for token, logprob in by_token.items()]
+        return [self._check_pair(token_id, logprob) for token_id, logprob in pairs if token_id is not None]
+
+    def _check_pair(self, token_id: Any, logprob: Any) -> tuple[int, float]:
+        """Return a token id and its log-probability. Raises ValueError or TypeError if they cannot be these."""
+        number = float(logprob)
+        if type(token_id) is not int or not 0 <= token_id < self.reference.vocabulary_size:
+            raise ValueError("no token id")
+        if not number <= _MAX_LOGPROB:
+            raise ValueError("no log-probability")
+        return token_id, number
 
     def _find_token_id(self, token: str) -> int | None:
         numbered = re.fullmatch(r"token_id:(\d+)", token)

@@ -49,6 +49,11 @@ class ReferenceModel:
         """The transformers tokenizer; loads the model, too."""
         return self._model_and_tokenizer[1]
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens that the model gives probabilities to; loads the model."""
+        return int(self.model.config.get_text_config().vocab_size)
+
     @cached_property
     def _model_and_tokenizer(self) -> tuple[Any, Any]:
         return load(self.model_name, dtype="float32", device="cpu")

@@ -15,6 +15,7 @@ from typing import Any
 from ropewalk.errors import InputError, check_length
 from ropewalk.files import ensure_writable_folder
 from ropewalk.scaling import Scaling, parse
+from ropewalk.server_address import check_server_url, read_api_key
 from ropewalk.serving.engines import find_engine
 from ropewalk.serving.verify.comparison import compare_logprobs, compare_tables, run_with_and_without_scaling
 from ropewalk.serving.verify.engine_under_test import EngineUnderTest, LocalEngine, OnProgress, RemoteEngine
@@ -84,6 +85,7 @@ def verify(
     served: str | None = None,
     url: str | None = None,
     control_url: str | None = None,
+    api_key_env: str | None = None,
     python: str | None = None,
     work: str | Path | None = None,
     on_progress: OnProgress = lambda _: None,
@@ -99,16 +101,21 @@ def verify(
         served: folder, config.json or .gguf file for the engine to run, instead of an export of the scaling.
         url: base URL of a running server of that engine with the scaling; no engine is started then.
         control_url: base URL of the same server without the scaling.
+        api_key_env: name of an environment variable with the key that both servers expect; by default none is sent.
         python: path of the Python that has the engine installed.
         work: folder that keeps reference outputs and controls for later calls; by default a temporary one.
         on_progress: called with one line of text now and then.
 
     Raises InputError for arguments that are wrong or exclude each other, RuntimeError if the engine fails.
     """
+    for field, server_url in (("url", url), ("control_url", control_url)):
+        if server_url is not None:
+            check_server_url(field, server_url)
     if url is not None and (served or python):
         raise InputError("url", url, "no served and no python beside it", "the server already runs on its own files")
-    if control_url is not None and url is None:
-        raise InputError("control_url", control_url, "url beside it")
+    for field, value in (("control_url", control_url), ("api_key_env", api_key_env and "a name")):
+        if value is not None and url is None:
+            raise InputError(field, value, "url beside it")
     expected, chosen_engine = parse(scaling), find_engine(engine)
     if url is None:
         find_runner(chosen_engine)  # raises for an engine that can only be verified by URL
@@ -118,8 +125,9 @@ def verify(
         common = (chosen_engine, reference, tokens, on_progress)
         under_test: EngineUnderTest
         if url is not None:
-            client = LogprobClient(url, reference)
-            control_client = LogprobClient(control_url, reference) if control_url else None
+            api_key = read_api_key(api_key_env or "")
+            client = LogprobClient(url, reference, api_key)
+            control_client = LogprobClient(control_url, reference, api_key) if control_url else None
             under_test = RemoteEngine(*common, client=client, control_client=control_client)
         else:
             python = find_python(chosen_engine, python)
