@@ -435,7 +435,8 @@ class TestRefused:
         self.assert_refused(model, cache, 'in a Quanto.*policy="request"')
 
     def test_a_cache_of_continuous_batching(self):
-        with pytest.raises(RuntimeError, match=r'cannot rotate the keys in a SimpleNamespace.*policy="request"'):
+        advice = r"cannot rotate the keys in a SimpleNamespace; fix .*: extend\(model, scaling, length=tokens\)$"
+        with pytest.raises(RuntimeError, match=advice):
             extended_model()(SHORT, cache=SimpleNamespace())
 
     def test_a_text_longer_than_its_request(self):

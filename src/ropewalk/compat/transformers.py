@@ -5,6 +5,7 @@ Shapes: B batch rows, T tokens.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 PREPARE_CACHE_METHOD = "_prepare_cache_for_generation"
+PREPARE_INPUTS_METHOD = "prepare_inputs_for_generation"
+CANDIDATE_GENERATOR_METHOD = "_get_candidate_generator"
 
 # Cache layers that store keys exactly as attention wrote them and return the stored tensors at every step, so that keys
 # can be rotated in the cache. Static, quantized and offloaded layers do not. Source: transformers/cache_utils.py.
@@ -63,6 +66,49 @@ def prepare_cache_and_report_lengths(
         padding = [0] if mask_BT is None else (mask_BT.shape[1] - mask_BT.sum(-1)).tolist()
         report_lengths(cache, tuple(max_length - count for count in padding))
     return result
+
+
+def prepare_inputs_with_new_cache(
+    model: Any, create_cache: Callable[[Any], Any], *args: Any, past_key_values: Any = None, **kwargs: Any
+) -> dict[str, Any]:
+    """Replace the method `prepare_inputs_for_generation` of one model, to choose the cache of a text read again.
+
+    Phi-3, Phi-3.5 MoE and Phi-4 Multimodal drop the cache when the text passes the original length, and read the text
+    again. Source: models/phi3/modeling_phi3.py.
+
+    Args:
+        model: the model whose method is replaced; the method of its class still does the work.
+        create_cache: called with a cache that the method has dropped; returns the cache to use instead, or None.
+    """
+    inputs: dict[str, Any] = type(model).prepare_inputs_for_generation(
+        model, *args, past_key_values=past_key_values, **kwargs
+    )
+    if past_key_values is not None and inputs.get("past_key_values") is None:
+        inputs["past_key_values"] = create_cache(past_key_values)
+    return inputs
+
+
+def limit_candidates(model: Any, count_candidates: Callable[[Any, int, int], int], **kwargs: Any) -> Any:
+    """Replace the method `_get_candidate_generator` of one model, to limit how many candidates it verifies at once.
+
+    Args:
+        model: the model whose method is replaced; the method of its class still does the work.
+        count_candidates: called with the cache, the tokens of the text and the number of candidates; returns how many
+            of them to verify.
+    """
+    generator = type(model)._get_candidate_generator(model, **kwargs)
+    propose = generator.get_candidates
+    model_kwargs = kwargs["model_kwargs"]  # `generate` updates it in place
+
+    @functools.wraps(propose)
+    def get_candidates(input_ids: Any, **options: Any) -> tuple[Any, Any]:
+        candidate_ids, logits = propose(input_ids, **options)
+        tokens = input_ids.shape[1]
+        count = count_candidates(model_kwargs["past_key_values"], tokens, candidate_ids.shape[1] - tokens)
+        return candidate_ids[:, : tokens + count], logits[:, :count] if count and logits is not None else None
+
+    generator.get_candidates = get_candidates
+    return generator
 
 
 def applied_softmax_factor(attention: Any, rope_parameters: Mapping[str, Any]) -> float | None:

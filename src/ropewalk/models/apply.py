@@ -16,8 +16,9 @@ from ropewalk import config as configs
 from ropewalk.compat.transformers import applied_softmax_factor
 from ropewalk.errors import UnknownNameError, UnsupportedModelError
 from ropewalk.frequencies import Frequencies
-from ropewalk.models.dynamic import create_decoder_hooks, request_length_patches
+from ropewalk.models.dynamic import create_decoder_hooks
 from ropewalk.models.fused import fuse_patches
+from ropewalk.models.generation import generation_patches
 from ropewalk.models.patching import AttributePatch, Patch, PatchSet
 from ropewalk.models.rotary_modules import RotaryModule, find_rotary_modules
 from ropewalk.models.rotary_table import RotaryTable
@@ -112,7 +113,7 @@ def build_extension(
         for hooks in decoder_hooks:
             patches += fuse_patches(hooks.decoder, hooks.tables)
     for hooks in decoder_hooks:
-        patches += [hooks, *request_length_patches(model, hooks)]
+        patches += [hooks, *generation_patches(model, hooks)]
     extension.patches = PatchSet(patches)
     extension.decoders = [hooks.decoder for hooks in decoder_hooks]
     return extension

@@ -12,6 +12,7 @@ Shapes: as in rotary_table.py; H heads, D channels of a head.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.ops.rotation import LAYOUTS, rotate
 
 _PROBE_FACTOR = 1.0625  # exact in bfloat16
+_probe_lock = threading.RLock()  # a table takes the angles of one probe at a time
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ def find_rotated_channels(decoder: Any, tables: Mapping[str, RotaryTable]) -> li
         for name, table in tables.items()
     }
     zeros = {name: torch.zeros_like(angle_U) for name, angle_U in angles.items()}
-    unrotated_cache = _cache_one_token(decoder, tables, zeros)
-    rotated_cache = _cache_one_token(decoder, tables, angles)
-    scaled_cache = _cache_one_token(decoder, tables, zeros, _PROBE_FACTOR)
+    with _probe_lock:
+        unrotated_cache = _cache_one_token(decoder, tables, zeros)
+        rotated_cache = _cache_one_token(decoder, tables, angles)
+        scaled_cache = _cache_one_token(decoder, tables, zeros, _PROBE_FACTOR)
     found = []
     for layer, cache_layer in enumerate(unrotated_cache.layers):
         for name, unrotated in vars(cache_layer).items():
@@ -124,18 +127,22 @@ def _cache_one_token(
     """Return the cache after the decoder has read one token with these angles in its tables."""
     config = configs.get_text_config(decoder.config)
     cache = DynamicCache(config=config)
-    training_modes = {module: module.training for module in decoder.modules()}
-    decoder.eval()
+    device = decoder.get_input_embeddings().weight.device
+    if device.type == "meta":  # accelerate has offloaded the embeddings, and moves their input to where they compute
+        device = torch.device("cpu")
+    training_modules = [module for module in decoder.modules() if module.training]
+    for module in training_modules:
+        module.training = False
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             for name, table in tables.items():
                 stack.enter_context(table.override_angles(angles[name], attention_factor))
-            token_BT = torch.tensor([[config.vocab_size // 2]], device=decoder.get_input_embeddings().weight.device)
+            token_BT = torch.tensor([[config.vocab_size // 2]], device=device)
             decoder(input_ids=token_BT, past_key_values=cache, use_cache=True)
     finally:
-        for module, training in training_modes.items():
-            module.training = training
+        for module in training_modules:
+            module.training = True
     return cache
 
 

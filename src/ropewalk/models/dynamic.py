@@ -1,8 +1,9 @@
 """Forward hooks that keep the frequencies of a decoder, and its cached keys, in step with the length of the text.
 
-Before a forward call of the decoder, its hook reads the positions and the KV cache from the arguments, sets the
+Before a forward call of the decoder, its hook reads the positions and the KV cache from the arguments, chooses the
 frequencies of the rotary tables and rotates the cached keys to them. After the call it records the new positions on the
-cache. The attention code is not involved.
+cache. The attention code is not involved. Everything that a call decides is kept in its thread or on its cache, so
+several threads can use one model at the same time.
 
 All decoders that ropewalk supports take `position_ids` (transformers 5.23). If the caller leaves them out, the hook
 passes those that the decoder would compute itself, counted from the number of cached tokens, so that they are known
@@ -13,9 +14,13 @@ Shapes: as in rotary_table.py.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
+import threading
+import uuid
+import warnings
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +28,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from ropewalk.compat.transformers import PREPARE_CACHE_METHOD, prepare_cache_and_report_lengths
 from ropewalk.errors import UnsupportedModelError
 from ropewalk.models.cache_layout import RotatedChannels, find_rotated_channels, why_not_rotatable
 from ropewalk.models.digest import tensor_bytes
 from ropewalk.models.key_state import KeyState, attach_key_state, get_key_state, tokens_seen
-from ropewalk.models.patching import AttributePatch, Patch
 from ropewalk.models.probe_cache import cached_probe, config_text
 from ropewalk.models.rotary_modules import RotaryModule
 from ropewalk.models.rotary_table import RotaryTable, RowFrequencies
@@ -36,16 +39,17 @@ from ropewalk.rope import Rope
 from ropewalk.scaling.policies import Policy, RequestPolicy
 
 _FINGERPRINT_SAMPLES = 16  # parameters of a model, and numbers of each
-_REMEDY = 'fix the frequencies for the whole request: policy="request", or extend(model, scaling, length=tokens)'
+_FIXED_LENGTH = "extend(model, scaling, length=tokens)"
+_REMEDY = f'fix the frequencies for the whole request: policy="request", or {_FIXED_LENGTH}'
 
 
-@dataclass
-class _Call:
-    """A forward call of the decoder that is in progress."""
+class _ThisThread(threading.local):
+    """Whether this thread is probing a decoder, whose hooks then do nothing."""
 
-    cache: Cache | None
-    positions_BT: Tensor
-    request_lengths: tuple[int, ...] | None = None
+    is_probing = False
+
+
+_this_thread = _ThisThread()
 
 
 @dataclass(eq=False)
@@ -70,9 +74,8 @@ class DecoderHooks:
     rotated_channels: list[RotatedChannels] | None = None
     why_not_rotatable: str | None = None
     _handles: list[Any] = field(default_factory=list)
-    _call: _Call | None = None
-    _is_probing: bool = False
-    _checked_state_id: int | None = None  # id of the key state of the last cache, known to be of this model
+    _identity: str = field(default_factory=lambda: uuid.uuid4().hex)  # of a model whose weights cannot be read
+    _has_warned: bool = False
 
     def __post_init__(self) -> None:
         self._parameter_names = list(inspect.signature(self.decoder.forward).parameters)
@@ -97,6 +100,10 @@ class DecoderHooks:
         """Whether the frequencies of any table depend on the length of the text."""
         return any(table.is_dynamic for table in self.tables.values())
 
+    @property
+    def _fixes_requests(self) -> bool:
+        return self.is_dynamic and isinstance(self.policy, RequestPolicy)
+
     def set_request_lengths(self, cache: Any, lengths: tuple[int, ...]) -> None:
         """Record how many tokens each batch row of a new request on this cache may reach."""
         state = get_key_state(cache)
@@ -105,61 +112,104 @@ class DecoderHooks:
         if state is not None:
             state.request_lengths = lengths if len(set(lengths)) > 1 else lengths[:1]
 
+    def count_candidates(self, cache: Any, num_tokens: int, proposed: int) -> int:
+        """Return how many candidates may be verified in one forward call of the decoder.
+
+        All tokens of a call have the frequencies of the last one. Without candidates, each token would have those of
+        its own length, so only candidates that share them can be verified together.
+
+        Args:
+            cache: the cache of the text.
+            num_tokens: the tokens of the text, including those that the cache does not hold yet.
+            proposed: the candidates that follow the text.
+        """
+        state = get_key_state(cache)
+        if state is None or not state.num_tokens:
+            return 0  # the positions of the text become known when it is read
+        length = int(state.positions_BT[..., -1].max()) + 1 + num_tokens - state.num_tokens
+        limit = length + proposed
+        if self._fixes_requests:
+            limit = max((*(state.request_lengths or ()), self.original_length or 0))
+        else:
+            while limit > length and not self._share_frequencies(length, limit):
+                limit -= 1
+        return max(0, min(proposed, limit - length))
+
+    def _share_frequencies(self, length: int, other_length: int) -> bool:
+        return all(table.frequencies_at(length) == table.frequencies_at(other_length) for table in self.tables.values())
+
     def _before_forward(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._is_probing or (torch.compiler.is_compiling() and not self.is_dynamic):
+        if torch.compiler.is_compiling() and not self.is_dynamic:
             return None
         return self._begin_call(args, kwargs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # lengths and caches cannot be part of a graph
     def _begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Set the frequencies for this call, and rotate the cached keys to them; return the arguments of the call."""
-        self._call = None
-        arguments = dict(zip(self._parameter_names, args, strict=False)) | kwargs
+        """Choose the frequencies of this call, and rotate the cached keys to them; return the arguments of the call."""
+        if _this_thread.is_probing:
+            return None
+        arguments = self._bind(args, kwargs)
         if self.is_dynamic and arguments.get("cache") is not None:  # the paged cache of continuous batching
             cache_class = type(arguments["cache"]).__name__
-            raise RuntimeError(f"a dynamic scaling cannot rotate the keys in a {cache_class}; {_REMEDY}")
-        cache = arguments.get("past_key_values")
-        cache = cache if isinstance(cache, Cache) else None
-        position_ids = arguments.get("position_ids")
-        if position_ids is None:
-            position_ids = _next_positions(arguments, cache)
+            raise RuntimeError(
+                f"a dynamic scaling cannot rotate the keys in a {cache_class}; fix the frequencies: {_FIXED_LENGTH}"
+            )
+        if arguments.get("position_ids") is None:
+            position_ids = _next_positions(arguments)
             if position_ids is None:
                 return None  # there is no input, which the decoder itself will refuse
-            args, kwargs = (), arguments | {"position_ids": position_ids}
-        self._call = _Call(cache, self._rotary_positions(position_ids))
-        self._update_frequencies(self._call)
+            args, arguments = (), arguments | {"position_ids": position_ids}
+            kwargs = arguments
+        cache = _cache_argument(arguments)
+        state = None
+        if cache is not None and tokens_seen(cache):
+            state = self._checked_key_state(cache)
+        row_frequencies = self._choose_frequencies(self._rotary_positions(arguments["position_ids"]), cache)
+        if state is not None and row_frequencies != state.row_frequencies:
+            self._rotate_cached_keys(cache, state, row_frequencies)
+        for name, table in self.tables.items():
+            if table.is_dynamic:
+                table.choose(row_frequencies[name])
         return args, kwargs
 
-    def _update_frequencies(self, call: _Call) -> None:
-        state = None
-        if call.cache is not None and tokens_seen(call.cache):
-            state = self._checked_key_state(call.cache)
-        row_frequencies = self._choose_frequencies(call)
-        if state is not None and row_frequencies != state.row_frequencies:
-            self._rotate_cached_keys(call.cache, state, row_frequencies)
-        for name, table in self.tables.items():
-            table.set_frequencies(row_frequencies[name])
-
     def _after_forward(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        if self._is_probing:
-            return
-        call, self._call = self._call, None
-        if call is not None and outputs is not None:  # there are no outputs if the call failed
-            self._record_positions(call, outputs)
+        if not torch.compiler.is_compiling() or self.is_dynamic:
+            self._end_call(args, kwargs, outputs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _record_positions(self, call: _Call, outputs: Any) -> None:
-        """Record the positions of the new keys on the cache."""
-        cache = call.cache if call.cache is not None else _find_cache(outputs)
+    def _end_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        """Record the positions of the new keys on the cache, and end the choice of the frequencies."""
+        if _this_thread.is_probing:
+            return
+        try:
+            arguments = self._bind(args, kwargs)
+            if outputs is not None and arguments.get("position_ids") is not None:  # no outputs if the call failed
+                self._record_positions(_find_cache(arguments, outputs), arguments["position_ids"])
+        finally:
+            for table in self.tables.values():
+                table.end_choice()
+
+    def _record_positions(self, cache: Cache | None, position_ids: Tensor) -> None:
         if cache is None:
             return
+        positions_BT = self._rotary_positions(position_ids)
         state = get_key_state(cache)
         if state is None or not state.num_tokens:
+            if tokens_seen(cache) > positions_BT.shape[-1]:
+                return  # tokens of unknown origin, under a static scaling
+            request_lengths = None if state is None else state.request_lengths
             state = self._attach_new_state(cache)
-        state.request_lengths = call.request_lengths
+            state.request_lengths = request_lengths
+        if not self._fixes_requests:
+            state.request_lengths = None
+        elif state.request_lengths is None:
+            state.request_lengths = _text_lengths(positions_BT)
         new_tokens = tokens_seen(cache) - state.num_tokens
         if new_tokens > 0:
-            state.append(call.positions_BT[..., -new_tokens:])
+            state.append(positions_BT[..., -new_tokens:])
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(self._parameter_names, args, strict=False)) | kwargs
 
     def _rotary_positions(self, position_ids: Tensor) -> Tensor:
         """Return the positions that the decoder passes to its rotary modules, [B, T] or [A, B, T]."""
@@ -169,39 +219,37 @@ class DecoderHooks:
             return position_ids.expand(self._axes, -1, -1)
         return position_ids[-self._axes :]  # Qwen2-VL and others prepend the positions of the text
 
-    def _choose_frequencies(self, call: _Call) -> dict[str, RowFrequencies]:
-        """Return the frequencies of each table for this call."""
+    def _choose_frequencies(self, positions_BT: Tensor, cache: Cache | None) -> dict[str, RowFrequencies]:
+        """Return the frequencies of each table for a call with these positions."""
         if not self.is_dynamic:
             return {name: table.row_frequencies for name, table in self.tables.items()}
-        # The axes of an image start again at its corner; the largest position tells how long the text is.
-        positions_BT = call.positions_BT if call.positions_BT.ndim == 2 else call.positions_BT.amax(0)
-        lengths = tuple(position + 1 for position in positions_BT.amax(-1).tolist())
-        if isinstance(self.policy, RequestPolicy):
-            lengths = self._choose_request_lengths(lengths, call)
+        lengths = _text_lengths(positions_BT)
+        if self._fixes_requests:
+            lengths = self._choose_request_lengths(lengths, cache)
         row_frequencies = {}
         for name, table in self.tables.items():
             rows = tuple(table.frequencies_at(length) for length in lengths)
             row_frequencies[name] = rows[:1] if len(set(rows)) == 1 else rows
         return row_frequencies
 
-    def _choose_request_lengths(self, lengths: tuple[int, ...], call: _Call) -> tuple[int, ...]:
+    def _choose_request_lengths(self, lengths: tuple[int, ...], cache: Cache | None) -> tuple[int, ...]:
         """Return the tokens that each row may reach: the length of its request, or of the call that begins it."""
-        state = None if call.cache is None else get_key_state(call.cache)
-        call.request_lengths = lengths if state is None or state.request_lengths is None else state.request_lengths
-        limits = call.request_lengths
+        state = None if cache is None else get_key_state(cache)
+        limits = lengths if state is None or state.request_lengths is None else state.request_lengths
         if len(limits) != len(lengths):  # the rows of the batch share their positions
             limits = (max(limits),) * len(lengths)
         for row, (length, limit) in enumerate(zip(lengths, limits, strict=True)):
             if length > max(limit, self.original_length or 0):
                 raise RuntimeError(
                     f"row {row} has reached {length:,} tokens, more than the {limit:,} of its request; set the length "
-                    'beforehand with extend(model, scaling, length=tokens), or use policy="stepped"'
+                    f'beforehand with {_FIXED_LENGTH}, or use policy="stepped"'
                 )
         return limits
 
     def _rotate_cached_keys(self, cache: Any, state: KeyState, row_frequencies: dict[str, RowFrequencies]) -> None:
         self._find_rotated_channels()
-        channels = self.rotated_channels or []
+        # `assistant_early_exit` drafts with the first layers only, in a cache of its own.
+        channels = [each for each in self.rotated_channels or [] if each.layer < len(cache.layers)]
         reason = self.why_not_rotatable or why_not_rotatable(cache, channels)
         if reason is not None:
             raise RuntimeError(f"the frequencies have changed, but {reason}; {_REMEDY}")
@@ -216,13 +264,13 @@ class DecoderHooks:
 
     def _find_rotated_channels(self) -> None:
         if self.rotated_channels is None and self.why_not_rotatable is None:
-            call, self._call, self._is_probing = self._call, None, True
+            _this_thread.is_probing = True
             try:
                 self.rotated_channels, self.why_not_rotatable = cached_probe(
                     self.decoder, self._decoder_fingerprint(), self._probe_decoder
                 )
             finally:
-                self._call, self._is_probing = call, False
+                _this_thread.is_probing = False
 
     def _probe_decoder(self) -> tuple[list[RotatedChannels] | None, str | None]:
         try:
@@ -237,34 +285,49 @@ class DecoderHooks:
         layouts = {name: table.channel_layout for name, table in self.tables.items()}
         return f"{config_text(self.decoder.config)} {classes} {layouts}"
 
-    def _checked_key_state(self, cache: Any) -> KeyState:
-        """Return the key state of a cache that holds tokens. Raise RuntimeError if this model did not fill it."""
+    def _checked_key_state(self, cache: Any) -> KeyState | None:
+        """Return the key state of a cache that holds tokens; None if it has none, which a static scaling allows.
+
+        Raises RuntimeError if this model did not fill the cache.
+        """
         state, seen = get_key_state(cache), tokens_seen(cache)
         if state is None:
-            raise RuntimeError(
-                f"the cache holds {seen:,} tokens that no extended model has read, so the frequencies of its keys are "
-                "unknown; start a new cache"
-            )
-        if id(state) != self._checked_state_id:
+            if self.is_dynamic:
+                raise RuntimeError(
+                    f"the cache holds {seen:,} tokens that no extended model has read, so the frequencies of its keys "
+                    "are unknown; start a new cache"
+                )
+            self._warn_about_unknown_keys(seen)
+        elif state.checked_by is None or state.checked_by() is not self:
             if state.model_fingerprint != self._model_fingerprint():
                 raise RuntimeError(
                     f"the cache holds {seen:,} tokens of another model, or of this model with another base or other "
                     "weights; start a new cache"
                 )
-            self._checked_state_id = id(state)
+            state.checked_by = weakref.ref(self)
         return state
+
+    def _warn_about_unknown_keys(self, seen: int) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"the cache holds {seen:,} tokens that no extended model has read; their keys are used as they are: "
+                "right for a learned prefix and a compiled prefill, wrong for a cache filled before `extend`",
+                stacklevel=2,
+            )
 
     def _attach_new_state(self, cache: Any) -> KeyState:
         row_frequencies = {name: table.row_frequencies for name, table in self.tables.items()}
-        state = KeyState(self._model_fingerprint(), row_frequencies)
+        state = KeyState(self._model_fingerprint(), row_frequencies, checked_by=weakref.ref(self))
         attach_key_state(cache, state)
-        self._checked_state_id = id(state)
         return state
 
     def _model_fingerprint(self) -> str:
         """Return a digest of the model's class, its unscaled rotary embeddings, and a sample of its weights."""
         digest = hashlib.sha256(f"{type(self.decoder).__name__} {self.ropes}".encode())
         weights = [weight for weight in self.decoder.parameters() if weight.device.type != "meta"]
+        if not weights:  # all are offloaded
+            digest.update(self._identity.encode())
         for weight in weights[:: max(1, len(weights) // _FINGERPRINT_SAMPLES)]:
             try:
                 local = getattr(weight, "_local_tensor", weight)  # the shard of a DTensor on this rank
@@ -292,23 +355,16 @@ def create_decoder_hooks(
     """
     tables_of_decoder: dict[Any, dict[str, RotaryTable]] = {}
     for rotary, tables in module_tables:
-        decoder_tables = tables_of_decoder.setdefault(_find_decoder(model, rotary), {})
-        decoder_tables.update({f"{rotary.path}:{layer_type}": table for layer_type, table in tables.items()})
+        decoder, path = _find_decoder(model, rotary)
+        decoder_tables = tables_of_decoder.setdefault(decoder, {})
+        decoder_tables.update({f"{path}:{layer_type}": table for layer_type, table in tables.items()})
     return [
         DecoderHooks(decoder, tables, ropes, policy, original_length) for decoder, tables in tables_of_decoder.items()
     ]
 
 
-def request_length_patches(model: nn.Module, hooks: DecoderHooks) -> list[Patch]:
-    """Return the patches through which `generate` reports the length of each request, if the policy needs it."""
-    if not hooks.is_dynamic or not isinstance(hooks.policy, RequestPolicy) or not hasattr(model, PREPARE_CACHE_METHOD):
-        return []
-    prepare_cache = functools.partial(prepare_cache_and_report_lengths, model, hooks.set_request_lengths)
-    return [AttributePatch(model, PREPARE_CACHE_METHOD, prepare_cache)]
-
-
-def _find_decoder(model: nn.Module, rotary: RotaryModule) -> Any:
-    """Return the innermost module around a rotary module that takes tokens and a cache.
+def _find_decoder(model: nn.Module, rotary: RotaryModule) -> tuple[Any, str]:
+    """Return the innermost module around a rotary module that takes tokens and a cache, and the path from it.
 
     Raises UnsupportedModelError if there is none.
     """
@@ -317,24 +373,39 @@ def _find_decoder(model: nn.Module, rotary: RotaryModule) -> Any:
         path = path.rpartition(".")[0]
         module: Any = model.get_submodule(path)
         if {"inputs_embeds", "past_key_values"} <= set(inspect.signature(module.forward).parameters):
-            return module
+            return module, rotary.path.removeprefix(f"{path}.")
     raise UnsupportedModelError(type(model).__name__, f"no decoder that takes a cache contains its {rotary.path}")
 
 
-def _next_positions(arguments: dict[str, Any], cache: Cache | None) -> Tensor | None:
+def _cache_argument(arguments: Mapping[str, Any]) -> Cache | None:
+    cache = arguments.get("past_key_values")
+    return cache if isinstance(cache, Cache) else None
+
+
+def _next_positions(arguments: Mapping[str, Any]) -> Tensor | None:
     """Return the positions of the tokens that follow those in the cache, [1, T]; None if no tokens are given."""
     tokens = arguments.get("input_ids")
     if tokens is None:
         tokens = arguments.get("inputs_embeds")
     if tokens is None:
         return None
+    cache = _cache_argument(arguments)
     start = 0 if cache is None else tokens_seen(cache)
     return torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
 
 
-def _find_cache(outputs: Any) -> Cache | None:
-    """Return the cache that the decoder created itself, from its outputs; None if it created none."""
-    cache = getattr(outputs, "past_key_values", None)
+def _text_lengths(positions_BT: Tensor) -> tuple[int, ...]:
+    """Return the tokens of each row's text up to the end of a call with these positions, [B, T] or [A, B, T]."""
+    # The axes of an image start again at its corner; the largest position tells how long the text is.
+    positions_BT = positions_BT if positions_BT.ndim == 2 else positions_BT.amax(0)
+    return tuple(position + 1 for position in positions_BT.amax(-1).tolist())
+
+
+def _find_cache(arguments: Mapping[str, Any], outputs: Any) -> Cache | None:
+    """Return the cache that a call filled: its argument, or one that the decoder created; None if there is none."""
+    cache = _cache_argument(arguments)
+    if cache is None:
+        cache = getattr(outputs, "past_key_values", None)
     if cache is None and isinstance(outputs, tuple):
         cache = next((part for part in outputs if isinstance(part, Cache)), None)
     return cache if isinstance(cache, Cache) else None

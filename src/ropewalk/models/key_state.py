@@ -8,6 +8,7 @@ Shapes: as in rotary_table.py; H heads, D channels of a head, N cached tokens.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,6 +70,7 @@ class KeyState:
         request_lengths: for each batch row, the tokens that its request may reach; None unless the policy is `request`.
         snapshots: for each rotary table whose keys are rotated often, the keys as attention cached them.
         rotations: how many times cached keys were rotated.
+        checked_by: the hooks of a decoder that found the fingerprint to be that of their model. Not copied or saved.
     """
 
     model_fingerprint: str
@@ -77,6 +79,11 @@ class KeyState:
     request_lengths: tuple[int, ...] | None = None
     snapshots: dict[str, KeySnapshot] = field(default_factory=dict)
     rotations: int = 0
+    checked_by: weakref.ref[Any] | None = field(default=None, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a copy, which another model may come to use."""
+        return vars(self) | {"checked_by": None}
 
     @property
     def num_tokens(self) -> int:

@@ -1,7 +1,8 @@
 """The cos and sin tables of an extended model: exact at every position, for any frequencies.
 
-A table is passive. Whoever applies a scaling creates it, `DecoderHooks` (dynamic.py) sets its frequencies before a
-forward call of the decoder, and the rotary module calls it for the positions of the call.
+A table is passive. Whoever applies a scaling creates it, `DecoderHooks` (dynamic.py) chooses its frequencies for each
+forward call of the decoder, and the rotary module calls it for the positions of the call. A choice holds in the thread
+that made it, so several threads can use one model at the same time.
 
 Shapes: B batch rows, T tokens, P pairs (dim/2), A position axes, U columns (a pair and the axis it follows), C channels
 of the table, R 1 if all batch rows share their frequencies, else B.
@@ -9,8 +10,10 @@ of the table, R 1 if all batch rows share their frequencies, else B.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +25,31 @@ from ropewalk.ops.angles import cos_sin_of_fixed_point, to_fixed_point
 RowFrequencies = tuple[Frequencies, ...]  # for each row of the batch, or a single entry if the rows share them
 
 
+class _Choices(threading.local):
+    """What the forward call that runs in this thread has chosen for each table."""
+
+    def __init__(self) -> None:
+        self.row_frequencies: WeakKeyDictionary[RotaryTable, RowFrequencies] = WeakKeyDictionary()
+        self.angles: WeakKeyDictionary[RotaryTable, tuple[Tensor, float]] = WeakKeyDictionary()
+
+
+_choices = _Choices()
+
+
 class RotaryTable(nn.Module):
     """cos and sin for one layer type of a rotary module, in the channel layout of that module.
 
     Attributes:
         channel_layout: the layout.
-        row_frequencies: the frequencies that the table is computed with.
+        frequencies: the frequencies outside of calls; those of every call if the table is static.
         frequencies_for_length: for a dynamic scaling, the frequencies for a text of so many tokens; None if static.
+        follows_choices: whether the table asks for the choice of its thread. False for a static table unless it is
+            being probed, so that torch.compile sees constant tensors.
     """
 
     high_RU: Tensor
     low_RU: Tensor
+    pair_U: Tensor
     column_C: Tensor
 
     def __init__(
@@ -42,14 +59,16 @@ class RotaryTable(nn.Module):
         device: torch.device,
         frequencies_for_length: Callable[[int], Frequencies] | None = None,
     ) -> None:
-        """Create a table that starts with `frequencies` in every row; see the class for the other arguments."""
+        """Create a table; see the class for the arguments."""
         super().__init__()
         self.channel_layout = channel_layout
+        self.frequencies = frequencies
         self.frequencies_for_length = frequencies_for_length
-        self.row_frequencies: RowFrequencies = (frequencies,)
-        self._angle_override: tuple[Tensor, float] | None = None
+        self.follows_choices = self.is_dynamic
         # Integer buffers move with the model, and a later model.to(bfloat16) does not round them.
-        high_RU, low_RU = self._columns_in_fixed_point(self.row_frequencies, device)
+        pair_U = torch.tensor([pair for pair, _ in channel_layout.columns_U], device=device)
+        self.register_buffer("pair_U", pair_U, persistent=False)
+        high_RU, low_RU = self._columns_in_fixed_point((frequencies,))
         self.register_buffer("high_RU", high_RU, persistent=False)
         self.register_buffer("low_RU", low_RU, persistent=False)
         self.register_buffer("column_C", torch.tensor(channel_layout.column_C, device=device), persistent=False)
@@ -62,14 +81,21 @@ class RotaryTable(nn.Module):
     def frequencies_at(self, length: int) -> Frequencies:
         """Return the frequencies for a text of `length` tokens; a static table has the same for every length."""
         if self.frequencies_for_length is None:
-            return self.row_frequencies[0]
+            return self.frequencies
         return self.frequencies_for_length(max(length, 1))
 
-    def set_frequencies(self, row_frequencies: RowFrequencies) -> None:
-        """Compute the table with these frequencies from now on."""
-        if row_frequencies != self.row_frequencies:
-            self.high_RU, self.low_RU = self._columns_in_fixed_point(row_frequencies, self.high_RU.device)
-            self.row_frequencies = row_frequencies
+    @property
+    def row_frequencies(self) -> RowFrequencies:
+        """The frequencies of the forward call that runs in this thread; outside of calls, `frequencies`."""
+        return _choices.row_frequencies.get(self, (self.frequencies,))
+
+    def choose(self, row_frequencies: RowFrequencies) -> None:
+        """Use these frequencies in this thread until `end_choice`; a static table ignores them."""
+        _choices.row_frequencies[self] = row_frequencies
+
+    def end_choice(self) -> None:
+        """Forget the frequencies that this thread has chosen."""
+        _choices.row_frequencies.pop(self, None)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return the table in the form of the rotary module: cos and sin, [B, T, C] each, or one complex tensor.
@@ -78,13 +104,22 @@ class RotaryTable(nn.Module):
             x: hidden states, for their dtype and device.
             position_ids: [B, T], or [A, B, T] if positions have several axes.
         """
-        if self._angle_override is None:
-            angle_BTU = self._fixed_point_angles(position_ids, self.high_RU, self.low_RU)
-            cos_BTU, sin_BTU = cos_sin_of_fixed_point(angle_BTU, attention_factors(self.row_frequencies))
-        else:
-            angle_U, attention_factor = self._angle_override
+        if self.follows_choices:
+            return self._forward_as_chosen(x, position_ids)
+        angle_BTU = self._fixed_point_angles(position_ids, self.high_RU, self.low_RU)
+        return self._to_channels(x, *cos_sin_of_fixed_point(angle_BTU, self.frequencies.attention_factor))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the choice differs between threads and calls
+    def _forward_as_chosen(self, x: Tensor, position_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        angle_override = _choices.angles.get(self)
+        if angle_override is not None:
+            angle_U, factor = angle_override
             angle_BTU = angle_U.expand(*position_ids.shape[-2:], -1)
-            cos_BTU, sin_BTU = angle_BTU.cos() * attention_factor, angle_BTU.sin() * attention_factor
+            return self._to_channels(x, angle_BTU.cos() * factor, angle_BTU.sin() * factor)
+        angle_BTU = self.fixed_point_angles(position_ids, self.row_frequencies)
+        return self._to_channels(x, *cos_sin_of_fixed_point(angle_BTU, attention_factors(self.row_frequencies)))
+
+    def _to_channels(self, x: Tensor, cos_BTU: Tensor, sin_BTU: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         dtype = x.dtype if self.channel_layout.follows_dtype else torch.promote_types(x.dtype, torch.float32)
         cos_BTC = cos_BTU.to(dtype)[..., self.column_C].to(x.device)
         sin_BTC = sin_BTU.to(dtype)[..., self.column_C].to(x.device)
@@ -92,17 +127,21 @@ class RotaryTable(nn.Module):
 
     def fixed_point_angles(self, position_ids: Tensor, row_frequencies: RowFrequencies) -> Tensor:
         """Return the angle of each column under other frequencies, [B, T, U] int64 in units of 2^-64 rotation."""
-        high_RU, low_RU = self._columns_in_fixed_point(row_frequencies, self.high_RU.device)
-        return self._fixed_point_angles(position_ids, high_RU, low_RU)
+        return self._fixed_point_angles(position_ids, *self._columns_in_fixed_point(row_frequencies))
 
     @contextmanager
     def override_angles(self, angle_U: Tensor, attention_factor: float) -> Iterator[None]:
-        """Use these angles, in radians, and this attention factor at every position inside the block."""
-        self._angle_override = angle_U.to(self.high_RU.device), attention_factor
+        """Use these angles, in radians, and this attention factor at every position in this thread inside the block.
+
+        Only one thread may do so for a static table at a time.
+        """
+        _choices.angles[self] = angle_U.to(self.high_RU.device), attention_factor
+        self.follows_choices = True
         try:
             yield
         finally:
-            self._angle_override = None
+            self.follows_choices = self.is_dynamic
+            del _choices.angles[self]
 
     def _fixed_point_angles(self, position_ids: Tensor, high_RU: Tensor, low_RU: Tensor) -> Tensor:
         position_ids = position_ids.to(high_RU.device, torch.int64)
@@ -112,10 +151,9 @@ class RotaryTable(nn.Module):
             position_BTU = torch.stack([position_ids[axis] for _, axis in self.channel_layout.columns_U], dim=-1)
         return fixed_point_angle(position_BTU, high_RU[:, None], low_RU[:, None])
 
-    def _columns_in_fixed_point(self, row_frequencies: RowFrequencies, device: torch.device) -> tuple[Tensor, Tensor]:
-        pair_U = [pair for pair, _ in self.channel_layout.columns_U]
-        high_RP, low_RP, _ = to_fixed_point(row_frequencies, device)
-        return high_RP[:, pair_U], low_RP[:, pair_U]
+    def _columns_in_fixed_point(self, row_frequencies: RowFrequencies) -> tuple[Tensor, Tensor]:
+        high_RP, low_RP, _ = to_fixed_point(row_frequencies, self.pair_U.device)
+        return high_RP[:, self.pair_U], low_RP[:, self.pair_U]
 
 
 def attention_factors(row_frequencies: Sequence[Frequencies]) -> float | Tensor:
