@@ -6,8 +6,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
-
 
 def parse_file(path: Path) -> ast.Module:
     """Parse one Python file."""
@@ -43,6 +41,16 @@ def mentions(tree: ast.AST, *words: str) -> bool:
     return False
 
 
+def reads_attribute(tree: ast.AST, name: str) -> bool:
+    """Return whether code reads an attribute, as `config.NAME` or `getattr(config, "NAME")`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Load):
+            return True
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and mentions(node.args[1], name):
+            return True
+    return False
+
+
 def find_assigned_values(function: ast.AST, name: str) -> list[ast.expr]:
     """Return the expressions that a function assigns to a local variable."""
     values = []
@@ -54,11 +62,18 @@ def find_assigned_values(function: ast.AST, name: str) -> list[ast.expr]:
     return values
 
 
-def find_functions(tree: ast.AST) -> Iterator[FunctionNode]:
-    """Yield every function and method."""
-    for node in ast.walk(tree):
-        if isinstance(node, FunctionNode):
-            yield node
+def is_bound_to_literals(function: ast.AST, name: str) -> bool:
+    """Return whether a function only ever assigns dicts that it writes out, or constants, to a local variable."""
+    arguments = getattr(function, "args", None)
+    if isinstance(arguments, ast.arguments) and mentions(arguments, name):
+        return False
+    for node in ast.walk(function):
+        is_unpacked = isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Store) and mentions(node, name)
+        is_updated = isinstance(node, ast.Call) and ast.unparse(node.func) == f"{name}.update"
+        if is_unpacked or is_updated:
+            return False
+    values = find_assigned_values(function, name)
+    return bool(values) and all(isinstance(value, ast.Dict | ast.Constant) for value in values)
 
 
 def read_dict_literal(tree: ast.Module, name: str) -> dict[object, object]:

@@ -60,3 +60,54 @@ class TestMLXLM:
         config["rope_scaling"] = {"type": "yarn", "factor": 4.0}
         with pytest.raises(EngineConfigError, match="linear"):
             find_engine("mlx-lm").interpret(config, 8192)
+
+
+class TestVLLM:
+    """One table for all lengths, and MRoPE that enlarges the original length."""
+
+    def test_qwen25vl_yarn_has_a_ramp_for_four_times_its_original_length(self):
+        config = load_real_config("qwen25vl_yarn")
+        layer = find_engine("vllm").interpret(config, 128_000).main_layer
+        got = configs.compute_layer_frequencies(layer.scaling, layer, 128_000).inv_freq
+        # Correction dimensions of 32 and 1 rotations over 131,072 tokens, as in MRotaryEmbedding.
+        theta = 1e6 ** (-np.arange(0, 128, 2) / 128)
+        low, high = (128 * np.log(131_072 / (n * 2 * np.pi)) / (2 * np.log(1e6)) for n in (32, 1))
+        blend = np.clip((np.arange(64) - np.floor(low)) / (np.ceil(high) - np.floor(low)), 0, 1)
+        np.testing.assert_allclose(got, theta * (1 - blend) + theta / 4 * blend, rtol=1e-12)
+        trained = interpret_as_trained(config).main_layer
+        expected = configs.compute_layer_frequencies(trained.scaling, trained, 128_000).inv_freq
+        assert np.abs(got / expected - 1).max() == pytest.approx(1.24, abs=0.005)
+        assert "multiplies the original length of YaRN with mrope_section by 4" in find_engine("vllm").explain(config)
+
+    def test_an_export_of_qwen25vl_yarn_divides_the_original_length(self):
+        config = load_real_config("qwen25vl_yarn")
+        scaling = parse("yarn:factor=4,original_length=32768")
+        candidate = encode(find_engine("vllm"), config, interpret_as_trained(config), scaling, 131_072)
+        assert candidate.changes["rope_parameters"]["original_max_position_embeddings"] == 8192
+        assert candidate.changes["rope_parameters"]["mrope_section"] == [16, 24, 24]
+
+    def test_qwen3vl_card_keeps_its_original_length(self):
+        layer = find_engine("vllm").interpret(load_real_config("qwen3vl_card"), 786_432).main_layer
+        assert (layer.scaling.original_length or layer.rope.original_length) == 262_144
+
+    def test_dyn_8k_is_served_past_a_table_that_is_not_scaled(self):
+        with pytest.raises(EngineConfigError, match=r"it serves 65,536 tokens, but its table ends at .*8,192"):
+            find_engine("vllm").interpret(load_real_config("dyn_8k"), 8192)
+
+    def test_dyn_trained_has_a_base_that_is_not_above_zero(self):
+        # 2 x 512 / 1,024 - (2 - 1) = 0
+        with pytest.raises(EngineConfigError, match="max_trained_positions: got 2048; expected less than 1,024"):
+            find_engine("vllm").interpret(load_real_config("dyn_trained"), 512)
+
+    def test_mimo_has_a_rotary_that_is_never_scaled(self):
+        config = load_real_config("mimo")
+        scaled = {**config, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings": 1_048_576}
+        layer = find_engine("vllm").interpret(scaled, 262_144).main_layer
+        np.testing.assert_allclose(configs.compute_layer_frequencies(layer.scaling, layer, 262_144).inv_freq[-1],
+                                   5e6 ** (-62 / 64))  # fmt: skip
+        assert "never reads a scaling" in find_engine("vllm").explain(scaled)
+
+    def test_an_architecture_without_a_model_file_is_left_to_transformers(self):
+        config = {**load_real_config("swift_qwen3"), "architectures": ["BrandNewForCausalLM"]}
+        assert find_engine("vllm").interpret(config, 40_960).ropes == interpret_as_trained(config).ropes
+        assert "falls back to transformers" in find_engine("vllm").explain(config)

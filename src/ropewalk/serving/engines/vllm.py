@@ -17,15 +17,21 @@ from ropewalk.scaling.ntk import NTK, DynamicNTK, compute_ntk_base
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config
 from ropewalk.serving.engines.checkpoint_folder import read_tokenizer_limit
+from ropewalk.serving.engines.config_edit import apply_changes
 from ropewalk.serving.engines.folder_engine import FolderEngine
+from ropewalk.serving.engines.legacy_config import interpret_legacy_config
 from ropewalk.serving.engines.load_checks import check_served_length, check_vllm_rope_type
-from ropewalk.serving.engines.rope_dict import drop_softmax_factor, mscale_ratio
+from ropewalk.serving.engines.rope_dict import drop_softmax_factor, mscale_ratio, require_number
+from ropewalk.serving.engines.tables import load_table
+from ropewalk.serving.engines.trained_config import interpret_as_trained
 
 # vLLM renames these rope types. Source: patch_rope_parameters in vllm/transformers_utils/config.py.
 _RENAMED_TYPES = {"su": "longrope", "mrope": "default"}
 # For these types vLLM serves max_position_embeddings, for all others factor times that.
 # Source: _get_and_verify_max_len in vllm/config/model.py.
 _DECLARE_SCALED_LENGTH = {"longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
+_MROPE_POSITIONS_FACTOR = 4  # get_rope(mrope_positions_factor=4), which only some architectures override
+_GPT_OSS_FIELDS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
 _SUPPORTED_TYPES = "default, linear, ntk, dynamic, yarn, longrope, llama3, proportional"
 
 
@@ -69,14 +75,70 @@ class VLLM(FolderEngine):
             return {"rope_type": "dynamic", "alpha": float(scaling.alpha), "factor": 1.0}
         return super().to_rope_dict(scaling, layer, length)
 
+    def explain(self, config: Config) -> str:
+        name, row = self._find_architecture(config)
+        if not name:
+            names = ", ".join(config.get("architectures") or ())
+            return f"it has no model file for {names} and falls back to transformers" if names else ""
+        if row["scaling"] == "none":
+            return f"its {name} never reads a scaling"
+        factor = self._positions_factor(config)
+        return f"its {name} multiplies the original length of YaRN with mrope_section by {factor}" if factor > 1 else ""
+
+    def alternative_changes(self, changes: Config) -> list[Config]:
+        """Return the changes with the original length divided by what vLLM multiplies it with for MRoPE."""
+        rope_dict = changes["rope_parameters"]
+        if rope_dict.get("rope_type") != "yarn" or not rope_dict.get("mrope_section"):
+            return []
+        original = rope_dict["original_max_position_embeddings"]
+        if original % _MROPE_POSITIONS_FACTOR:
+            return []
+        divided = {**rope_dict, "original_max_position_embeddings": original // _MROPE_POSITIONS_FACTOR}
+        return [{**changes, "rope_parameters": divided}]
+
+    def _find_architecture(self, config: Config) -> tuple[str, Mapping[str, Any]]:
+        """Return the class that vLLM builds, and its row of the table; "" and an empty row if it is not known."""
+        table = load_table(self.name)
+        name = table.find_class(config)
+        return ("", {}) if name is None else (name, table.architectures[name])
+
+    def _positions_factor(self, config: Config) -> int:
+        """Return by how much vLLM enlarges the original length of YaRN, and the table, in this configuration."""
+        text = get_text_config_dict(config)
+        rope_dict = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        _, row = self._find_architecture(config)
+        return row.get("mrope_positions_factor", 1) if rope_dict.get("mrope_section") else 1
+
     def _interpret(self, config: Config, length: int) -> ModelConfig:
+        name, row = self._find_architecture(config)
+        if not name and config.get("architectures"):
+            return self._interpret_fallback(config, length)
+        if row.get("scaling") == "none":
+            model_config = interpret_legacy_config(config)
+            check_served_length(model_config, length)
+            return model_config
+        if row.get("legacy_fields"):
+            config = apply_changes(config, {"rope_parameters": None})
+        return self._interpret_scaled(config, length, row)
+
+    def _interpret_fallback(self, config: Config, length: int) -> ModelConfig:
+        """Return what transformers computes, whose model vLLM runs if it has no model file of its own."""
+        model_config = interpret_as_trained(config)
+        check_served_length(model_config, length)
+        return model_config
+
+    def _interpret_scaled(self, config: Config, length: int, row: Mapping[str, Any]) -> ModelConfig:
+        """Return the frequencies of an architecture that passes its rope dict on to `get_rope`."""
         model_config = configs.from_dict(config)
+        positions_factor = self._positions_factor(config)
         if model_config.max_length is None:
             raise InputError("max_position_embeddings", None, "the length that the model supports, in tokens")
         ropes, served_factor, table_length = {}, 1.0, float("inf")
         for layer_type, layer in model_config.ropes.items():
             rope_type = self._check_rope_type(layer.rope_dict)
-            scaling, positions = self._interpret_layer(rope_type, layer, model_config, length)
+            if row.get("scaling") == "own":  # only gpt-oss: always YaRN, of these fields
+                layer, rope_type = _read_gpt_oss(layer), "yarn"  # noqa: PLW2901
+            scaling, positions = self._interpret_layer(rope_type, layer, model_config, length, positions_factor)
             ropes[layer_type] = dataclasses.replace(layer, scaling=scaling)
             table_length = min(table_length, positions)
             if rope_type not in _DECLARE_SCALED_LENGTH and not model_config.model_type.startswith("gemma3"):
@@ -98,14 +160,17 @@ class VLLM(FolderEngine):
         return _RENAMED_TYPES.get(rope_type, rope_type)
 
     def _interpret_layer(
-        self, rope_type: str, layer: LayerRope, model_config: ModelConfig, length: int
+        self, rope_type: str, layer: LayerRope, model_config: ModelConfig, length: int, positions_factor: int
     ) -> tuple[Scaling, float]:
-        """Return the scaling of a layer type, and the number of positions in its table."""
+        """Return the scaling of a layer type, and the number of positions in its table.
+
+        `positions_factor`: see `_positions_factor`; 1 for layers without MRoPE.
+        """
         rope_dict, scaling, rope = layer.rope_dict, layer.scaling, layer.rope
         declared = model_config.max_length or 0
         check_vllm_rope_type(rope_type, layer)
         if rope_type in ("default", "proportional", "llama3"):
-            return scaling, declared
+            return scaling, declared * positions_factor
         if rope_type == "longrope" and isinstance(scaling, LongRoPE):
             return self._interpret_longrope(scaling, layer, declared, length)
         default_factor = 1.0 if "alpha" in rope_dict else None
@@ -120,7 +185,10 @@ class VLLM(FolderEngine):
         if rope_type in ("yarn", "deepseek_yarn", "deepseek_llama_scaling") and isinstance(scaling, YaRN):
             is_deepseek = model_config.model_type in SOFTMAX_SCALED_MODEL_TYPES
             scaling = _as_deepseek_attention(scaling, rope_dict) if is_deepseek else drop_softmax_factor(scaling, rope)
-            return scaling, (rope.original_length or declared) * factor
+            original = (rope.original_length or declared) * positions_factor
+            if positions_factor > 1:  # MRotaryEmbedding computes the ramp for its enlarged table
+                scaling = dataclasses.replace(scaling, original_length=original)
+            return scaling, original * factor
         raise InputError("rope_type", rope_type, _SUPPORTED_TYPES)
 
     def _interpret_longrope(
@@ -141,10 +209,31 @@ class VLLM(FolderEngine):
         rope_dict = layer.rope_dict
         if rope_dict.get("alpha") is not None:
             return DynamicNTK(alpha=rope_dict["alpha"])
-        # The original length defaults to max_position_embeddings as well. Then nothing is scaled.
-        original = check_number("max_trained_positions", rope_dict.get("max_trained_positions", declared), minimum=1)
+        trained = rope_dict.get("max_trained_positions")
+        if trained is None and factor > 1:
+            served = f"{factor * declared:,.0f}"
+            table = f"its table ends at max_position_embeddings, {declared:,}, up to which dynamic scales nothing"
+            expected = f"a static type: it serves {served} tokens, but {table}"
+            raise InputError("rope_type", "dynamic", expected)
+        original = declared if trained is None else check_number("max_trained_positions", trained, minimum=1)
         ntk_factor = factor * declared / original - (factor - 1)
-        return ABF(base=compute_ntk_base(layer.rope, check_number("factor", ntk_factor, minimum=0, exclusive=True)))
+        if ntk_factor <= 0:
+            largest = factor / (factor - 1) * declared
+            expected = f"less than {largest:,.0f}: from there on the base for {declared:,} positions is not above 0"
+            raise InputError("max_trained_positions", trained, expected)
+        return ABF(base=compute_ntk_base(layer.rope, ntk_factor))
+
+
+def _read_gpt_oss(layer: LayerRope) -> LayerRope:
+    """Return a layer as gpt-oss reads it (vllm/model_executor/models/gpt_oss.py): five fields, four required."""
+    rope_dict = {key: require_number(layer.rope_dict, key) for key in _GPT_OSS_FIELDS}
+    scaling = YaRN(
+        factor=rope_dict["factor"],
+        beta_fast=rope_dict["beta_fast"],
+        beta_slow=rope_dict["beta_slow"],
+        truncate=bool(layer.rope_dict.get("truncate", True)),
+    )
+    return dataclasses.replace(layer, scaling=scaling, rope_dict=rope_dict)
 
 
 def _as_deepseek_attention(scaling: YaRN, rope_dict: Mapping[str, Any]) -> YaRN:

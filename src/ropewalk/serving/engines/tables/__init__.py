@@ -9,6 +9,11 @@
     softmax_factor         whether the softmax scale is multiplied by m(factor, mscale_all_dim)^2
     partial_rotary_factor  whether only a part of each head can be rotated
     mrope                  whether mrope_section is read
+    legacy_fields          (vllm) whether rope_theta and rope_scaling are read, and rope_parameters is not
+    text_part              (vllm) the architecture that the nested text part is built as, instead of all columns above;
+                           null if the text part names it itself
+
+Further columns of one engine are explained in its file in benchmarks/engine_tables/.
 """
 
 from __future__ import annotations
@@ -19,6 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ropewalk.config import get_text_config_dict
 
 TABLES_FOLDER = Path(__file__).parent
 
@@ -40,6 +47,24 @@ class EngineTable:
     source: str
     architectures: Mapping[str, Mapping[str, Any]]
     aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def find_class(self, config: Mapping[str, Any]) -> str | None:
+        """Return the entry for a config.json in a table whose names are those in `architectures`, such as
+        "LlamaForCausalLM".
+
+        A configuration without `architectures` is looked up by its model type. None if there is no such entry.
+        """
+        names = config.get("architectures") or self._classes_of(str(config.get("model_type", "")))
+        name = next((name for name in names if name in self.architectures), None)
+        if name is None or "text_part" not in self.architectures[name]:
+            return name
+        inner = self.architectures[name]["text_part"]
+        return inner or self.find_class(get_text_config_dict(config))
+
+    def _classes_of(self, model_type: str) -> list[str]:
+        """Return the entries whose name begins with a model type, as "Qwen2_5_VLFor..." does with qwen2_5_vl_text."""
+        plain = model_type.removesuffix("_text").replace("_", "").lower()
+        return [name for name in self.architectures if name.split("For")[0].replace("_", "").lower() == plain]
 
 
 @functools.cache
