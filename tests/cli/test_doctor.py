@@ -51,7 +51,10 @@ def test_json_has_the_findings_and_the_engines(run, write_config):
     assert status == 1
     assert (document["model"], document["engine"]) == (str(path), None)
     [finding] = document["findings"]
-    assert set(finding) == {"kind", "severity", "field", "found", "means", "fix", "position", "cosine", "scores"}
+    assert set(finding) == {
+        "kind", "severity", "field", "found", "means", "fix", "question", "alternatives", "position", "cosine",
+        "scores",
+    }  # fmt: skip
     assert finding["fix"] == {"rope_scaling.factor": 4.0}
     assert "exllamav2" in document["engines"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.cli.options import EngineOption, JsonOption, ModelArgument, TargetOption, parse_optional_length
@@ -49,10 +50,23 @@ def _print_finding(finding: Finding) -> None:
         if finding.scores is not None and abs(finding.scores - 1) > 1e-6:
             rotation += f", attention scores times {finding.scores:.4f}"
         lines.append(("rotation", rotation))
-    for name, value in finding.fix.items():
-        lines.append(("fix", f"remove {name}" if value is None else f"{name} = {_to_short_json(value)}"))
+    lines += _describe_changes("fix", finding.fix)
+    if finding.question:
+        lines.append(("question", finding.question))
+    for alternative in finding.alternatives:
+        reach = f" ({alternative.means})" if alternative.means else ""
+        lines.append(("answer", alternative.answer + reach))
+        lines += _describe_changes("", alternative.fix)
     for label, text in lines:
         console.print(f"    {label:<9}{text}")
+
+
+def _describe_changes(label: str, changes: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a line for each field to write, under a label."""
+    return [
+        (label, f"remove {name}" if value is None else f"{name} = {_to_short_json(value)}")
+        for name, value in changes.items()
+    ]
 
 
 def _to_short_json(value: Any) -> str:

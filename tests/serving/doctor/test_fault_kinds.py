@@ -63,7 +63,6 @@ CONFIGS = {
     "length-not-whole": with_scaling(LLAMA, None, max_position_embeddings="131072"),
     "factor-too-small": with_scaling(LLAMA, {**YARN, "factor": 2.0}),
     "declared-too-small": with_scaling(LLAMA, YARN, max_position_embeddings=32_768),
-    "original-missing": with_scaling(LLAMA, without(YARN, "original_max_position_embeddings")),
     "original-past-declared": with_scaling(LLAMA, YARN, max_position_embeddings=16_384),
     "original-twice": with_scaling(LLAMA, YARN | {"original_max_position_embeddings": 8192})
     | {"original_max_position_embeddings": 32_768},
@@ -76,48 +75,74 @@ CONFIGS = {
     "length-multiplied": with_scaling(
         LLAMA, {"rope_type": "linear", "factor": 4.0, "original_max_position_embeddings": 32_768}
     ),
-    "window-below-length": with_scaling(LLAMA, YARN, model_type="mistral", sliding_window=4096),
     "not-an-object": with_scaling(LLAMA, json.dumps(YARN)),
     "not-a-number": with_scaling(LLAMA, {**YARN, "factor": "4.0"}),
     "type-contradicts": with_scaling(LLAMA, {**YARN, "type": "linear"}),
     "type-unknown": with_scaling(LLAMA, {**YARN, "rope_type": "yarm"}),
+    "type-deepseek-yarn": with_scaling(
+        LLAMA, {**YARN, "rope_type": "deepseek_yarn"}, model_type="deepseek_v3", qk_rope_head_dim=64
+    ),
     "type-su": with_scaling(LLAMA, {**LONGROPE, "rope_type": "su"}),
     "type-missing": with_scaling(LLAMA, without(YARN, "rope_type")),
     "key-misspelled": with_scaling(LLAMA, {**YARN, "beta_fas": 16.0}),
     "key-ignored": with_scaling(LLAMA, {**YARN, "low_freq_factor": 1.0}),
+    "base-missing": {**without(LLAMA, "rope_theta"), "model_type": "smollm3"},
+    "base-lost": with_scaling(without(LLAMA, "rope_theta"), YARN, model_type="qwen3_5_text"),
+    "dim-odd": {**LLAMA, "head_dim": 65},
+    "head-dim-broken": {**without(LLAMA, "head_dim"), "hidden_size": 1025},
+    "truncate-not-bool": with_scaling(LLAMA, {**YARN, "truncate": "false"}),
+    "phi3-yarn": with_scaling(LLAMA, YARN, model_type="phi3"),
+    "beta-order": with_scaling(LLAMA, {**YARN, "beta_fast": 1, "beta_slow": 32}),
+    "mscale-unread": with_scaling(LLAMA, {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}),
+    "attention-factor": with_scaling(LLAMA, {**YARN, "attention_factor": (1 + 0.1 * math.log(4)) ** 2}),
+    "llama3-order": with_scaling(LLAMA, {**LLAMA3, "low_freq_factor": 4.0, "high_freq_factor": 1.0}),
+    "list-value": with_scaling(LLAMA, {**LONGROPE, "long_factor": [str(x) for x in INCREASING]}),
+    "layers-missing": {
+        **by_layer(), "rope_parameters": without(BY_LAYER, "sliding_attention"), "rope_local_base_freq": 1e4,
+    },
+    "layers-unknown": by_layer(slidding_attention={"rope_type": "default", "rope_theta": 1e4}),
+    "layers-truncate": by_layer(full_attention={**BY_LAYER["full_attention"], "truncate": False}),
+}  # fmt: skip
+# Faults whose right values the file does not determine: they ask a question.
+QUESTIONS = {
+    "original-missing": with_scaling(LLAMA, without(YARN, "original_max_position_embeddings")),
+    "window-below-length": with_scaling(LLAMA, YARN, model_type="mistral", sliding_window=4096),
     "scaling-twice": with_scaling(LLAMA, {**YARN, "factor": 8.0}, rope_parameters={**YARN, "rope_theta": 500_000.0}),
     "base-twice": {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
-    "base-missing": {**without(LLAMA, "rope_theta"), "model_type": "smollm3"},
     "partial-twice": {
         **without(LLAMA, "rope_theta"), "partial_rotary_factor": 0.25,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
     },
     "partial-impossible": {**LLAMA, "partial_rotary_factor": 50},
     "proportional-whole": with_scaling(LLAMA, {"rope_type": "proportional"}),
-    "dim-odd": {**LLAMA, "head_dim": 65},
-    "head-dim-broken": {**without(LLAMA, "head_dim"), "hidden_size": 1025},
-    "truncate-not-bool": with_scaling(LLAMA, {**YARN, "truncate": "false"}),
-    "phi3-yarn": with_scaling(LLAMA, YARN, model_type="phi3"),
-    "beta-order": with_scaling(LLAMA, {**YARN, "beta_fast": 1, "beta_slow": 32}),
     "beta-impossible": with_scaling(LLAMA, {**YARN, "beta_fast": 30_000}),
-    "mscale-alone": with_scaling(LLAMA, {**YARN, "mscale": 1.0}, model_type="deepseek_v3", qk_rope_head_dim=64),
-    "mscale-unread": with_scaling(LLAMA, {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}),
-    "attention-factor": with_scaling(LLAMA, {**YARN, "attention_factor": (1 + 0.1 * math.log(4)) ** 2}),
-    "llama3-order": with_scaling(LLAMA, {**LLAMA3, "low_freq_factor": 4.0, "high_freq_factor": 1.0}),
+    "mscale-alone": with_scaling(LLAMA, {**YARN, "mscale": 0.707}, model_type="deepseek_v3", qk_rope_head_dim=64),
     "llama3-incomplete": with_scaling(LLAMA, without(LLAMA3, "high_freq_factor")),
     "list-missing": with_scaling(LLAMA, without(LONGROPE, "short_factor")),
-    "list-value": with_scaling(LLAMA, {**LONGROPE, "long_factor": [str(x) for x in INCREASING]}),
     "list-lengths": with_scaling(LLAMA, {**LONGROPE, "short_factor": [1.0] * 31}),
     "list-below-1": with_scaling(LLAMA, {**LONGROPE, "long_factor": [0.5, *INCREASING[1:]]}),
     "list-falls": with_scaling(LLAMA, {**LONGROPE, "long_factor": swap(INCREASING, 4, 24)}),
-    "layers-missing": {
-        **by_layer(), "rope_parameters": without(BY_LAYER, "sliding_attention"), "rope_local_base_freq": 1e4,
-    },
-    "layers-unknown": by_layer(slidding_attention={"rope_type": "default", "rope_theta": 1e4}),
     "layers-local-scaled": by_layer(sliding_attention={"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4}),
     "layers-and-flat": by_layer(factor=8.0),
-    "layers-truncate": by_layer(full_attention={**BY_LAYER["full_attention"], "truncate": False}),
 }  # fmt: skip
+TEXT = {**without(LLAMA, "rope_theta"), "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
+CONFIGS |= {
+    "rope-beside-text": {
+        "model_type": "llava", "text_config": TEXT, "max_position_embeddings": 524_288,
+        "rope_scaling": YARN | {"original_max_position_embeddings": 131_072},
+    },
+    "rope-in-other-part": {
+        "model_type": "llava", "text_config": TEXT,
+        "vision_config": {"rope_scaling": YARN},
+    },
+    "field-misspelled": {**LLAMA, "rope_scalling": YARN},
+}  # fmt: skip
+QUESTIONS |= {
+    "option-beside-dict": with_scaling(LLAMA, YARN, beta_fast=16.0),
+    "key-of-one-engine": with_scaling(LLAMA, {**YARN, "attn_factor": 1.1}),
+    "attention-factor-name": with_scaling(LLAMA, {**YARN, "attention_scaling": 1.1}),
+    "dual-chunk": {**LLAMA, "dual_chunk_attention_config": {"original_max_position_embeddings": 32_768}},
+}
 # Faults that need more than the config.json.
 OTHER_CONFIGS = {
     "target-not-reached": ExaminedConfig(LLAMA, target=262_144),
@@ -152,17 +177,21 @@ def gguf(changes, divisors=(), **more):
 
 
 GGUFS = {
-    "gguf-type": gguf({"rope.scaling.type": "ntk"}),
-    "gguf-number": gguf({"rope.scaling.attn_factor": -1.0}),
-    "gguf-yarn-and-tensor": gguf(GGUF_YARN, DIVISORS),
-    "gguf-tensor-missing": gguf({"rope.scaling.type": "longrope"}),
+    "gguf-type": gguf(
+        {"rope.scaling.type": "yarm", **{k: v for k, v in GGUF_YARN.items() if k != "rope.scaling.type"}}
+    ),
     "gguf-factor-too-small": gguf({**GGUF_YARN, "rope.scaling.factor": 2.0}),
     "gguf-context-too-small": gguf({**GGUF_YARN, "context_length": 32_768}),
-    "gguf-original-missing": gguf({**GGUF_YARN, "rope.scaling.original_context_length": None}),
     "gguf-factor-missing": gguf({"rope.scaling.type": "yarn", "rope.scaling.original_context_length": 131_072}),
     "gguf-linear-1": gguf({"rope.scaling.type": "linear", "rope.scaling.factor": 1.0}),
     "gguf-factor-unused": gguf({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}),
     "gguf-attn-factor": gguf({**GGUF_YARN, "rope.scaling.attn_factor": 1 + 0.1 * math.log(4)}),
+}
+GGUF_QUESTIONS = {
+    "gguf-number": gguf({"rope.scaling.attn_factor": -1.0}),
+    "gguf-yarn-and-tensor": gguf(GGUF_YARN, DIVISORS),
+    "gguf-tensor-missing": gguf({"rope.scaling.type": "longrope"}),
+    "gguf-original-missing": gguf({**GGUF_YARN, "rope.scaling.original_context_length": None}),
     "gguf-dim": gguf({"rope.dimension_count": 96}),
 }
 # Broken tensors: the model must be converted again.
@@ -176,6 +205,7 @@ GGUFS_WITHOUT_FIX = {
 }
 
 WITH_FIX = {**{name: ExaminedConfig(config) for name, config in CONFIGS.items()}, **OTHER_CONFIGS, **GGUFS}
+WITH_QUESTION = {**{name: ExaminedConfig(config) for name, config in QUESTIONS.items()}, **GGUF_QUESTIONS}
 FAULTY_AND_RIGHT = {
     name: (ExaminedConfig(faulty), ExaminedConfig(right)) for name, (faulty, right) in WITHOUT_FIX.items()
 } | GGUFS_WITHOUT_FIX
@@ -185,10 +215,21 @@ def found_kinds(config):
     return {finding.kind for finding in examine(config).findings}
 
 
+def apply(config, fix):
+    """Write the values of a fix, whose fields are in the form of a report."""
+    if config.is_gguf:
+        return config.with_changes({(field,): value for field, value in fix.items()})
+    prefix = f"{TOKENIZER_CONFIG}: "
+    paths = {
+        field: (TOKENIZER_CONFIG, field.removeprefix(prefix)) if field.startswith(prefix) else tuple(field.split("."))
+        for field in fix
+    }
+    return config.with_changes({paths[field]: value for field, value in fix.items()})
+
+
 def apply_fixes(config):
     """Write the values of all fixes."""
-    faults = [fault for kind in FAULT_KINDS.values() for fault in kind.find_faults(config)]
-    return config.with_changes({path: value for fault in faults for path, value in fault.fix.items()})
+    return apply(config, {field: value for finding in examine(config).findings for field, value in finding.fix.items()})
 
 
 @pytest.mark.parametrize("name", WITH_FIX)
@@ -200,6 +241,19 @@ def test_fault_is_found_and_its_fix_removes_it(name):
     assert config.config == before
 
 
+@pytest.mark.parametrize("name", WITH_QUESTION)
+def test_fault_that_the_file_does_not_determine_asks_a_question(name):
+    config = WITH_QUESTION[name]
+    [finding] = examine(config).findings
+    assert (finding.kind, finding.fix) == (name, {})
+    assert finding.question
+    assert any(alternative.fix for alternative in finding.alternatives)
+    for alternative in finding.alternatives:
+        answered = examine(apply(config, alternative.fix))
+        assert not answered.is_wrong
+        assert not alternative.fix or name not in {other.kind for other in answered.findings}
+
+
 @pytest.mark.parametrize("name", FAULTY_AND_RIGHT)
 def test_fault_without_a_fix_is_found_and_not_in_the_right_configuration(name):
     faulty, right = FAULTY_AND_RIGHT[name]
@@ -208,11 +262,12 @@ def test_fault_without_a_fix_is_found_and_not_in_the_right_configuration(name):
     [finding] = examine(faulty).findings
     assert not finding.fix
     assert finding.means
+    assert finding.question
 
 
 def test_every_kind_has_a_test():
     in_test_doctor = {"engine-refuses", "engine-reads-otherwise"}
-    assert set(FAULT_KINDS) == set(WITH_FIX) | set(FAULTY_AND_RIGHT) | in_test_doctor
+    assert set(FAULT_KINDS) == set(WITH_FIX) | set(WITH_QUESTION) | set(FAULTY_AND_RIGHT) | in_test_doctor
     assert len(FAULT_KINDS) >= 25
 
 

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ropewalk.config.published import published_models
 from ropewalk.errors import IncompleteConfigError, InputError, UnsupportedModelError
+from ropewalk.scaling import from_rope_dict
 from ropewalk.serving.doctor.checks.engines import summarize_engines
 from ropewalk.serving.doctor.examined_config import ExaminedConfig
 from ropewalk.serving.doctor.fault_kinds import FAULT_KINDS, Fault, FaultKind, Faults
@@ -57,7 +59,12 @@ def examine(config: ExaminedConfig) -> Report:
 
 
 def _run_checks(config: ExaminedConfig, kinds: Iterable[FaultKind]) -> list[Finding]:
-    return [make_finding(config, kind, fault) for kind in kinds for fault in kind.find_faults(config)]
+    faults = [(kind, fault) for kind in kinds for fault in kind.find_faults(config)]
+    findings = []
+    for kind, fault in faults:
+        other_fixes = {path: value for _, other in faults if other is not fault for path, value in other.fix.items()}
+        findings.append(make_finding(config, kind, fault, other_fixes))
+    return findings
 
 
 def _unreadable(config: ExaminedConfig) -> Faults:
@@ -77,3 +84,22 @@ def catalogue() -> str:
     kinds = sorted(FAULT_KINDS.values(), key=lambda kind: (kind.check.__module__, kind.name))
     rows = [f"| `{kind.name}` | {kind.severity} | {kind.description.rstrip('.')} |" for kind in (*kinds, UNREADABLE)]
     return "\n".join(["| kind | severity | what it finds |", "| --- | --- | --- |", *rows]) + "\n"
+
+
+def list_published_models() -> str:
+    """Return the published models and their scalings as a table in Markdown, for docs/doctor.md."""
+    rows = []
+    for published in published_models().values():
+        long_texts = str(from_rope_dict(published.long["rope_scaling"], strict=False)) if published.long else ""
+        own = _shorten_scaling(str(published.model_config.main_layer.scaling))
+        rows.append(f"| [{published.model}]({published.source}) | {own} | {_shorten_scaling(long_texts)} |")
+    return "\n".join(["| model | published scaling | for long texts |", "| --- | --- | --- |", *rows]) + "\n"
+
+
+def _shorten_scaling(spec: str) -> str:
+    """Return a spec without the original length, and without the numbers of LongRoPE's lists."""
+    name, _, options = spec.partition(":")
+    if name == "longrope":
+        return "longrope, two lists"
+    kept = [option for option in options.split(",") if option and not option.startswith("original_length=")]
+    return f"{name}:{','.join(kept)}" if kept and name != "llama3" else name

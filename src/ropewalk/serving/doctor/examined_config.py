@@ -16,7 +16,7 @@ from ropewalk import config as configs
 from ropewalk.config import ModelConfig
 from ropewalk.config.gguf import from_gguf_fields
 from ropewalk.config.gguf_header import read_gguf_header
-from ropewalk.config.published import PublishedModel, find_published_model
+from ropewalk.config.published import PublishedModel, find_published_model, published_models
 from ropewalk.errors import InputError
 from ropewalk.serving.doctor.values import finite_number, token_count
 from ropewalk.serving.engines.trained_config import interpret_as_trained
@@ -163,6 +163,12 @@ class ExaminedConfig:
         return by_layer_type or (RopeDict(path, configs.ALL_LAYERS, content),)
 
     @property
+    def main_rope_dict(self) -> RopeDict | None:
+        """The rope dict of the layers that attend to the whole text; None if there is none."""
+        is_main = (each for each in self.rope_dicts if not configs.is_local(each.layer_type))
+        return next(is_main, next(iter(self.rope_dicts), None))
+
+    @property
     def model_type(self) -> str:
         """The architecture of the text part."""
         return str(self.text.get("model_type", ""))
@@ -230,6 +236,20 @@ class ExaminedConfig:
             return find_published_model(model_config=configs.from_dict(self.config))
         except InputError:
             return None
+
+    @property
+    def published_models_of_this_architecture(self) -> list[PublishedModel]:
+        """The published models with the model type of this configuration."""
+        return [model for model in published_models().values() if model.model_config.model_type == self.model_type]
+
+    @property
+    def published_original_length(self) -> int | None:
+        """The original length of the published model with this name, tokens; that of its model card, if it has one."""
+        published = self.published_model
+        if published is None or self.is_gguf:
+            return None
+        rope_dict = (published.long or {}).get("rope_scaling") or {}
+        return token_count(rope_dict.get(ORIGINAL_LENGTH)) or published.model_config.main_layer.rope.original_length
 
     def with_changes(self, changes: Mapping[Path, Any]) -> ExaminedConfig:
         """Return a copy with some fields changed. None removes a field."""

@@ -22,14 +22,34 @@ FileFormat = Literal["config", "gguf", "any"]
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One answer to the question of a fault.
+
+    Attributes:
+        text: the answer, such as "the factor is 4".
+        changes: the fields to write for it; None removes a field. Empty if the file stays as it is.
+        is_for_one_engine: whether the changes are right for the named engine, but not for transformers, so that the
+            result cannot be examined as other changes are.
+    """
+
+    text: str
+    changes: Mapping[Path, Any] = field(default_factory=dict)
+    is_for_one_engine: bool = False
+
+
+@dataclass(frozen=True)
 class Fault:
     """What a check reports.
+
+    A fix must follow from the file or from the published model. What is only likely is an answer to a question.
 
     Attributes:
         path: the field that is at fault.
         found: its value.
         means: what is wrong and what happens because of it, as one sentence.
-        fix: new values of fields; None removes a field. Empty if only the authors of the model know the right values.
+        fix: new values of fields; None removes a field. Empty if the right values are unknown.
+        question: what the user must answer if there is no fix.
+        answers: the answers that are likely.
         actual: how the configuration is interpreted; by default `config.interpretation`.
         expected: how it should be interpreted; by default the interpretation after the fix.
     """
@@ -38,6 +58,8 @@ class Fault:
     found: Any
     means: str
     fix: Mapping[Path, Any] = field(default_factory=dict)
+    question: str = ""
+    answers: tuple[Answer, ...] = ()
     actual: Interpretation | None = None
     expected: Interpretation | None = None
 
@@ -56,12 +78,14 @@ class FaultKind:
         severity: "wrong" or "suspicious".
         applies_to: "config" for config.json, "gguf" for GGUF files, "any" for both.
         check: the check.
+        depends_on_engine: whether the check is about the engine that the user named.
     """
 
     name: str
     severity: Severity
     applies_to: FileFormat
     check: Check
+    depends_on_engine: bool = False
 
     @property
     def description(self) -> str:
@@ -77,11 +101,13 @@ class FaultKind:
 FAULT_KINDS: dict[str, FaultKind] = {}
 
 
-def fault_kind(name: str, severity: Severity, applies_to: FileFormat = "config") -> Callable[[Check], Check]:
+def fault_kind(
+    name: str, severity: Severity, applies_to: FileFormat = "config", *, depends_on_engine: bool = False
+) -> Callable[[Check], Check]:
     """Return a decorator that registers a check in `FAULT_KINDS`. The arguments are the attributes of `FaultKind`."""
 
     def register(check: Check) -> Check:
-        FAULT_KINDS[name] = FaultKind(name, severity, applies_to, check)
+        FAULT_KINDS[name] = FaultKind(name, severity, applies_to, check, depends_on_engine)
         return check
 
     return register

@@ -12,6 +12,11 @@ def finite_number(value: object) -> float | None:
     return float(value)
 
 
+def format_number(number: float) -> str:
+    """Return a number as people read it: 10,000,000 and not 1e+07."""
+    return f"{number:,.10g}"
+
+
 def parse_number(value: object) -> float | None:
     """Return the number that a value contains as text, such as "4.0", else None."""
     try:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ropewalk.config import ModelConfig, get_text_config_dict
 from ropewalk.errors import InputError
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path
-from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind
-from ropewalk.serving.doctor.findings import MAX_COMPARED_POSITION, compare_rotations
+from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind
+from ropewalk.serving.doctor.rotations import MAX_COMPARED_POSITION, compare_rotations, compute_scaled_length
 from ropewalk.serving.engines import ENGINES, Engine, find_engine
 from ropewalk.serving.engines.base import EngineConfigError
 from ropewalk.serving.engines.encode import encode
 
-_TOLERANCE = 1e-6  # of cosine and score ratio, for interpretations that are equal but for rounding
 _MAX_SCALING_CHARACTERS = 60
 
 
-@fault_kind("engine-refuses", "wrong", applies_to="any")
+@fault_kind("engine-refuses", "wrong", applies_to="any", depends_on_engine=True)
 def engine_refuses(config: ExaminedConfig) -> Faults:
     """The named engine refuses the configuration at the requested length."""
     engine, expected = _find_named_engine(config), config.model_config
@@ -25,10 +26,12 @@ def engine_refuses(config: ExaminedConfig) -> Faults:
     actual = _interpret(engine, config, expected)
     if isinstance(actual, EngineConfigError):
         means = f"{actual} ({engine.title} {engine.version})"
-        yield Fault((actual.key,), None, means, _fix_for_engine(engine, config, expected), actual)
+        fix = _fix_for_engine(engine, config, expected)
+        question, answers = _ask_for_engine(engine, fix)
+        yield Fault((actual.key,), None, means, fix, question, answers, actual)
 
 
-@fault_kind("engine-reads-otherwise", "wrong", applies_to="any")
+@fault_kind("engine-reads-otherwise", "wrong", applies_to="any", depends_on_engine=True)
 def engine_reads_otherwise(config: ExaminedConfig) -> Faults:
     """The named engine computes other frequencies than the configuration means."""
     engine, expected = _find_named_engine(config), config.model_config
@@ -41,9 +44,12 @@ def engine_reads_otherwise(config: ExaminedConfig) -> Faults:
         return
     has_rope_dict = not config.is_gguf and config.rope_dicts
     path = config.rope_dicts[0].path if has_rope_dict else ("rope.scaling.type",)
+    explanation = engine.explain(config.engine_config)
     means = f"{engine.title} {engine.version} reads {_describe_scaling(actual, expected)}"
+    means += f": {explanation}" if explanation else ""
     fix = _fix_for_engine(engine, config, expected)
-    yield Fault(path, _describe_scaling(expected, expected), means, fix, actual, expected)
+    question, answers = _ask_for_engine(engine, fix)
+    yield Fault(path, _describe_scaling(expected, expected), means, fix, question, answers, actual, expected)
 
 
 def summarize_engines(config: ExaminedConfig) -> dict[str, str]:
@@ -64,6 +70,8 @@ def summarize_engines(config: ExaminedConfig) -> dict[str, str]:
             lines[name] = f"refuses it: {actual}"
         elif not _interpretations_agree(actual, expected, length):
             lines[name] = f"reads {_describe_scaling(actual, expected)}"
+            explanation = engine.explain(config.engine_config)
+            lines[name] += f" ({explanation})" if explanation else ""
             difference = compare_rotations(actual, expected, length)
             if difference is not None:
                 position, cosine, score_ratio = difference
@@ -101,16 +109,13 @@ def _served_length(config: ExaminedConfig, expected: ModelConfig) -> int:
     declared = expected.max_length or MAX_COMPARED_POSITION
     if not config.target:
         return declared
-    layer = expected.main_layer
-    original = layer.scaling.original_length or layer.rope.original_length or 0
-    scaled = round(original * layer.scaling.extension_factor(layer.rope))
-    return min(config.target, max(declared, scaled))
+    return min(config.target, max(declared, compute_scaled_length(expected.main_layer) or 0))
 
 
 def _interpretations_agree(actual: ModelConfig, expected: ModelConfig, length: int) -> bool:
     """Return whether both have the same layout and the same rotation, up to rounding.
 
-    Static scalings are compared at `length`, dynamic ones also at the original length.
+    Static scalings are compared at `length`, dynamic ones also at the original length and at the length after scaling.
     """
     for layer_type, layer in expected.ropes.items():
         if layer_type not in actual.ropes or actual.ropes[layer_type].rope.layout != layer.rope.layout:
@@ -119,11 +124,10 @@ def _interpretations_agree(actual: ModelConfig, expected: ModelConfig, length: i
     # Most engines serve one of LongRoPE's two lists at every length, so only the list for `length` is compared.
     is_dynamic = layer.scaling.is_dynamic and not isinstance(layer.scaling, LongRoPE)
     is_dynamic = is_dynamic or actual.main_layer.scaling.is_dynamic
-    for compared_length in (layer.rope.original_length or length, length) if is_dynamic else (length,):
+    dynamic_lengths = (layer.rope.original_length or length, length, compute_scaled_length(layer) or length)
+    for compared_length in dynamic_lengths if is_dynamic else (length,):
         difference = compare_rotations(actual, expected, compared_length)
-        if difference is not None and (
-            difference.cosine <= 1 - _TOLERANCE or abs(difference.score_ratio - 1) >= _TOLERANCE
-        ):
+        if difference is not None and not difference.is_rounding:
             return False
     return True
 
@@ -135,6 +139,16 @@ def _describe_scaling(model_config: ModelConfig, expected: ModelConfig) -> str:
     if len(spec) >= _MAX_SCALING_CHARACTERS:
         spec = spec[: _MAX_SCALING_CHARACTERS - 3] + "..."
     return spec if layer.rope.base == expected.main_layer.rope.base else f"base {layer.rope.base:g}, {spec}"
+
+
+def _ask_for_engine(engine: Engine, fix: Mapping[Path, object]) -> tuple[str, tuple[Answer, ...]]:
+    """Return the question if a fix is not sound for all readers, and the answers."""
+    question = f"Serve it with another engine, or with a scaling that {engine.title} reads"
+    if not fix:
+        return f"{question}? ropewalk export --engine {engine.name} names the nearest one", ()
+    only = f"only {engine.title} will read this file: it then computes the expected rotation, other readers may not"
+    question += f", in a copy of the model (ropewalk export --engine {engine.name})?"
+    return question, (Answer(only, fix, is_for_one_engine=True),)
 
 
 def _fix_for_engine(engine: Engine, config: ExaminedConfig, expected: ModelConfig) -> dict[Path, object]:

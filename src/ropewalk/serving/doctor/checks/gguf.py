@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 from ropewalk.scaling.yarn import yarn_mscale
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path
-from ropewalk.serving.doctor.fault_kinds import Check, Fault, Faults, Severity, fault_kind
+from ropewalk.serving.doctor.fault_kinds import Answer, Check, Fault, Faults, Severity, fault_kind
 from ropewalk.serving.doctor.values import finite_number, token_count
 
 _TYPES = ("none", "linear", "yarn", "longrope")
 _DEFAULT_TYPE = "linear"  # of llama.cpp
-_LENGTH_TOLERANCE = 1.01  # authors round lengths: 128k is 131,072 and also 128,000
+_MISSPELLED_TYPE_SIMILARITY = 0.75
+_LENGTH_TOLERANCE = 1.03  # authors round lengths: 128k is 131,072 and also 128,000
 _ATTENTION_TOLERANCE = 1e-3
 
 _TYPE = "rope.scaling.type"
@@ -23,6 +25,7 @@ _ATTENTION_FACTOR = "rope.scaling.attn_factor"
 _ORIGINAL = "rope.scaling.original_context_length"
 _CONTEXT = "context_length"
 _CONVERT_AGAIN = "Convert the model again"
+_CONVERT_QUESTION = "From which model was this file converted? Its metadata cannot mend a tensor"
 
 
 class GgufFields:
@@ -75,8 +78,12 @@ def gguf_type(gguf: GgufFields) -> Faults:
     """llama.cpp does not know the value of rope.scaling.type and aborts."""
     if gguf.type not in _TYPES:
         path = gguf.path_of(_TYPE)
-        likely = "yarn" if gguf.get(_ORIGINAL) else "none"
-        yield Fault(path, gguf.type, f"llama.cpp aborts: it knows only {', '.join(_TYPES)}", {path: likely})
+        similar = get_close_matches(gguf.type.lower(), _TYPES, n=1, cutoff=_MISSPELLED_TYPE_SIMILARITY)
+        likely = ("yarn", "none") if gguf.get(_ORIGINAL) else ("none", "linear")
+        answers = tuple(Answer(name, {path: name}) for name in likely)
+        means = f"llama.cpp aborts: it knows only {', '.join(_TYPES)}"
+        fix = {path: similar[0]} if similar else {}
+        yield Fault(path, gguf.type, means, fix, "Which method was the model trained with?", answers)
 
 
 @gguf_fault("gguf-number", "wrong")
@@ -89,7 +96,9 @@ def gguf_number(gguf: GgufFields) -> Faults:
         if (finite_number(value) or 0) <= 0:
             path = gguf.path_of(key)
             means = "llama.cpp uses the value without checking it, so all angles are wrong"
-            yield Fault(path, value, means, {path: None})
+            answers = (Answer("the default of llama.cpp", {path: None}),) if key == _ATTENTION_FACTOR else ()
+            question = f"Which {key} was the model trained with? The config.json that the file was made from tells"
+            yield Fault(path, value, means, question=question, answers=answers)
 
 
 @gguf_fault("gguf-yarn-and-tensor", "wrong")
@@ -100,7 +109,9 @@ def gguf_yarn_and_tensor(gguf: GgufFields) -> Faults:
         path = gguf.path_of(_TYPE)
         found = f"{gguf.type}, and {', '.join(sorted(gguf.tensors))}"
         means = "the model is scaled twice: by the divisors of the tensor, and again by the metadata"
-        yield Fault(path, found, means, {path: "none", gguf.path_of(_FACTOR): None})
+        question = "Which of the two scalings is meant? The tensor is that of the published model"
+        answers = (Answer("the tensor", {path: "none", gguf.path_of(_FACTOR): None}),)
+        yield Fault(path, found, means, question=question, answers=answers)
 
 
 @gguf_fault("gguf-tensor-length", "wrong")
@@ -113,7 +124,7 @@ def gguf_tensor_length(gguf: GgufFields) -> Faults:
     for name, divisors in gguf.tensors.items():
         if dim and len(divisors) != dim // 2:
             means = f"the model has {dim // 2} rotary pairs, so llama.cpp refuses the file. {_CONVERT_AGAIN}"
-            yield Fault((name,), f"{len(divisors)} numbers", means)
+            yield Fault((name,), f"{len(divisors)} numbers", means, question=_CONVERT_QUESTION)
 
 
 @gguf_fault("gguf-tensor-value", "wrong")
@@ -123,7 +134,7 @@ def gguf_tensor_value(gguf: GgufFields) -> Faults:
         bad = [pair for pair, divisor in enumerate(divisors) if not (math.isfinite(divisor) and divisor > 0)]
         if bad:
             means = f"the inverse frequency of that pair is infinite, negative or NaN. {_CONVERT_AGAIN}"
-            yield Fault((name,), f"{divisors[bad[0]]} at {bad[0]}", means)
+            yield Fault((name,), f"{divisors[bad[0]]} at {bad[0]}", means, question=_CONVERT_QUESTION)
 
 
 @gguf_fault("gguf-one-tensor", "wrong")
@@ -132,7 +143,7 @@ def gguf_one_tensor(gguf: GgufFields) -> Faults:
     names = [name for name in gguf.tensors if name.startswith("rope_factors_")]
     if len(names) == 1:
         means = f"llama.cpp chooses between the two by the context length, and one of them is missing. {_CONVERT_AGAIN}"
-        yield Fault((names[0],), None, means)
+        yield Fault((names[0],), None, means, question=_CONVERT_QUESTION)
 
 
 @gguf_fault("gguf-tensor-missing", "wrong")
@@ -141,7 +152,8 @@ def gguf_tensor_missing(gguf: GgufFields) -> Faults:
     if gguf.type == "longrope" and not gguf.tensors:
         path = gguf.path_of(_TYPE)
         means = f"nothing is scaled, since longrope needs divisors. {_CONVERT_AGAIN}, with its lists"
-        yield Fault(path, "longrope", means, {path: "none"})
+        answers = (Answer("no model: short texts only, unscaled", {path: "none"}),)
+        yield Fault(path, "longrope", means, question=_CONVERT_QUESTION, answers=answers)
 
 
 @gguf_fault("gguf-factor-too-small", "wrong")
@@ -176,8 +188,16 @@ def gguf_original_missing(gguf: GgufFields) -> Faults:
     if gguf.type == "yarn" and context and not gguf.get(_ORIGINAL):
         path, factor = gguf.path_of(_ORIGINAL), gguf.factor or 1
         original = max(1, round(context / max(factor, 1)))
-        means = f"llama.cpp uses context_length as the original length; with factor {factor:g} it is {original:,}"
-        yield Fault(path, None, means, {path: original})
+        means = f"llama.cpp uses context_length, {context:,}, as the original length"
+        question = f"Does context_length include the factor {factor:g}?"
+        answers = (
+            Answer(f"yes, the model was trained on {original:,} tokens", {path: original}),
+            Answer(
+                f"no, the model was trained on {context:,} tokens",
+                {path: context, gguf.path_of(_CONTEXT): round(context * factor)},
+            ),
+        )
+        yield Fault(path, None, means, question=question, answers=answers)
 
 
 @gguf_fault("gguf-factor-missing", "suspicious")
@@ -231,4 +251,6 @@ def gguf_dim(gguf: GgufFields) -> Faults:
     path = gguf.path_of("rope.dimension_count")
     likely = head_dim if head_dim and is_too_large and head_dim % 2 == 0 else dim - 1
     means = f"a head has only {head_dim} dimensions" if is_too_large else "dimensions are rotated in pairs"
-    yield Fault(path, dim, means, {path: likely} if likely else {})
+    question = "How many dimensions of a head were rotated in training?"
+    answers = (Answer(f"{likely}", {path: likely}),) if likely else ()
+    yield Fault(path, dim, means, question=question, answers=answers)

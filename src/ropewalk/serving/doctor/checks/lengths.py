@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ropewalk import config as configs
@@ -9,17 +10,22 @@ from ropewalk.config import ModelConfig
 from ropewalk.errors import InputError
 from ropewalk.planning import Plan, plan
 from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, Path, RopeDict
-from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
+from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number, parse_token_count, token_count
 from ropewalk.serving.engines import ENGINES
 from ropewalk.serving.engines.encode import encode
 
-_LENGTH_TOLERANCE = 1.01  # authors round lengths: 128k is 131,072 and also 128,000
+_LENGTH_TOLERANCE = 1.03  # authors round lengths: 128k is 131,072 and also 128,000
+# Positions of MRoPE grow more slowly than tokens, since an image takes as many positions as its longer side. The makers
+# of Qwen3-VL advise a factor of 2 or 3 for four times the original length.
+# Source: README.md of QwenLM/Qwen3-VL, "Processing Long Texts".
+_MROPE_TOKENS_PER_POSITION = 2.0
 _SMALLEST_FACTOR = 1e-12  # a smaller one has no sensible inverse
 _SCALED_METHODS = ("linear", "dynamic", "yarn", "longrope", "llama3")
 # Architectures that were trained with yarn although all layers attend to a window. The privacy filter was made from
 # gpt-oss, which has yarn.
 _TRAINED_WITH_YARN_AND_WINDOW = {"openai_privacy_filter"}
+_TARGET_QUESTION = "Serve shorter texts, or export another scaling? ropewalk plan and ropewalk export have more"
 # Fields of transformers 4 that `rope_parameters` replaces.
 _REPLACED_FIELDS = ("rope_scaling", "rope_theta", "rope_local_base_freq")
 
@@ -32,7 +38,8 @@ def length_not_whole(config: ExaminedConfig) -> Faults:
         if value is not None and token_count(value) is None:
             likely = parse_token_count(value)
             means = "some engines refuse the value, others compute with a wrong length"
-            yield Fault(path, value, means, {path: likely} if likely else {})
+            question = "How many tokens was the model trained on?"
+            yield Fault(path, value, means, {path: likely} if likely else {}, question)
 
 
 @fault_kind("factor-too-small", "wrong")
@@ -40,13 +47,22 @@ def length_not_whole(config: ExaminedConfig) -> Faults:
 def factor_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """The factor of yarn times the original length is less than max_position_embeddings."""
     original, declared, factor = config.original_length(rope_dict), config.declared_length, rope_dict.factor
-    if not original or not declared or not factor or original > declared:
+    if not original or not declared or not factor or original > declared or config.model_published_like_this:
         return
-    if factor * original * _LENGTH_TOLERANCE < declared:
+    tokens_per_position = _MROPE_TOKENS_PER_POSITION if rope_dict.values.get("mrope_section") else 1.0
+    if factor * original * tokens_per_position * _LENGTH_TOLERANCE < declared:
         path = rope_dict.path_of("factor")
         scaled = f"{factor:g} x {original:,} = {factor * original:,.0f}"
         means = f"the scaling is made for {scaled} tokens, but the configuration declares {declared:,}"
-        yield Fault(path, rope_dict.values["factor"], means, {path: declared / original})
+        if tokens_per_position == 1:
+            yield Fault(path, rope_dict.values["factor"], means, {path: declared / original})
+            return
+        question = "How many positions do the images and texts take? Those of MRoPE grow more slowly than tokens"
+        answers = (
+            Answer("half as many as tokens", {path: declared / original / tokens_per_position}),
+            Answer("texts only, as many as tokens", {path: declared / original}),
+        )
+        yield Fault(path, rope_dict.values["factor"], means, question=question, answers=answers)
 
 
 @fault_kind("declared-too-small", "suspicious")
@@ -74,12 +90,20 @@ def original_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     if config.original_length(rope_dict) or rope_dict.values.get(ORIGINAL_LENGTH) is not None or not declared:
         return
     factor = rope_dict.factor or 1.0
-    original = max(1, round(declared / factor))
-    means = (
-        f"transformers uses max_position_embeddings, {declared:,}, as the original length; if that is already the "
-        f"extended length, the original length is {original:,} (factor {factor:g}), otherwise write {declared:,}"
+    means = f"transformers uses max_position_embeddings, {declared:,}, as the original length; other readers refuse it"
+    published = config.published_original_length
+    if published:
+        yield Fault(path, None, means, {path: published})
+        return
+    question = f"Does max_position_embeddings, {declared:,}, include the factor {factor:g}?"
+    answers = (
+        Answer(
+            f"no, the model was trained on {declared:,} tokens",
+            {path: declared, config.path_of(config.length_field): round(declared * factor)},
+        ),
+        Answer("yes, the model was trained on less", {path: max(1, round(declared / factor))}),
     )
-    yield Fault(path, None, means, {path: original})
+    yield Fault(path, None, means, question=question, answers=answers if factor > 1 else answers[:1])
 
 
 @fault_kind("original-past-declared", "wrong")
@@ -98,11 +122,18 @@ def original_past_declared(config: ExaminedConfig, rope_dict: RopeDict) -> Fault
 def original_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """There are two different original lengths: in the rope dict and beside it."""
     outside, inside = token_count(config.text.get(ORIGINAL_LENGTH)), token_count(rope_dict.values.get(ORIGINAL_LENGTH))
-    if outside and inside and outside != inside:
-        path = rope_dict.path_of(ORIGINAL_LENGTH)
-        means = f"transformers uses {outside:,}, beside the dict; engines that read the dict use {inside:,}"
-        actual = config.with_changes({config.path_of(ORIGINAL_LENGTH): None}).interpretation
-        yield Fault(path, inside, means, {path: outside}, actual)
+    if not outside or not inside or outside == inside:
+        return
+    outside_path, path = config.path_of(ORIGINAL_LENGTH), rope_dict.path_of(ORIGINAL_LENGTH)
+    means = f"transformers uses {outside:,}, beside the dict; engines that read the dict use {inside:,}"
+    actual = config.with_changes({outside_path: None}).interpretation
+    fixes = {outside: {path: outside}, inside: {outside_path: inside}}
+    # If only one of them times the factor is the declared length, that one is right.
+    scaled = [original for original in fixes if original * (rope_dict.factor or 0) == config.declared_length]
+    fix = fixes[scaled[0]] if len(scaled) == 1 else {}
+    question = "On how many tokens was the model trained?"
+    answers = tuple(Answer(f"{original:,}", changes) for original, changes in fixes.items())
+    yield Fault(path, inside, means, fix, question, answers, actual, config.interpretation)
 
 
 @fault_kind("factor-missing", "wrong")
@@ -112,10 +143,10 @@ def factor_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     if rope_dict.values.get("factor") is not None or rope_dict.values.get("alpha") is not None:
         return
     original, declared, path = config.original_length(rope_dict), config.declared_length, rope_dict.path_of("factor")
-    fix = rope_dict.fix_without_scaling
-    if original and declared and declared > original:
-        fix = {path: declared / original}
-    yield Fault(path, None, f"transformers refuses {rope_dict.method} without a factor", fix)
+    fix = {path: declared / original} if original and declared and declared > original else {}
+    question = "By which factor is the original length to be extended?"
+    answers = (Answer("by none", rope_dict.fix_without_scaling),)
+    yield Fault(path, None, f"transformers refuses {rope_dict.method} without a factor", fix, question, answers)
 
 
 @fault_kind("factor-below-1", "wrong")
@@ -125,8 +156,13 @@ def factor_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     factor, path = finite_number(rope_dict.values.get("factor")), rope_dict.path_of("factor")
     if factor is None or factor >= 1:
         return
-    means = "pairs would rotate faster than in training; probably it is the inverse, like rope_freq_scale of llama.cpp"
-    yield Fault(path, factor, means, {path: 1 / factor if factor > _SMALLEST_FACTOR else 1.0})
+    means = "pairs would rotate faster than in training; llama.cpp's rope_freq_scale is the inverse of a factor"
+    inverse = 1 / factor if factor > _SMALLEST_FACTOR else 1.0
+    original, declared = config.original_length(rope_dict), config.declared_length
+    is_inverse = original is not None and declared is not None and round(original * inverse) == declared
+    question = "Which factor is meant?"
+    answers = (Answer(f"the inverse, {inverse:.4g}", {path: inverse}), Answer("none", rope_dict.fix_without_scaling))
+    yield Fault(path, factor, means, {path: inverse} if is_inverse else {}, question, answers)
 
 
 @fault_kind("factor-1", "suspicious")
@@ -178,10 +214,41 @@ def window_below_length(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         return
     layer_types = model_config.attention.layer_types if model_config.attention else ()
     original = config.original_length(rope_dict) or config.declared_length
-    if original and window <= original and layer_types and all(configs.is_local(name) for name in layer_types):
+    ropes_are_local = all(configs.is_local(name) or name == configs.ALL_LAYERS for name in model_config.ropes)
+    if not original or window > original or not layer_types or not ropes_are_local:
+        return
+    if all(configs.is_local(name) for name in layer_types):
         path = config.path_of("sliding_window")
         means = f"no layer attends to tokens further than {window:,} back, so no distance exceeds those of the training"
-        yield Fault(path, window, means, {path: None})
+        question = "Was the model trained with this scaling, with this window, or with both?"
+        answers = (
+            Answer("with both: leave it"),
+            Answer(f"with the window of {window:,} tokens, which reads any length", rope_dict.fix_without_scaling),
+            Answer("with the scaling: all layers attend to the whole text, and its KV cache grows", {path: None}),
+        )
+        yield Fault(path, window, means, question=question, answers=answers)
+
+
+@fault_kind("dual-chunk", "suspicious")
+def dual_chunk(config: ExaminedConfig) -> Faults:
+    """The length depends on dual chunk attention, which most readers do not have."""
+    field = "dual_chunk_attention_config"
+    dual_chunk_config, declared = config.text.get(field), config.declared_length
+    if not isinstance(dual_chunk_config, Mapping) or not declared:
+        return
+    original = token_count(dual_chunk_config.get(ORIGINAL_LENGTH))
+    if original and original < (config.target or declared):
+        path = config.path_of(field)
+        means = (
+            f"the model was trained on {original:,} tokens and reads more with dual chunk attention; a reader without "
+            f"it, such as transformers, is on its own past {original:,}"
+        )
+        question = "Does the engine have dual chunk attention?"
+        answers = (
+            Answer("yes: leave it"),
+            Answer(f"no, serve up to {original:,} tokens", {path: None, config.path_of(config.length_field): original}),
+        )
+        yield Fault(path, dict(dual_chunk_config), means, question=question, answers=answers)
 
 
 @fault_kind("target-not-reached", "suspicious", applies_to="any")
@@ -199,13 +266,13 @@ def target_not_reached(config: ExaminedConfig) -> Faults:
     if config.is_gguf:
         fix = _gguf_fix(config, model_config, planned)
         key = f"{model_config.model_type}.context_length"
-        yield Fault((key,), model_config.max_length, planned.reasons[0], fix)
+        yield Fault((key,), model_config.max_length, planned.reasons[0], fix, _TARGET_QUESTION)
     else:
         path = config.path_of(config.length_field)
         fix = {config.path_of(field): None for field in _REPLACED_FIELDS if field in config.text}
         fix[config.path_of("rope_parameters")] = planned.rope_parameters
         fix[path] = planned.max_position_embeddings
-        yield Fault(path, config.declared_length, planned.reasons[0], fix)
+        yield Fault(path, config.declared_length, planned.reasons[0], fix, _TARGET_QUESTION)
 
 
 def _declare_original(config: ExaminedConfig, rope_dict: RopeDict, original: int) -> dict[Path, Any]:

@@ -8,10 +8,11 @@ import numpy as np
 
 from ropewalk import config as configs
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
-from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
+from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number, parse_number
 
 _LISTS = ("short_factor", "long_factor")
+_LISTS_QUESTION = "Which lists did the makers of the model publish?"
 _MIN_DIVISOR = 0.95  # a search may find a divisor just below 1 for a fast pair; MiniCPM 4 has 0.998
 _MIN_OF_LARGEST_BEFORE = 0.9  # a divisor below this part of the largest one before it is out of order
 
@@ -23,11 +24,13 @@ def list_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     for name, other in (_LISTS, _LISTS[::-1]):
         if rope_dict.values.get(name) is None:
             path, other_list = rope_dict.path_of(name), rope_dict.values.get(other)
-            fix = _published_lists(config, rope_dict, name)
-            if not fix and isinstance(other_list, list):
-                fix = {path: other_list}
-            means = "engines refuse the configuration; with the other list twice, every length is scaled alike"
-            yield Fault(path, None, means, fix)
+            fix, answers = _published_lists(config, rope_dict, name), ()
+            if isinstance(other_list, list):
+                answers = (Answer("the other list: every length is scaled alike", {path: other_list}),)
+                if name == "short_factor":
+                    unscaled = Answer("1 for all pairs: short texts are not scaled", {path: [1.0] * len(other_list)})
+                    answers = (unscaled, *answers)
+            yield Fault(path, None, "engines refuse the configuration", fix, _LISTS_QUESTION, answers)
 
 
 @fault_kind("list-value", "wrong")
@@ -47,7 +50,7 @@ def list_value(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
             if not fix and _positive_numbers(parsed):
                 fix = {path: parsed}
         means = "the inverse frequency of each pair is divided by its number, which must be above 0"
-        yield Fault(path, found, means, fix)
+        yield Fault(path, found, means, fix, _LISTS_QUESTION)
 
 
 @fault_kind("list-lengths", "wrong")
@@ -59,7 +62,8 @@ def list_lengths(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         name, longer = ("short_factor", long) if len(short) < len(long) else ("long_factor", short)
         path, found = rope_dict.path_of(name), f"{len(short)} and {len(long)} numbers"
         means = "both lists need one number per rotary pair, so one of them is wrong"
-        yield Fault(path, found, means, _published_lists(config, rope_dict, name) or {path: longer})
+        answers = (Answer("the other list: every length is scaled alike", {path: longer}),)
+        yield Fault(path, found, means, _published_lists(config, rope_dict, name), _LISTS_QUESTION, answers)
 
 
 @fault_kind("list-length", "wrong")
@@ -74,7 +78,7 @@ def list_length(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     if rope_dict.layer_type in (configs.ALL_LAYERS, model_config.main_layer_type) and len(short) != num_pairs:
         means = f"the model has {num_pairs} rotary pairs; wrong lists, or partial_rotary_factor is missing"
         fix = _published_lists(config, rope_dict, *_LISTS)
-        yield Fault(rope_dict.path_of("short_factor"), f"{len(short)} numbers", means, fix)
+        yield Fault(rope_dict.path_of("short_factor"), f"{len(short)} numbers", means, fix, _LISTS_QUESTION)
 
 
 @fault_kind("list-below-1", "suspicious")
@@ -85,9 +89,13 @@ def list_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         divisors = _positive_numbers(rope_dict.values.get(name)) or []
         below = [pair for pair, divisor in enumerate(divisors) if divisor < _MIN_DIVISOR]
         if below:
-            means = f"pair {below[0]} rotates faster than in training; probably its divisor is the inverse, or 1"
-            fix = {rope_dict.path_of(name): [max(1.0, divisor) for divisor in divisors]}
-            yield Fault(rope_dict.path_of(name), f"{divisors[below[0]]:g} at {below[0]}", means, fix)
+            path, means = rope_dict.path_of(name), f"pair {below[0]} rotates faster than in training"
+            answers = (
+                Answer("1: the pair is not scaled", {path: [max(1.0, divisor) for divisor in divisors]}),
+                Answer("the inverse", {path: [max(1 / divisor, divisor) for divisor in divisors]}),
+            )
+            found, fix = f"{divisors[below[0]]:g} at {below[0]}", _published_lists(config, rope_dict, name)
+            yield Fault(path, found, means, fix, _LISTS_QUESTION, answers)
 
 
 @fault_kind("list-falls", "suspicious")
@@ -100,7 +108,9 @@ def list_falls(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         if out_of_order.size and min(divisors) >= _MIN_DIVISOR:
             path, pair = rope_dict.path_of(name), int(out_of_order[0])
             means = f"the divisor of pair {pair} is smaller than one of a faster pair, so an entry is out of order"
-            yield Fault(path, f"{divisors[pair]:g} at {pair}", means, {path: sorted(divisors)})
+            found, fix = f"{divisors[pair]:g} at {pair}", _published_lists(config, rope_dict, name)
+            answers = (Answer("the same numbers, sorted", {path: sorted(divisors)}),)
+            yield Fault(path, found, means, fix, _LISTS_QUESTION, answers)
 
 
 def _positive_numbers(value: object) -> list[float] | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
-from ropewalk.serving.doctor.examined_config import ExaminedConfig, RopeDict
-from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
+from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number
 
 _DEFAULT_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+_BETA_QUESTION = "After how many rotations over the original length does the ramp begin or end?"
 _DEFAULT_FREQ_FACTORS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_FREQ_FACTOR_QUESTION = "Which low_freq_factor and high_freq_factor was the model trained with?"
 _MSCALES = ("mscale", "mscale_all_dim")
 # Architectures whose authors trained with yarn and an attention factor of 1.
 _TRAINED_WITHOUT_ATTENTION_FACTOR = {"mistral_large4_text"}
@@ -44,10 +47,13 @@ def beta_impossible(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
             continue
         if value <= 0:
             means = "it is a number of rotations: transformers replaces 0 by the default and fails for less"
-            yield Fault(path, value, means, {path: usual})
+            answers = (Answer(f"the default, {usual:g}", {path: usual}),)
+            yield Fault(path, value, means, {path: usual} if value == 0 else {}, _BETA_QUESTION, answers)
         elif original and value > original / math.tau:
             rotations = f"{original / math.tau:,.0f} rotations over {original:,} tokens"
-            yield Fault(path, value, f"the fastest pair makes only {rotations}, so all pairs are scaled", {path: usual})
+            means = f"the fastest pair makes only {rotations}, so all pairs are scaled"
+            answers = (Answer(f"the default, {usual:g}", {path: usual}),)
+            yield Fault(path, value, means, question=_BETA_QUESTION, answers=answers)
 
 
 @fault_kind("mscale-alone", "suspicious")
@@ -55,14 +61,20 @@ def beta_impossible(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 def mscale_alone(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Only one of mscale and mscale_all_dim is given."""
     present = [name for name in _MSCALES if finite_number(rope_dict.values.get(name))]
-    if len(present) == 1:
+    is_default = present == ["mscale"] and rope_dict.values["mscale"] == 1  # 0.1 ln s + 1 for all readers
+    if len(present) == 1 and not is_default:
         [missing] = set(_MSCALES) - set(present)
         value = rope_dict.values[present[0]]
         means = (
             "readers disagree: for the attention factor, transformers uses them only together, while vLLM and the code "
             "of DeepSeek use 1 and 0 for a missing one; the softmax factor uses mscale_all_dim alone"
         )
-        yield Fault(rope_dict.path_of(present[0]), value, means, {rope_dict.path_of(missing): value})
+        question = "Was the model trained with DeepSeek's attention factor and softmax factor?"
+        answers = (
+            Answer("yes, with the same number for both", {rope_dict.path_of(missing): value}),
+            Answer("no, with YaRN's attention factor", {rope_dict.path_of(present[0]): None}),
+        )
+        yield Fault(rope_dict.path_of(present[0]), value, means, question=question, answers=answers)
 
 
 @fault_kind("mscale-unread", "suspicious")
@@ -102,14 +114,21 @@ def attention_factor(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         usual, formula = yarn_mscale(factor), "0.1 ln s + 1"
     if abs(written / usual - 1) <= _ATTENTION_TOLERANCE:
         return
+    path = rope_dict.path_of("attention_factor")
+    fix: dict[Path, Any] = {}
     if written == 1:
         effect = "with 1, attention is not sharpened as the method needs"
     elif abs(written / usual**2 - 1) <= _SQUARED_ATTENTION_TOLERANCE:
-        effect = "this is its square, so it was probably applied twice"
+        effect = "this is its square, so it was applied twice"
+        fix = {path: None}
     else:
         effect = "attention scores change by the square of the difference"
-    path = rope_dict.path_of("attention_factor")
-    yield Fault(path, written, f"{formula} is {usual:.4f} for factor {factor:g}; {effect}", {path: None})
+    question = f"Was the model trained with the attention factor {written:.4g}?"
+    answers = (
+        Answer("yes: leave it"),
+        Answer(f"no, with {usual:.4f}, or it was written for another factor", {path: None}),
+    )
+    yield Fault(path, written, f"{formula} is {usual:.4f} for factor {factor:g}; {effect}", fix, question, answers)
 
 
 @fault_kind("llama3-order", "wrong")
@@ -119,10 +138,11 @@ def llama3_order(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     low, high = (finite_number(rope_dict.values.get(name)) for name in _DEFAULT_FREQ_FACTORS)
     if low is None or high is None or 0 < low <= high:  # equal ones are a step, as in Llama 4
         return
-    fixed = (high, low) if 0 < high < low else _DEFAULT_FREQ_FACTORS.values()
-    fix = {rope_dict.path_of(name): value for name, value in zip(_DEFAULT_FREQ_FACTORS, fixed, strict=True)}
+    path, found = rope_dict.path_of("low_freq_factor"), f"{low:g}, and high_freq_factor {high:g}"
     means = "there is no range of wavelengths in which the scaling increases smoothly"
-    yield Fault(rope_dict.path_of("low_freq_factor"), f"{low:g}, and high_freq_factor {high:g}", means, fix)
+    swapped = {path: high, rope_dict.path_of("high_freq_factor"): low} if 0 < high < low else {}
+    usual = {rope_dict.path_of(name): value for name, value in _DEFAULT_FREQ_FACTORS.items()}
+    yield Fault(path, found, means, swapped, _FREQ_FACTOR_QUESTION, (Answer("1 and 4, as Llama 3.1", usual),))
 
 
 @fault_kind("llama3-incomplete", "wrong")
@@ -132,7 +152,9 @@ def llama3_incomplete(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     for name, usual in _DEFAULT_FREQ_FACTORS.items():
         if rope_dict.values.get(name) is None:
             path = rope_dict.path_of(name)
-            yield Fault(path, None, "transformers and vLLM refuse llama3 without it", {path: usual})
+            means = "transformers and vLLM refuse llama3 without it"
+            answers = (Answer(f"{usual:g}, as Llama 3.1", {path: usual}),)
+            yield Fault(path, None, means, question=_FREQ_FACTOR_QUESTION, answers=answers)
 
 
 @fault_kind("truncate-not-bool", "wrong")
@@ -146,7 +168,7 @@ def truncate_not_bool(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     effect = "rounds" if value else "does not round"
     means = f"transformers checks only whether it is empty, so with {value!r} it {effect} the ramp to whole pairs"
     actual = config.with_changes({path: bool(value)}).interpretation
-    yield Fault(path, value, means, {path: intended}, actual)
+    yield Fault(path, value, means, {path: intended}, actual=actual)
 
 
 @fault_kind("phi3-yarn", "wrong")
@@ -161,4 +183,5 @@ def phi3_yarn(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     as_lists = Scaling.to_rope_parameters(layer.scaling, layer.rope)
     if as_lists is not None:
         means = "Phi3Config renames it to longrope and then refuses it; longrope lists can give the same frequencies"
-        yield Fault(rope_dict.path_of("type"), rope_dict.rope_type, means, {rope_dict.path: as_lists})
+        path, fix = rope_dict.path_of("type"), {rope_dict.path: as_lists}
+        yield Fault(path, rope_dict.rope_type, means, fix, expected=config.interpretation)

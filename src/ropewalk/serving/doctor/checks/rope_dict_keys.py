@@ -7,18 +7,19 @@ from difflib import get_close_matches
 from typing import Any
 
 from ropewalk.scaling import from_rope_dict
-from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, RopeDict
-from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
-from ropewalk.serving.doctor.values import finite_number, parse_number
+from ropewalk.scaling.yarn import yarn_mscale
+from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, Path, RopeDict
+from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
+from ropewalk.serving.doctor.values import finite_number, parse_number, token_count
 
 # The rope types of transformers and the options of each in a rope dict.
-# Source: modeling_rope_utils.py of transformers 5, and the models that write `alpha`, `attn_factor` and the mscales.
+# Source: modeling_rope_utils.py of transformers 5, and the models that write `alpha` and the mscales.
 _ROPE_TYPE_OPTIONS: dict[str, set[str]] = {
     "default": set(),
     "linear": {"factor"},
     "dynamic": {"factor", "alpha", "original_max_position_embeddings"},
     "yarn": {
-        "factor", "original_max_position_embeddings", "attention_factor", "attn_factor", "beta_fast", "beta_slow",
+        "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
         "mscale", "mscale_all_dim", "truncate",
     },
     "longrope": {
@@ -28,14 +29,41 @@ _ROPE_TYPE_OPTIONS: dict[str, set[str]] = {
     "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
     "proportional": {"factor"},
 }  # fmt: skip
+# Options without which the method makes no sense, or is refused.
+_REQUIRED_OPTIONS = {
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "yarn": {"factor", "original_max_position_embeddings"},
+    "longrope": {"short_factor", "long_factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
+}
+# Options that are no mistake but that transformers ignores.
+_IGNORED_OPTIONS = {"dynamic": {ORIGINAL_LENGTH, "alpha"}}
 _ALL_OPTIONS = set().union(*_ROPE_TYPE_OPTIONS.values())
 _ROPE_FIELDS = ("rope_scaling", "rope_parameters")
 # Keys of a rope dict that belong to the model and not to a scaling.
 _MODEL_KEYS = {
     "rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved", "interleaved",
     "finetuned", "llama_4_scaling_beta", "max_position_embeddings", "original_max_position_embeddings",
-    "extrapolation_factor", "apply_yarn_scaling", "fope_init_factor", "fope_sep_head", "num_inv_freq",
+    "fope_init_factor", "fope_sep_head", "num_inv_freq",
 }  # fmt: skip
+# Keys that only some engines read, with these readers and what they do with a value that is not the neutral one.
+# Source: get_rope in vllm/model_executor/layers/rotary_embedding/__init__.py of vLLM 0.33.0, which SGLang copied.
+_ENGINE_KEYS = {
+    ("yarn", "attn_factor"): ("vLLM and SGLang", 1, "multiply the attention factor by it"),
+    ("yarn", "extrapolation_factor"): ("vLLM and SGLang", 1, "multiply the share of unscaled frequencies by it"),
+    ("yarn", "apply_yarn_scaling"): ("vLLM", True, "leaves the attention factor at 1 without it"),
+    ("dynamic", "max_trained_positions"): ("vLLM", None, "takes it for the original length"),
+}
+# Names for an attention factor that no reader of config.json knows.
+_ATTENTION_FACTOR_NAMES = {
+    "attention_scaling",
+    "attention_scale",
+    "attn_scaling",
+    "attn_scale",
+    "yarn_attn_factor",
+    "attention_multiplier",
+}
 # Hunyuan writes these beside `alpha` and uses only alpha.
 _IGNORED_BESIDE_ALPHA = {"beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
 # Names of the same parameter in other configurations and libraries.
@@ -44,13 +72,20 @@ _OTHER_NAMES = {
     "original_length": "original_max_position_embeddings",
     "original_context_length": "original_max_position_embeddings",
     "original_max_positions": "original_max_position_embeddings",
+    "yarn_orig_ctx": "original_max_position_embeddings", "rope_scaling_factor": "factor",
+    "rope_freq_base": "rope_theta", "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow",
 }  # fmt: skip
+# Rope types that only some engines know.
+# Source: get_rope in vllm/model_executor/layers/rotary_embedding/__init__.py of vLLM 0.33.0.
+_ENGINE_TYPES = {"ntk": "vLLM", "deepseek_llama_scaling": "vLLM", "xdrope": "vLLM", "openpangu": "vLLM"}
 _NUMBER_KEYS = (
     "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor",
     "high_freq_factor", "rope_theta", "partial_rotary_factor", "alpha",
 )  # fmt: skip
 _MISSPELLED_KEY_SIMILARITY = 0.8
-_MISSPELLED_TYPE_SIMILARITY = 0.5
+_MISSPELLED_TYPE_SIMILARITY = 0.75
+_METHOD_QUESTION = "Which method was the model trained with, or is to be served with?"
+_ROPE_TYPE_KEYS = {"rope_type", "type"}
 
 
 @fault_kind("not-an-object", "wrong")
@@ -59,7 +94,9 @@ def not_an_object(config: ExaminedConfig) -> Faults:
     for name in _ROPE_FIELDS:
         value, path = config.text.get(name), config.path_of(name)
         if value and not isinstance(value, dict):
-            yield Fault(path, value, "transformers and the engines refuse it", {path: _parse_rope_dict(value)})
+            rope_dict, means = _parse_rope_dict(value), "transformers and the engines refuse it"
+            question, answers = "Which scaling is meant?", (Answer("none", {path: None}),)
+            yield Fault(path, value, means, {path: rope_dict} if rope_dict else {}, question, answers)
 
 
 @fault_kind("type-contradicts", "wrong")
@@ -69,10 +106,16 @@ def type_contradicts(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     new, old = rope_dict.values.get("rope_type"), rope_dict.values.get("type")
     if not new or not old or RopeDict(rope_dict.path, "", {"type": old}).method == rope_dict.method:
         return
-    path = rope_dict.path_of("type")
+    old_path, new_path = rope_dict.path_of("type"), rope_dict.path_of("rope_type")
     means = f"transformers uses rope_type, {new}; engines that read the older key use type, {old}"
-    actual = config.with_changes({rope_dict.path_of("rope_type"): old}).interpretation
-    yield Fault(path, old, means, {path: new}, actual)
+    actual = config.with_changes({new_path: old}).interpretation
+    fixes = {str(new): {old_path: new}, str(old): {new_path: old}}
+    # If the dict has the options of one of the two methods only, that method is meant.
+    options = {key for key in rope_dict.values if key in _ALL_OPTIONS}
+    complete = [name for name in fixes if options and options <= _ROPE_TYPE_OPTIONS.get(name, set())]
+    fix = fixes[complete[0]] if len(complete) == 1 else {}
+    answers = tuple(Answer(name, changes) for name, changes in fixes.items())
+    yield Fault(old_path, old, means, fix, "Which method was the model trained with?", answers, actual)
 
 
 @fault_kind("type-unknown", "wrong")
@@ -83,8 +126,25 @@ def type_unknown(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         return
     path = rope_dict.rope_type_path
     similar = get_close_matches(rope_dict.method.lower(), _ROPE_TYPE_OPTIONS, n=1, cutoff=_MISSPELLED_TYPE_SIMILARITY)
-    fix = {path: similar[0]} if similar else rope_dict.fix_without_scaling
-    yield Fault(path, rope_dict.rope_type, f"transformers knows only {', '.join(_ROPE_TYPE_OPTIONS)}", fix)
+    options = set(rope_dict.values) & _ALL_OPTIONS
+    methods = [name for name, known in _ROPE_TYPE_OPTIONS.items() if name != "default" and options <= known]
+    known = ", ".join(_ROPE_TYPE_OPTIONS)
+    means = f"transformers knows only {known}"
+    reader = _ENGINE_TYPES.get(str(rope_dict.rope_type))
+    if reader:
+        means = f"only {reader} knows this type; transformers knows {known}"
+    answers = (*(Answer(name, {path: name}) for name in methods), Answer("none", rope_dict.fix_without_scaling))
+    yield Fault(path, rope_dict.rope_type, means, {path: similar[0]} if similar else {}, _METHOD_QUESTION, answers)
+
+
+@fault_kind("type-deepseek-yarn", "wrong")
+@for_each_rope_dict("yarn")
+def type_deepseek_yarn(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+    """The rope type is `deepseek_yarn`, the name of a class in vLLM and SGLang, which transformers does not know."""
+    if rope_dict.rope_type == "deepseek_yarn":
+        path = rope_dict.rope_type_path
+        means = "transformers fails with a KeyError; vLLM and SGLang set this type themselves for DeepSeek's attention"
+        yield Fault(path, "deepseek_yarn", means, {path: "yarn"}, expected=config.interpretation)
 
 
 @fault_kind("type-su", "suspicious")
@@ -105,7 +165,13 @@ def type_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         return
     path = rope_dict.path_of("rope_type")
     means = "without rope_type the method is default, which scales nothing"
-    yield Fault(path, None, means, {path: _likely_method(rope_dict, options)})
+    methods = _methods_with(set(rope_dict.values) & _ALL_OPTIONS)
+    answers = (
+        *(Answer(method, {path: method}) for method in methods),
+        Answer("none", rope_dict.fix_without_scaling),
+    )
+    fix = {path: methods[0]} if len(methods) == 1 else {}
+    yield Fault(path, None, means, fix, _METHOD_QUESTION, answers)
 
 
 @fault_kind("not-a-number", "wrong")
@@ -114,9 +180,12 @@ def not_a_number(config: ExaminedConfig) -> Faults:
     values = [(config.path_of(name), config.text.get(name)) for name in ("rope_theta", "partial_rotary_factor")]
     values += [(rope.path_of(key), rope.values.get(key)) for rope in config.rope_dicts for key in _NUMBER_KEYS]
     for path, value in values:
-        if value is not None and finite_number(value) is None:
-            means = "some engines refuse it, others fail when they compute with it"
-            yield Fault(path, value, means, {path: parse_number(value)})
+        if value is None or finite_number(value) is not None or _is_list_for_layers(config, value):
+            continue
+        number = parse_number(value)
+        means = "some engines refuse it, others fail when they compute with it"
+        question = f"Which number is {path[-1]}?"
+        yield Fault(path, value, means, {} if number is None else {path: number}, question)
 
 
 @fault_kind("key-misspelled", "wrong")
@@ -142,6 +211,49 @@ def key_ignored(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
             yield Fault(path, rope_dict.values[key], f"{rope_dict.method} ignores it", {path: None})
 
 
+@fault_kind("key-of-one-engine", "suspicious")
+@for_each_rope_dict("yarn", "dynamic")
+def key_of_one_engine(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+    """Only some engines read a key, and transformers ignores it."""
+    for (method, key), (readers, neutral, effect) in _ENGINE_KEYS.items():
+        value, path = rope_dict.values.get(key), rope_dict.path_of(key)
+        if method != rope_dict.method or value is None or value == neutral:
+            continue
+        means = f"only {readers} read it ({effect}); transformers and the other engines ignore it"
+        question, answers = "Was the model trained with it?", [Answer("no", {path: None})]
+        number = finite_number(value)
+        if key == "attn_factor" and number and rope_dict.factor and not rope_dict.values.get("attention_factor"):
+            whole = number * yarn_mscale(rope_dict.factor)
+            changes = {path: None, rope_dict.path_of("attention_factor"): whole}
+            answers.append(Answer(f"yes, the whole attention factor is {whole:.4f}", changes))
+        trained = token_count(value)
+        if key == "max_trained_positions" and trained and config.declared_length:
+            question, declared = "On how many tokens was the model trained?", config.declared_length
+            if (rope_dict.factor or 1) * declared / trained <= (rope_dict.factor or 1) - 1:
+                means += f"; for {declared:,} tokens its base would be a power of a negative number"
+            changes = {path: None, config.path_of(config.length_field): trained}
+            answers = [Answer(f"{trained:,}", changes), Answer(f"{declared:,}", {path: None})]
+        yield Fault(path, value, means, question=question, answers=tuple(answers))
+
+
+@fault_kind("attention-factor-name", "wrong")
+@for_each_rope_dict("yarn", "longrope")
+def attention_factor_name(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+    """An attention factor has a name that no reader knows."""
+    names = _ATTENTION_FACTOR_NAMES | ({"attn_factor"} if rope_dict.method == "longrope" else set())
+    for key in sorted(names & set(rope_dict.values)):
+        value, path = rope_dict.values[key], rope_dict.path_of(key)
+        number, whole_path = finite_number(value), rope_dict.path_of("attention_factor")
+        answers = [Answer("no factor", {path: None})]
+        if number and number > 0 and rope_dict.values.get("attention_factor") is None:
+            answers.insert(0, Answer("the whole attention factor", {path: None, whole_path: number}))
+            if rope_dict.method == "yarn" and rope_dict.factor:
+                whole = number * yarn_mscale(rope_dict.factor)
+                answers.insert(1, Answer("a multiple of 0.1 ln s + 1", {path: None, whole_path: whole}))
+        means = "the key is ignored; the parameter is called attention_factor"
+        yield Fault(path, value, means, question="What is this number?", answers=tuple(answers))
+
+
 @fault_kind("scaling-twice", "wrong")
 def scaling_twice(config: ExaminedConfig) -> Faults:
     """`rope_scaling` and `rope_parameters` contradict each other."""
@@ -150,19 +262,51 @@ def scaling_twice(config: ExaminedConfig) -> Faults:
         return
     old_path, new_path = (config.path_of(name) for name in _ROPE_FIELDS)
     with_old, with_new = config.with_changes({new_path: None}), config.with_changes({old_path: None})
-    if with_old.model_config != with_new.model_config:
-        means = "transformers 5 uses rope_scaling if both are present, other engines use rope_parameters"
-        yield Fault(old_path, old, means, {old_path: None}, with_old.interpretation)
+    if with_old.model_config == with_new.model_config:
+        return
+    means = "transformers 5 uses rope_scaling if both are present, other engines use rope_parameters"
+    answers = (
+        Answer("rope_scaling, as transformers 5 does", _replace_by(config, old_path, new_path)),
+        Answer("rope_parameters", {old_path: None}),
+    )
+    question, actual, expected = "Which of the two is meant?", with_old.interpretation, with_new.interpretation
+    yield Fault(old_path, old, means, {}, question, answers, actual, expected)
+
+
+def _replace_by(config: ExaminedConfig, kept: Path, removed: Path) -> dict[Path, Any]:
+    """Return the changes that keep one of two rope dicts, with the base and the other model keys of the other."""
+    kept_dict, removed_dict = (config.text[path[-1]] for path in (kept, removed))
+    model_keys = {key: value for key, value in removed_dict.items() if key in _MODEL_KEYS - _ROPE_TYPE_KEYS}
+    return {removed: None, kept: {**model_keys, **kept_dict}}
+
+
+def _is_list_for_layers(config: ExaminedConfig, value: object) -> bool:
+    """Return whether a value is a list with a number for each layer, in an architecture that has such lists."""
+    if not isinstance(value, list) or config.model_config is None:
+        return False
+    return bool(value) and all(finite_number(item) is not None for item in value)
+
+
+def _methods_with(options: set[str]) -> list[str]:
+    """Return the methods that use these options, and whose own options all have a default or are among them."""
+    return [
+        method
+        for method, required in _REQUIRED_OPTIONS.items()
+        if options and required <= options <= _ROPE_TYPE_OPTIONS[method] - _IGNORED_OPTIONS.get(method, set())
+    ]
 
 
 def _unused_keys(rope_dict: RopeDict) -> dict[str, str | None]:
     """Return the keys that the method does not use, each with the key that was probably intended, or None."""
     used = _ROPE_TYPE_OPTIONS[rope_dict.method] | _MODEL_KEYS
+    elsewhere = {key for method, key in _ENGINE_KEYS if method == rope_dict.method}  # key-of-one-engine
+    if rope_dict.method in ("yarn", "longrope"):
+        elsewhere |= _ATTENTION_FACTOR_NAMES | {"attn_factor"}  # attention-factor-name
     if rope_dict.values.get("alpha") is not None:
         used = used | _IGNORED_BESIDE_ALPHA
     unused: dict[str, str | None] = {}
     for key, value in rope_dict.values.items():
-        if key in used or isinstance(value, dict):
+        if key in used or key in elsewhere or isinstance(value, dict):
             continue
         intended = _OTHER_NAMES.get(key)
         if intended is None and key not in _ALL_OPTIONS:
@@ -180,12 +324,3 @@ def _parse_rope_dict(value: object) -> dict[str, Any] | None:
         return rope_dict if isinstance(rope_dict, dict) and from_rope_dict(rope_dict, strict=False) else None
     except (ValueError, RecursionError):
         return None
-
-
-def _likely_method(rope_dict: RopeDict, options: set[str]) -> str:
-    """Return the method that alone has one of these options; otherwise yarn if there is an original length."""
-    for method in ("llama3", "longrope", "yarn", "dynamic"):
-        others = set().union(*(_ROPE_TYPE_OPTIONS[other] for other in _ROPE_TYPE_OPTIONS if other != method))
-        if options & _ROPE_TYPE_OPTIONS[method] - others:
-            return method
-    return "yarn" if ORIGINAL_LENGTH in rope_dict.values else "linear"

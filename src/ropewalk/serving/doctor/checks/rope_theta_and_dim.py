@@ -8,13 +8,15 @@ from ropewalk import config as configs
 from ropewalk.config.architectures import DEFAULT_ROPE_THETA
 from ropewalk.rope import RotaryDimError
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
-from ropewalk.serving.doctor.fault_kinds import Fault, Faults, fault_kind, for_each_rope_dict
-from ropewalk.serving.doctor.values import finite_number
+from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
+from ropewalk.serving.doctor.values import finite_number, format_number
 
 _BASE_FIELDS = ("rope_theta", "rotary_emb_base", "rope_base", "global_rope_theta")
 _USUAL_BASE = 10_000.0  # what engines use if the configuration has no base
 _PARTIAL = "partial_rotary_factor"
 _DIM_FIELDS = ("qk_rope_head_dim", "rotary_dim", "head_dim")
+_BASE_QUESTION = "With which base was the model trained?"
+_PARTIAL_QUESTION = "Which fraction of each head was rotated in training?"
 _HEAD_FIELDS = ("head_dim", "qk_rope_head_dim", "kv_channels")
 
 
@@ -24,11 +26,18 @@ def base_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """There are two different bases: in the rope dict and beside it."""
     outside = finite_number(config.text.get("rope_theta"))
     inside = finite_number(rope_dict.values.get("rope_theta"))
-    if rope_dict.layer_type == configs.ALL_LAYERS and outside and inside and outside != inside:
-        path = config.path_of("rope_theta")
-        means = f"transformers 5 uses {inside:g}, from the dict; readers of transformers 4's fields use {outside:g}"
-        actual = config.with_changes({rope_dict.path_of("rope_theta"): outside}).interpretation
-        yield Fault(path, outside, means, {path: inside}, actual)
+    if rope_dict.layer_type != configs.ALL_LAYERS or not outside or not inside or outside == inside:
+        return
+    path, inside_path = config.path_of("rope_theta"), rope_dict.path_of("rope_theta")
+    means = (
+        f"transformers 5 uses {format_number(inside)}, from the dict; readers of transformers 4's fields use "
+        f"{format_number(outside)}"
+    )
+    actual = config.with_changes({inside_path: outside}).interpretation
+    fixes = {inside: {path: inside}, outside: {inside_path: outside}}
+    published = config.published_model.model_config.main_layer.rope.base if config.published_model else None
+    answers = tuple(Answer(f"{format_number(base)}", changes) for base, changes in fixes.items())
+    yield Fault(path, outside, means, fixes.get(published, {}), _BASE_QUESTION, answers, actual, config.interpretation)
 
 
 @fault_kind("base-missing", "suspicious")
@@ -45,14 +54,39 @@ def base_missing(config: ExaminedConfig) -> Faults:
     if is_default_known:
         if default == _USUAL_BASE:
             return
-        means = f"engines that do not know the default of this architecture, {default:g}, use 10,000"
+        means = f"readers that do not know the default of this architecture, {format_number(default)}, use 10,000"
         fix = {path: default}
     elif any(rope_dict.values for rope_dict in config.rope_dicts):
         means = "the default of this architecture is unknown; engines use 10,000, which only its authors can confirm"
     else:
         return
     actual = config.with_changes({path: _USUAL_BASE}).interpretation
-    yield Fault(path, None, means, fix, actual)
+    yield Fault(path, None, means, fix, _BASE_QUESTION, (Answer("10,000", {path: _USUAL_BASE}),), actual)
+
+
+@fault_kind("base-lost", "wrong")
+def base_lost(config: ExaminedConfig) -> Faults:
+    """A scaling has no rope_theta, and published models of the architecture have another base than its default."""
+    model_config = config.model_config
+    has_base = any(value is not None for _, value in config.find_values(*_BASE_FIELDS))
+    if has_base or model_config is None or not any(rope.method != "default" for rope in config.rope_dicts):
+        return
+    used = model_config.main_layer.rope.base
+    published = {
+        model.model: model.model_config.main_layer.rope.base for model in config.published_models_of_this_architecture
+    }
+    bases = set(published.values())
+    if not bases or used in bases:
+        return
+    path = config.rope_dicts[0].path_of("rope_theta")
+    if config.rope_dicts[0].layer_type != configs.ALL_LAYERS:
+        path = config.path_of("rope_theta")
+    example = next(iter(published))
+    means = (
+        f"transformers uses {format_number(used)}, but {example} is published with {format_number(published[example])}"
+    )
+    answers = tuple(Answer(f"{format_number(base)}", {path: base}) for base in sorted(bases))
+    yield Fault(path, None, means, {path: bases.pop()} if len(bases) == 1 else {}, _BASE_QUESTION, answers)
 
 
 @fault_kind("base-impossible", "wrong")
@@ -64,7 +98,7 @@ def base_impossible(config: ExaminedConfig) -> Faults:
             fix = {}
             if config.published_model is not None:
                 fix[path] = config.published_model.model_config.main_layer.rope.base
-            yield Fault(path, value, "no pair would rotate slower than the first one", fix)
+            yield Fault(path, value, "no pair would rotate slower than the first one", fix, _BASE_QUESTION)
 
 
 @fault_kind("partial-twice", "wrong")
@@ -72,10 +106,15 @@ def base_impossible(config: ExaminedConfig) -> Faults:
 def partial_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """There are two different partial_rotary_factors: in the rope dict and beside it."""
     outside, inside = finite_number(config.text.get(_PARTIAL)), finite_number(rope_dict.values.get(_PARTIAL))
-    if rope_dict.layer_type == configs.ALL_LAYERS and outside and inside and outside != inside:
-        path = config.path_of(_PARTIAL)
-        means = f"transformers 5 rotates {inside:g} of each head, readers of the older field {outside:g}"
-        yield Fault(path, outside, means, {path: inside})
+    if rope_dict.layer_type != configs.ALL_LAYERS or not outside or not inside or outside == inside:
+        return
+    path = config.path_of(_PARTIAL)
+    means = f"transformers 5 rotates {inside:g} of each head, readers of the older field {outside:g}"
+    answers = (
+        Answer(f"{inside:g}", {path: inside}),
+        Answer(f"{outside:g}", {rope_dict.path_of(_PARTIAL): outside}),
+    )
+    yield Fault(path, outside, means, question=_PARTIAL_QUESTION, answers=answers)
 
 
 @fault_kind("partial-impossible", "wrong")
@@ -85,7 +124,9 @@ def partial_impossible(config: ExaminedConfig) -> Faults:
         fraction = finite_number(value)
         if fraction is not None and not 0 < fraction <= 1:
             likely = fraction / 100 if 1 < fraction <= 100 else 1.0  # a percentage
-            yield Fault(path, value, "it is the fraction of each head that is rotated", {path: likely})
+            answers = (Answer(f"{likely:g}", {path: likely}),)
+            means = "it is the fraction of each head that is rotated"
+            yield Fault(path, value, means, question=_PARTIAL_QUESTION, answers=answers)
 
 
 @fault_kind("proportional-whole", "suspicious")
@@ -94,7 +135,12 @@ def proportional_whole(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Proportional has no partial_rotary_factor, so all pairs are rotated."""
     if rope_dict.values.get(_PARTIAL) is None and config.text.get(_PARTIAL) is None:
         means = "the default is 1, which is the same as the type default; Gemma 4 writes 0.25"
-        yield Fault(rope_dict.path_of(_PARTIAL), None, means, {rope_dict.path_of("rope_type"): "default"})
+        path = rope_dict.path_of(_PARTIAL)
+        answers = (
+            Answer("all pairs", {rope_dict.rope_type_path: "default"}),
+            Answer("a quarter of the pairs", {path: 0.25}),
+        )
+        yield Fault(path, None, means, question="Which part of the pairs was rotated in training?", answers=answers)
 
 
 @fault_kind("dim-odd", "wrong")
@@ -104,10 +150,14 @@ def dim_odd(config: ExaminedConfig) -> Faults:
         return
     name = next((name for name in _DIM_FIELDS if config.text.get(name)), None)
     value = config.text.get(name or "")
-    fix = {}
+    path, question, answers = config.path_of(name or "hidden_size"), "How large is a head?", ()
+    fix: dict[Path, Any] = {}
     if name and isinstance(value, int) and value > 2 and value % 2:
-        fix = {config.path_of(name): value - 1}
-    yield Fault(config.path_of(name or "hidden_size"), value, str(config.interpretation), fix)
+        answers = (Answer(f"{value - 1}", {path: value - 1}), Answer(f"{value + 1}", {path: value + 1}))
+        hidden_size, num_heads = config.text.get("hidden_size"), config.text.get("num_attention_heads")
+        sizes = [size for size in (value - 1, value + 1) if hidden_size == _product(size, num_heads)]
+        fix = {path: sizes[0]} if name == "head_dim" and sizes else {}
+    yield Fault(path, value, str(config.interpretation), fix, question, answers)
 
 
 @fault_kind("head-dim-broken", "suspicious")
@@ -119,11 +169,16 @@ def head_dim_broken(config: ExaminedConfig) -> Faults:
     path = config.path_of("head_dim")
     quotient = f"{config.text['hidden_size']:,} / {config.text['num_attention_heads']} heads"
     if config.model_config is None:
-        means = f"{quotient} is rounded down to {head_dim}, which cannot be paired; only its authors know head_dim"
-        yield Fault(path, None, means)
+        means = f"{quotient} is rounded down to {head_dim}, which cannot be paired"
+        yield Fault(path, None, means, question="How large is a head? Only its authors know head_dim")
     else:
         means = f"{quotient} is rounded down to {head_dim}; some engines round differently"
         yield Fault(path, None, means, {path: head_dim})
+
+
+def _product(size: int, count: object) -> int | None:
+    """Return size times count if count is a number, else None."""
+    return size * count if isinstance(count, int) else None
 
 
 def _rounded_head_dim(config: ExaminedConfig) -> int | None:
