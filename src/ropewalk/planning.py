@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import AttentionShape, LayerRope, ModelConfig
+from ropewalk.config import AttentionShape, ModelConfig
 from ropewalk.config.architectures import NO_ROPE_IN_FULL_ATTENTION_MODEL_TYPES
 from ropewalk.config.published import PublishedModel, find_published_model
 from ropewalk.config.scaled_fields import build_scaled_rope_parameters, gives_scaling
@@ -23,7 +23,9 @@ from ropewalk.scaling import from_rope_dict
 from ropewalk.scaling.base import Scaling
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.llama3 import Llama3
+from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
+from ropewalk.scaling.ntk import DynamicNTK
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN
 
@@ -105,7 +107,7 @@ def plan(model_or_config: Any, target: int) -> Plan:
     if published and not is_scaled and target <= _published_length(published):
         scaling, choice_reasons = _choose_published(published, target)
     else:
-        scaling, choice_reasons = _choose_scaling(layer, ratio)
+        scaling, choice_reasons = _choose_scaling(model_config, ratio)
     reasons = (
         f"the model reads {current_length:,} tokens as it is, and the target is {target:,}: {ratio:.2f} times that",
         *choice_reasons,
@@ -171,24 +173,43 @@ def _check_reads_whole_text(model_config: ModelConfig) -> None:
         raise UnsupportedModelError(model_config.model_type, reason)
 
 
-def _choose_scaling(layer: LayerRope, ratio: float) -> tuple[Scaling, tuple[str, ...]]:
+def _choose_scaling(model_config: ModelConfig, ratio: float) -> tuple[Scaling, tuple[str, ...]]:
     """Return a scaling that extends the current one by the margin times `ratio`, and the reasons."""
+    layer = model_config.main_layer
     factor, current = _round_up(ratio * MARGIN), layer.scaling
     reasons = [
         f"factor {factor:g}: that ratio times {MARGIN:g}, the margin that retrieval needs, rounded up to a quarter"
     ]
     if "mrope_section" in layer.rope_dict:
         reasons.append("positions of images and videos grow more slowly than tokens: texts with many need less")
+    trained = f"the model was trained with {current}: the same method, its"
+    if isinstance(current, DynamicNTK) and current.alpha is not None:  # alpha divides the slowest frequency
+        scaling: Scaling = dataclasses.replace(current, alpha=_round_up(current.alpha * factor))
+        return scaling, (*reasons, f"{trained} alpha grown from {current.alpha:g}")
     if isinstance(current, YaRN | Llama3 | Linear | Proportional):
-        scaling: Scaling = dataclasses.replace(current, factor=_round_up(current.factor * factor))
+        scaling = dataclasses.replace(current, factor=_round_up(current.factor * factor))
         if isinstance(current, YaRN) and isinstance(scaling, YaRN):
-            scaling = dataclasses.replace(
-                scaling, attention_factor=_find_explicit_attention_factor(current, layer.rope)
-            )
-        trained = f"the model was trained with {current}: the same method"
-        return scaling, (*reasons, f"{trained}, its factor grown from {current.factor:g}")
+            attention_factor = _find_explicit_attention_factor(current, layer.rope)
+            scaling = dataclasses.replace(scaling, attention_factor=attention_factor)
+        return scaling, (*reasons, f"{trained} factor grown from {current.factor:g}")
     method = "yarn: the best static method at every length measured; needs no training and every engine reads it"
-    return YaRN(factor=_round_up(factor * current.extension_factor(layer.rope))), (*reasons, method)
+    return _replace_by_yarn(model_config, factor), (*reasons, method)
+
+
+def _replace_by_yarn(model_config: ModelConfig, factor: float) -> YaRN:
+    """Return the YaRN that extends a model by `factor`: one without a scaling, or with the lists of LongRoPE."""
+    layer = model_config.main_layer
+    current, rope = layer.scaling, layer.rope
+    extension = current.extension_factor(rope)
+    if not isinstance(current, LongRoPE) or extension > 1:
+        return YaRN(factor=_round_up(factor * extension))
+    original = current.resolve_original_length(rope)
+    if (model_config.max_length or 0) > original:
+        return YaRN(factor=_round_up(factor * _compute_current_length(model_config) / original))
+    # A declared length that includes the lists, as with the rope_freqs tensor of Llama 3.1: the slowest frequency tells
+    # by how much they extend the model.
+    divisor = float(rope.inv_freq[-1] / current.frequencies(rope, original).inv_freq[-1])
+    return YaRN(factor=_round_up(factor * divisor), original_length=round(original / divisor))
 
 
 def _find_explicit_attention_factor(scaling: YaRN, rope: Rope) -> float | None:
