@@ -137,6 +137,15 @@ def test_plan_uses_the_published_scaling(target, factor):
     assert any("https://huggingface.co/Qwen/Qwen3-8B" in reason for reason in result.reasons)
 
 
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3-VL-235B-A22B-Instruct"])
+@pytest.mark.parametrize("target", [1_000_000, 1_048_576])
+def test_plan_follows_the_makers_of_qwen3_vl_whose_positions_grow_more_slowly_than_tokens(name, target):
+    result = plan(MODELS[name], target)
+    assert result.scaling.factor == 3
+    assert result.rope_parameters["mrope_section"] == [24, 20, 20]
+    assert result.max_position_embeddings >= target
+
+
 def test_plan_chooses_a_method_past_the_published_length():
     result = plan(MODELS["Qwen/Qwen3-8B"], 262_144)
     assert result.original_length == 40_960
