@@ -1,14 +1,22 @@
 """Plans: the chosen method and factor, the resulting configuration, and the memory of the KV cache."""
 
+import copy
+import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
-from transformers import AutoConfig, LlamaConfig
+from tests.helpers.gguf_model import small_gguf
+from tests.helpers.real_configs import load_real_config, real_config_path
+from transformers import AutoConfig, StableLmConfig
 
 import ropewalk as rw
-from ropewalk.config import AttentionShape, LayerShape, read
+from ropewalk.config import AttentionShape, LayerShape, compute_layer_frequencies, read
+from ropewalk.config.scaled_fields import expected_scalings
+from ropewalk.errors import UnsupportedModelError
 from ropewalk.planning import compute_kv_cache_bytes, plan
+from ropewalk.serving.planned_changes import find_planned_changes
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -37,6 +45,7 @@ YARN = {**SMOLLM2, "rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 
 GEMMA_3 = {
     **SMOLLM2,
     "model_type": "gemma3_text",
+    "head_dim": 64,
     "max_position_embeddings": 131_072,
     "rope_theta": 1_000_000.0,
     "rope_local_base_freq": 10_000.0,
@@ -134,7 +143,7 @@ def test_other_layer_types_keep_their_rope_dicts():
 
 
 def test_rope_parameters_keep_the_keys_of_the_model():
-    config = LlamaConfig(
+    config = StableLmConfig(
         hidden_size=128,
         num_attention_heads=2,
         max_position_embeddings=1024,
@@ -202,3 +211,183 @@ def test_invalid_target_raises_input_error(target):
 def test_model_without_an_original_length_raises_input_error():
     with pytest.raises(rw.InputError, match=r"^original_length: got None"):
         plan({"rope_theta": 1e4, "head_dim": 64}, 4096)
+
+
+# name in tests/real_configs, target, planned scaling, declared length
+PLANNED_CASES = {
+    "olmo3_7b": (262_144, rw.YaRN(factor=40), 327_680),
+    "mimo": (524_288, rw.YaRN(factor=2.5), 655_360),
+    "qwen3_next": (1_048_576, rw.YaRN(factor=4, original_length=262_144), 1_048_576),
+    "gemma3_27b": (524_288, rw.Linear(factor=40), 655_360),
+    "gemma4_31b": (1_048_576, rw.Proportional(p=0.25, factor=5), 262_144),
+    "dsv4": (2_097_152, rw.YaRN(factor=40, attention_factor=1.0), 2_621_440),
+    "step35": (1_048_576, rw.Llama3(factor=10, low_freq_factor=1, high_freq_factor=32), 1_310_720),
+    "step37": (1_048_576, rw.Llama3(factor=10, low_freq_factor=1, high_freq_factor=32), 1_310_720),
+    "mixtral_yarn": (262_144, rw.YaRN(factor=10), 327_680),
+    "qwen3vl_top": (1_048_576, rw.YaRN(factor=3, original_length=262_144), 1_048_576),
+}
+
+
+@pytest.mark.parametrize("name", PLANNED_CASES)
+def test_plan_of_a_real_configuration(name):
+    target, scaling, declared_length = PLANNED_CASES[name]
+    result = plan(str(real_config_path(name)), target)
+    assert result.scaling == scaling
+    assert result.max_position_embeddings == declared_length
+    assert "{}" not in json.dumps(result.rope_parameters)
+
+
+@pytest.mark.parametrize("name", PLANNED_CASES)
+def test_planned_changes_of_a_real_configuration_are_read_as_planned(name):
+    path = str(real_config_path(name))
+    result = plan(path, PLANNED_CASES[name][0])
+    config = copy.deepcopy(load_real_config(name))
+    merge(config, find_planned_changes(path, result))
+    before, after = read(load_real_config(name)), read(config)
+    assert before.ropes.keys() == after.ropes.keys()
+    for layer_type, scaling in expected_scalings(before, result.scaling).items():
+        expected = compute_layer_frequencies(scaling, before.ropes[layer_type], None)
+        actual = compute_layer_frequencies(after.ropes[layer_type].scaling, after.ropes[layer_type], None)
+        np.testing.assert_allclose(actual.inv_freq, expected.inv_freq, rtol=1e-12)
+        assert actual.attention_factor == pytest.approx(expected.attention_factor, rel=1e-12)
+    assert not plan(config, PLANNED_CASES[name][0]).needed
+
+
+def merge(config, changes):
+    """Merge changes into a config.json; None removes a field."""
+    for key, value in changes.items():
+        if key == "text_config":
+            merge(config[key], value)
+        elif value is None:
+            config.pop(key, None)
+        else:
+            config[key] = value
+
+
+def test_stored_attention_factor_that_equals_the_formula_follows_the_factor():
+    # olmo3_7b stores 0.1 ln 8 + 1 = 1.20794
+    result = plan(load_real_config("olmo3_7b"), 262_144)
+    rope = read(load_real_config("olmo3_7b")).main_layer.rope
+    assert result.scaling.frequencies(rope).attention_factor == pytest.approx(0.1 * math.log(40) + 1)
+    assert 0.1 * math.log(40) + 1 == pytest.approx(1.36889, abs=5e-6)
+    assert "attention_factor" not in result.rope_parameters["full_attention"]
+
+
+@pytest.mark.parametrize("attention_factor", [1.0, 1.2])
+def test_attention_factor_that_is_a_choice_is_kept(attention_factor):
+    rope_scaling = {"type": "yarn", "factor": 8.0, "attention_factor": attention_factor}
+    assert plan({**SMOLLM2, "rope_scaling": rope_scaling}, 131_072).scaling.attention_factor == attention_factor
+
+
+def test_mimo_gets_a_rope_dict_for_each_layer_type():
+    rope_parameters = plan(load_real_config("mimo"), 524_288).rope_parameters
+    assert rope_parameters["full_attention"]["rope_type"] == "yarn"
+    assert rope_parameters["full_attention"]["rope_theta"] == 5_000_000
+    assert rope_parameters["sliding_attention"]["rope_type"] == "default"
+    assert rope_parameters["sliding_attention"]["rope_theta"] == 10_000
+
+
+def test_only_the_compressed_layers_of_dsv4_are_scaled():
+    rope_parameters = plan(load_real_config("dsv4"), 2_097_152).rope_parameters
+    assert rope_parameters["compress"]["factor"] == 40
+    assert rope_parameters["compress"]["rope_theta"] == 160_000
+    assert rope_parameters["main"]["rope_type"] == "default"
+    assert rope_parameters["main"]["rope_theta"] == 10_000
+
+
+def test_changes_of_a_multimodal_model_are_nested_under_text_config():
+    path = str(real_config_path("gemma3_27b"))
+    assert list(find_planned_changes(path, plan(path, 524_288))) == ["text_config"]
+
+
+@pytest.mark.parametrize("target", [262_144, 524_288, 1_000_000, 1_048_576])
+def test_qwen3_vl_is_planned_as_its_makers_recommend(target):
+    unscaled = load_real_config("qwen3vl_card")
+    unscaled["text_config"]["max_position_embeddings"] = 262_144
+    rope_scaling = unscaled["text_config"]["rope_scaling"]
+    unscaled["text_config"]["rope_scaling"] = {
+        key: value for key, value in rope_scaling.items() if key.startswith("mrope")
+    }
+    result = plan(unscaled, target)
+    assert result.needed == (target > 262_144)
+    assert getattr(result.scaling, "factor", 1) <= 3
+    assert result.max_position_embeddings >= target
+    assert not plan(load_real_config("qwen3vl_card"), target).needed
+
+
+def test_plan_says_that_qwen25_1m_relies_on_dual_chunk_attention():
+    config = load_real_config("qwen25_1m")
+    assert not any("dual chunk" in reason for reason in plan(config, 262_144).reasons)
+    for target in (524_288, 2_097_152):
+        assert any(
+            "past 262,144 tokens the model relies on dual chunk" in reason for reason in plan(config, target).reasons
+        )
+
+
+def test_granite4_h_has_no_rotary_embedding():
+    with pytest.raises(UnsupportedModelError, match="position_embedding_type"):
+        plan(load_real_config("granite4_h"), 262_144)
+
+
+@pytest.mark.parametrize("name", ["llama4s", "exaone4_32b", "command_a"])
+def test_no_scaling_extends_a_model_whose_full_attention_has_no_rotary_embedding(name):
+    config = load_real_config(name)
+    assert not plan(config, 65_536).needed
+    with pytest.raises(UnsupportedModelError, match="no rotary embedding, so no scaling extends it"):
+        plan(config, 16_777_216)
+
+
+def test_alpha_of_hunyuan_grows():
+    config = load_real_config("hunyuan_alpha")  # trained with base 10,000 x 1000^(128/126)
+    trained, result = read(config).main_layer, plan(config, 1_048_576)
+    slowest = compute_layer_frequencies(trained.scaling, trained, None).inv_freq[-1]
+    assert slowest == pytest.approx(1.15478e-7, rel=1e-5)
+    assert result.scaling.frequencies(trained.rope).inv_freq[-1] == pytest.approx(slowest / 5)
+
+
+def test_lists_without_a_factor_are_extended_from_their_slowest_frequency(tmp_path):
+    # Llama 3.1 as a GGUF file: 131,072 declared tokens, with divisors up to 8
+    divisors = {"rope_freqs.weight": [1.0] * 16 + [8.0] * 16}
+    path = small_gguf(tmp_path / "llama.gguf", {"context_length": 131_072}, divisors)
+    result = plan(str(path), 262_144)
+    assert result.scaling == rw.YaRN(factor=20, original_length=16_384)
+
+
+def test_plan_of_gemma3_27b_good_gguf():
+    path = str(real_config_path("gemma3_27b_good.gguf"))
+    result = plan(path, 524_288)
+    assert "reads 131,072 tokens" in result.reasons[0]
+    assert result.scaling == rw.Linear(factor=40)
+    assert result.rope_parameters["sliding_attention"] == {"rope_theta": 10_000.0, "rope_type": "default"}
+    changes = find_planned_changes(path, result)
+    assert changes["gemma3.rope.scaling.factor"] == 40.0
+    assert changes["gemma3.context_length"] == 655_360
+
+
+def test_changes_of_a_gguf_file_are_its_fields():
+    path = str(real_config_path("qwen35moe.gguf"))
+    assert find_planned_changes(path, plan(path, 1_048_576)) == {
+        "qwen35moe.rope.scaling.type": "yarn",
+        "qwen35moe.rope.scaling.factor": 5.0,
+        "qwen35moe.rope.scaling.original_context_length": 262_144,
+        "qwen35moe.context_length": 1_310_720,
+    }
+
+
+def test_plan_that_changes_nothing_has_no_changes():
+    path = str(real_config_path("qwen3_next"))
+    assert find_planned_changes(path, plan(path, 131_072)) == {}
+
+
+def test_plan_that_the_doctor_finds_wrong_is_refused(tmp_path):
+    # A planned length below the target, as a fault in the plan would give it.
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2))
+    planned = dataclasses.replace(plan(SMOLLM2, 32_768), scaling=rw.YaRN(factor=2))
+    with pytest.raises(rw.InputError, match="expected a configuration without"):
+        find_planned_changes(str(tmp_path), planned)
+
+
+def test_plan_that_no_field_expresses_is_refused():
+    config = {**SMOLLM2, "model_type": "recurrent_gemma"}
+    with pytest.raises(rw.InputError, match=r"^model: got 'recurrent_gemma'; expected an architecture"):
+        plan(config, 131_072)

@@ -166,9 +166,12 @@ def _note_dual_chunk_attention(config: Mapping[str, Any] | None, target: int) ->
 
 
 def _check_reads_whole_text(model_config: ModelConfig) -> None:
-    """Raise UnsupportedModelError if all layers with a rotary embedding attend to a window."""
-    windows = {layer.window for layer in model_config.attention.layers} if model_config.attention else set()
-    if model_config.model_type in NO_ROPE_IN_FULL_ATTENTION_MODEL_TYPES and windows != {None}:
+    """Raise UnsupportedModelError if only layers with a window have a rotary embedding."""
+    layers = model_config.attention.layers if model_config.attention else ()
+    windows = {layer.window for layer in layers if layer.kv_heads}
+    has_local_ropes = all(map(configs.is_local, model_config.ropes)) and None in windows
+    has_no_global_rope = model_config.model_type in NO_ROPE_IN_FULL_ATTENTION_MODEL_TYPES and windows != {None}
+    if has_local_ropes or has_no_global_rope:
         reason = "its layers that attend to the whole text have no rotary embedding, so no scaling extends it"
         raise UnsupportedModelError(model_config.model_type, reason)
 
@@ -228,7 +231,8 @@ def _published_length(model: PublishedModel) -> int:
     if model.long is None:
         return 0
     rope_dict = model.long["rope_scaling"]
-    return max(int(model.long["length"]), round(rope_dict["factor"] * rope_dict["original_max_position_embeddings"]))
+    scaled_length: float = rope_dict["factor"] * rope_dict["original_max_position_embeddings"]
+    return max(int(model.long["length"]), round(scaled_length))
 
 
 def _choose_published(model: PublishedModel, target: int) -> tuple[Scaling, tuple[str, ...]]:

@@ -11,11 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from ropewalk.config.architectures import LONGROPE_ONLY_MODEL_TYPES
+from ropewalk.config.architectures import (
+    CONFIG_REJECTS_SCALING_MODEL_TYPES,
+    LONGROPE_ONLY_MODEL_TYPES,
+    MODULE_REJECTS_SCALING_MODEL_TYPES,
+    SHORT_LONG_MSCALE_MODEL_TYPES,
+)
 from ropewalk.config.layer_types import is_local
 from ropewalk.config.model_config import ALL_LAYERS, ModelConfig, compute_layer_frequencies
+from ropewalk.config.normalize import get_text_config_dict
 from ropewalk.config.rope_parameters import build_rope_parameters
-from ropewalk.config.transformers import from_dict, get_text_config_dict
+from ropewalk.config.transformers import from_dict
 from ropewalk.frequencies import Frequencies
 from ropewalk.scaling import from_rope_dict
 from ropewalk.scaling.base import Scaling
@@ -49,13 +55,19 @@ def build_scaled_rope_parameters(model_config: ModelConfig, scaling: Scaling) ->
 
     The dict is complete, nested by layer type if these differ: it has a base and a type everywhere.
     """
+    if model_config.model_type in CONFIG_REJECTS_SCALING_MODEL_TYPES | MODULE_REJECTS_SCALING_MODEL_TYPES:
+        return None
+    needs_lists = model_config.model_type in LONGROPE_ONLY_MODEL_TYPES | SHORT_LONG_MSCALE_MODEL_TYPES
     rope_dicts = {}
     for layer_type, layer_scaling in expected_scalings(model_config, scaling).items():
-        layer, options = model_config.ropes[layer_type], None
-        if model_config.model_type in LONGROPE_ONLY_MODEL_TYPES and not isinstance(layer_scaling, LongRoPE):
-            options = Scaling.to_rope_parameters(layer_scaling, layer.rope)  # the same frequencies as longrope
-        expressible = layer_scaling if options is None else from_rope_dict(options, strict=True)
-        rope_dicts[layer_type] = build_rope_parameters(expressible, layer.rope, layer.rope_dict)
+        layer, lists = model_config.ropes[layer_type], None
+        if needs_lists and not isinstance(layer_scaling, LongRoPE):
+            lists = Scaling.to_rope_parameters(layer_scaling, layer.rope)  # the same frequencies as longrope
+        expressible = layer_scaling if lists is None else from_rope_dict(lists, strict=True)
+        rope_dict = build_rope_parameters(expressible, layer.rope, layer.rope_dict)
+        if rope_dict and model_config.model_type in SHORT_LONG_MSCALE_MODEL_TYPES:
+            rope_dict |= dict.fromkeys(("short_mscale", "long_mscale"), rope_dict.get("attention_factor"))
+        rope_dicts[layer_type] = rope_dict
     return None if None in rope_dicts.values() else rope_dicts.get(ALL_LAYERS, rope_dicts)
 
 

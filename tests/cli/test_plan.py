@@ -1,0 +1,46 @@
+"""`ropewalk plan`: what it prints, as text and as JSON, and plans that are refused."""
+
+import json
+
+import pytest
+from tests.helpers.real_configs import real_config_path
+
+
+def test_json_has_the_plan_and_the_changes(run):
+    status, out, _ = run("plan", real_config_path("mimo"), "--target", "512k", "--json")
+    document = json.loads(out)
+    assert status == 0
+    assert set(document) == {
+        "target", "original_length", "scaling", "needed", "reasons", "rope_parameters", "max_position_embeddings",
+        "kv_cache_bytes", "spec", "changes",
+    }  # fmt: skip
+    assert document["changes"]["rope_parameters"] == document["rope_parameters"]
+    assert document["changes"]["max_position_embeddings"] == document["max_position_embeddings"]
+
+
+def test_changes_of_a_multimodal_model_are_printed_under_text_config(run):
+    status, out, _ = run("plan", real_config_path("gemma3_27b"), "--target", "512k")
+    assert status == 0
+    assert json.loads(out)["text_config"]["rope_parameters"]["full_attention"]["factor"] == 40
+
+
+def test_fields_of_a_gguf_file_are_printed(run):
+    status, out, err = run("plan", real_config_path("qwen35moe.gguf"), "--target", "1m")
+    assert status == 0
+    assert "fields of the GGUF file" in err
+    assert json.loads(out)["qwen35moe.rope.scaling.type"] == "yarn"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("granite4_h", "no rotary embedding (position_embedding_type is nope)"),
+        ("command_a", "so no scaling extends it"),
+        ("qwen35_lost", "base-too-small"),  # its base is lost, which no scaling mends
+    ],
+)
+def test_a_plan_that_cannot_be_right_is_one_line(run, name, reason):
+    status, out, err = run("plan", real_config_path(name), "--target", "2m")
+    assert (status, out) == (2, "")
+    assert reason in err
+    assert err.count("\n") == 1
