@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ropewalk.config import LayerRope
 from ropewalk.errors import InputError
 from ropewalk.planning import Plan
 from ropewalk.serving.doctor import ExaminedConfig, Finding, examine
@@ -11,6 +12,7 @@ from ropewalk.serving.engines import find_engine
 from ropewalk.serving.engines.base import Config
 from ropewalk.serving.engines.checkpoint_folder import locate_gguf
 from ropewalk.serving.engines.encode import encode
+from ropewalk.serving.engines.trained_config import without_unused_fields
 
 
 def find_planned_changes(model: str, planned: Plan) -> Config:
@@ -31,9 +33,11 @@ def find_planned_changes(model: str, planned: Plan) -> Config:
     is_gguf = locate_gguf(model) is not None
     engine = find_engine("llama.cpp" if is_gguf else "transformers")
     config, model_config = engine.load_config(model)
-    scaled_length = planned.original_length * planned.scaling.extension_factor(model_config.main_layer.rope)
+    rope = model_config.main_layer.rope
+    scaled_length = planned.scaling.resolve_original_length(rope) * planned.scaling.extension_factor(rope)
     length = max(planned.target, planned.max_position_embeddings, round(scaled_length))
-    candidate = encode(engine, config, model_config, planned.scaling, length)
+    scaling = without_unused_fields(LayerRope(rope, planned.scaling), model_config.model_type)
+    candidate = encode(engine, config, model_config, scaling, length)
     before = ExaminedConfig.from_model(model, planned.target, engine.name)
     if is_gguf:
         after = dataclasses.replace(before, config=candidate.config["fields"], divisors=candidate.config["divisors"])

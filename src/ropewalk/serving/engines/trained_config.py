@@ -25,10 +25,10 @@ def interpret_as_trained(config: Config) -> ModelConfig:
     `config.from_dict` does.
     """
     model_config = configs.from_dict(config)
-    return map_scalings(model_config, lambda layer: _without_unused_fields(layer, model_config.model_type))
+    return map_scalings(model_config, lambda layer: without_unused_fields(layer, model_config.model_type))
 
 
-def _without_unused_fields(layer: LayerRope, model_type: str) -> Scaling:
+def without_unused_fields(layer: LayerRope, model_type: str) -> Scaling:
     """Return a layer's scaling without the fields that only other architectures use."""
     scaling, rope_dict = layer.scaling, layer.rope_dict
     if isinstance(scaling, LongRoPE) and model_type in SHORT_LONG_MSCALE_MODEL_TYPES and rope_dict.get("long_mscale"):
