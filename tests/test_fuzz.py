@@ -9,12 +9,25 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize(("kind", "count"), [("configs", 300), ("ggufs", 200)])
-def test_corrupt_input_gives_a_result_or_an_error_of_one_line(kind, count):
+@pytest.mark.parametrize(
+    ("kind", "count", "names", "expected"),
+    [
+        ("configs", 300, {"config", "doctor", "export"}, ["export: completed"]),
+        ("ggufs", 200, {"config", "doctor", "export"}, ["export: completed"]),
+        (
+            "results",
+            40,
+            {"curve", "questions", "longbench", "report", "resume"},
+            ["report: completed", "curve: completed"],
+        ),
+        ("servers", 60, {"text", "logprobs"}, ["text: completed", "logprobs: completed"]),
+    ],
+)
+def test_corrupt_input_gives_a_result_or_an_error_of_one_line(kind, count, names, expected):
     command = [sys.executable, "-m", "tests.helpers.fuzz", kind, str(count), "7"]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    counts = {line.split(":")[0] for line in done.stdout.splitlines()}
-    assert {"config", "doctor", "export"} <= counts
-    assert "export: completed" in done.stdout, "every export was refused"
+    assert {line.split(":")[0] for line in done.stdout.splitlines()} >= names
+    for line in expected:
+        assert line in done.stdout, "every case was refused"

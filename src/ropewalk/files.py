@@ -40,16 +40,26 @@ def write_text_atomically(path: Path, content: str) -> None:
         file.write(content)
 
 
-def parse_json(data: bytes | str) -> Any:
+def parse_json(data: bytes | str, *, allow_surrogates: bool = False) -> Any:
     """Return the value of a JSON document. A byte order mark at its beginning is ignored.
 
-    Raises ValueError if it is not UTF-8, not JSON, or nested too deeply.
+    Args:
+        data: the document.
+        allow_surrogates: whether its strings may have lone surrogates, which no file and no terminal accepts.
+
+    Raises ValueError if it is not UTF-8, not JSON, nested too deeply, or has lone surrogates.
     """
     text = data.decode("utf-8") if isinstance(data, bytes) else data
     try:
-        return json.loads(text.removeprefix("\ufeff"))
+        value = json.loads(text.removeprefix("\ufeff"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if not allow_surrogates and "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a string with a lone surrogate") from None
+    return value
 
 
 def ensure_writable_folder(folder: str | Path) -> Path:

@@ -109,7 +109,7 @@ class JsonServer:
         """
         try:
             status, _, content = self._send("GET", url, None, seconds)
-            document = parse_json(content)
+            document = parse_json(content, allow_surrogates=True)
         except (*_NETWORK_ERRORS, ValueError):
             return None
         value = document.get(key) if status == 200 and isinstance(document, dict) else None
@@ -142,7 +142,7 @@ class JsonServer:
             target = remove_credentials(headers.get("Location", "nowhere")).partition("?")[0]
             raise self.refusal(status, f"redirects to {target}")
         try:
-            document = parse_json(content)
+            document = parse_json(content, allow_surrogates=True)
         except ValueError:
             document = None
         if status >= 400 or not isinstance(document, dict):

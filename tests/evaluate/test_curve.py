@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from dataclasses import dataclass
 
 import pytest
@@ -251,6 +252,43 @@ def test_another_loaded_model_of_the_same_name_is_refused(make_run, tiny):
     other.lm_head.weight.data += 0.1
     with pytest.raises(rw.InputError, match="another run: model_digest"):
         make_run(model=(other, CharacterTokenizer()))
+
+
+def test_other_weights_under_the_same_path_are_refused(make_run, tiny, tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    options = {"model": str(folder), "lengths": [2, 3], "dtype": "float32"}
+    rows = make_run(["none"], **options).run()
+    assert make_run(["none"], **options).rows() == rows
+    other = copy.deepcopy(tiny)
+    other.lm_head.weight.data += 0.1
+    other.save_pretrained(folder)
+    with pytest.raises(rw.InputError, match="another run: model_digest"):
+        make_run(["none"], **options)
+
+
+def test_the_same_weights_under_another_path_go_on(make_run, tiny_folder, tmp_path):
+    rows = make_run(["none"], [2, 3], model=str(tiny_folder), dtype="float32").run()
+    shutil.copytree(tiny_folder, tmp_path / "copy")
+    assert make_run(["none"], [2, 3], model=str(tmp_path / "copy"), dtype="float32").rows() == rows
+
+
+def test_a_second_run_on_the_folder_is_refused_while_the_first_measures(make_run):
+    first, second = make_run(["none"]), make_run(["linear:factor=2"])
+
+    def run_second(_):
+        with pytest.raises(rw.InputError, match="to which another process writes"):
+            second.run()
+
+    first.run(run_second)
+    second.run()
+    assert {key.scaling for key in make_run().store.rows} == {"none", "linear:factor=2"}
+
+
+def test_rows_that_another_run_has_stored_meanwhile_are_not_measured_again(make_run):
+    first, second = make_run(["none"]), make_run(["none"])
+    rows = first.run()
+    assert second.run(pytest.fail) == rows
 
 
 def test_a_folder_written_before_chunks_existed_still_opens(make_run, tmp_path):

@@ -2,13 +2,27 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import ropewalk as rw
 from ropewalk.evaluate.curve_store import CurveRow, CurveStore
 
-HEADER = {"model": "m", "text": "t", "dtype": "float32", "text_sha256": "0"}
+HEADER = {"model": "m", "text": "t", "dtype": "float32", "text_sha256": "0", "model_digest": "sha256:0"}
+JUNK = [None, True, -1, 1.5, 10**400, float("nan"), "", "a", [], {}, [1], {"a": 1}]
+# In these fields, these values are right.
+VALID = {
+    "scaling": ["", "a"],
+    "chunk": [None],
+    "policy": [None, "", "a"],
+    "ppl": [1.5],
+    "ppl_last": [1.5],
+    "nll": [-1, 1.5, float("nan")],
+    "seconds": [-1, 1.5, float("nan")],
+}
 
 
 def make_row(length=64):
@@ -39,18 +53,104 @@ def test_a_row_is_on_disk_as_soon_as_it_is_added_and_is_read_back(tmp_path):
     ]  # no temporary file is left
 
 
-@pytest.mark.parametrize("field", list(HEADER))
+@pytest.mark.parametrize("field", [name for name in HEADER if name != "model"])
 def test_the_folder_of_another_run_is_refused_and_the_difference_named(tmp_path, field):
     CurveStore(tmp_path, HEADER).add(make_row())
     with pytest.raises(rw.InputError, match=f"another run: {field}"):
         CurveStore(tmp_path, {**HEADER, field: "other"})
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": [{"length": 3}]}', "null", '{"rows": 3}'])
+def test_the_same_model_may_have_another_name(tmp_path):
+    CurveStore(tmp_path, HEADER).add(make_row())
+    assert len(CurveStore(tmp_path, {**HEADER, "model": "./m"}).rows) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"rows": [{"length": 3}]}',
+        b"null",
+        b'{"rows": 3}',
+        b"\xff",
+        b"[" * 100_000,
+        b'"\\ud800"',
+        b"\x00",
+    ],
+)
 def test_a_damaged_file_is_refused(tmp_path, content):
-    (tmp_path / "curve.json").write_text(content)
+    (tmp_path / "curve.json").write_bytes(content)
+    with pytest.raises(rw.InputError, match=r"^[^\n]*cannot be read[^\n]*$"):
+        CurveStore(tmp_path, HEADER)
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
+    (tmp_path / "curve.json").mkdir()
     with pytest.raises(rw.InputError, match="cannot be read"):
         CurveStore(tmp_path, HEADER)
+
+
+@pytest.mark.parametrize("field", list(CurveRow.__annotations__))
+def test_a_field_of_the_wrong_type_is_refused_and_named(tmp_path, field):
+    store = CurveStore(tmp_path, HEADER)
+    for value in JUNK:
+        if repr(value) in map(repr, VALID.get(field, [])):
+            continue
+        store.json_path.write_text(json.dumps({**HEADER, "rows": [{**make_row(), field: value}]}))
+        with pytest.raises(rw.InputError, match=rf"cannot be read.*{field} is"):
+            CurveStore(tmp_path, HEADER)
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    store = CurveStore(tmp_path, HEADER)
+    store.add(make_row())
+    store.json_path.write_text(store.json_path.read_text(), encoding="utf-8-sig")
+    assert CurveStore(tmp_path, HEADER).rows == store.rows
+
+
+def test_a_second_writer_is_refused_and_the_next_one_has_all_rows(tmp_path):
+    first, second = CurveStore(tmp_path, HEADER), CurveStore(tmp_path, HEADER)
+    with first.locked():
+        first.add(make_row(64))
+        with pytest.raises(rw.InputError, match="to which another process writes"), second.locked():
+            pass
+    with second.locked():  # the rows that the first has stored meanwhile are not lost
+        second.add(make_row(128))
+    assert {key.length for key in CurveStore(tmp_path, HEADER).rows} == {64, 128}
+
+
+_APPEND_ROWS = """
+import sys, time
+from ropewalk.errors import InputError
+from ropewalk.evaluate.curve_store import CurveStore
+from tests.evaluate.test_curve_store import HEADER, make_row
+first = int(sys.argv[2])
+store = CurveStore(sys.argv[1], HEADER)
+for length in range(first, first + 20):
+    while True:
+        try:
+            with store.locked():
+                store.add(make_row(length))
+            break
+        except InputError:
+            time.sleep(0.002)
+"""
+
+
+def test_processes_that_write_to_one_folder_lose_no_row(tmp_path):
+    root = Path(__file__).parents[2]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _APPEND_ROWS, tmp_path, str(first)], cwd=root)
+        for first in (100, 200, 300)
+    ]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    lengths = {key.length for key in CurveStore(tmp_path, HEADER).rows}
+    assert lengths == {first + index for first in (100, 200, 300) for index in range(20)}
+    assert len((tmp_path / "curve.csv").read_text().splitlines()) == 61
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names - {".curve.json.lock"} == {"curve.csv", "curve.json"}, "no temporary file is left"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import pytest
 from tests.helpers import toy_task as toy
+from tests.helpers.fake_results import describe_cell
 
 import ropewalk as rw
 from ropewalk import files
@@ -22,7 +23,8 @@ from ropewalk.evaluate.executors.in_process import in_process_executor
 from ropewalk.evaluate.worker import CellSummary, Worker
 
 MODEL = {"model": "m", "digest": "sha256:0", "dtype": "float32"}
-DESCRIPTION = {"task": "toy", "length": 8, "scaling": "none", "policy": None, "seed": 0}
+DESCRIPTION = describe_cell("toy", "none", 8, 2)
+EXPORTED = {"task": "toy", "length": 8, "scaling": "none", "policy": None, "seed": 0}  # of the description
 KILLS = 20
 
 
@@ -90,13 +92,13 @@ def test_export_writes_every_sample_and_every_score(tmp_path):
         store.export()
     lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").split("\n")
     assert [json.loads(line) for line in lines[:-1]] == [
-        {**DESCRIPTION, **sample_result(0)},
-        {**DESCRIPTION, **sample_result(1)},
-        {**DESCRIPTION, "length": 16, **sample_result(0)},
+        {**EXPORTED, **sample_result(0)},
+        {**EXPORTED, **sample_result(1)},
+        {**EXPORTED, "length": 16, **sample_result(0)},
     ]
     with open(tmp_path / "cells.csv", newline="", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == [
-            {**DESCRIPTION, "length": "8", "policy": "", "seed": "0", "score": "found", "value": "0.6", "samples": "2"}
+            {**EXPORTED, "length": "8", "policy": "", "seed": "0", "score": "found", "value": "0.6", "samples": "2"}
         ]
 
 
@@ -145,6 +147,149 @@ def test_a_damaged_or_foreign_file_is_refused_and_not_changed(tmp_path, damage, 
     EvaluationStore(tmp_path, MODEL).close()  # works only if the lock was released
 
 
+def change(table, column, value):
+    """Return what writes a value into a column of all rows of a table."""
+
+    def apply(path):
+        with sqlite3.connect(path) as database:
+            database.execute(f"update {table} set {column} = ?", [value])
+        database.close()
+
+    return apply
+
+
+def change_json(table, column, /, **changes):
+    """Return what changes fields of the JSON in a column of a table, or removes those whose new value is `del`."""
+
+    def apply(path):
+        with sqlite3.connect(path) as database:
+            for (text,) in database.execute(f"select distinct {column} from {table}").fetchall():
+                document = {**json.loads(text), **changes}
+                document = {name: value for name, value in document.items() if value != "del"}
+                database.execute(f"update {table} set {column} = ? where {column} = ?", [json.dumps(document), text])
+        database.close()
+
+    return apply
+
+
+def run_sql(statement):
+    def apply(path):
+        with sqlite3.connect(path) as database:
+            database.execute(statement)
+        database.close()
+
+    return apply
+
+
+JSON_COLUMNS = [
+    ("cells", "described"),
+    ("cells", "summary"),
+    ("samples", "refs"),
+    ("samples", "scores"),
+    ("runs", "versions"),
+]
+WRONG_VALUES = {
+    **{
+        f"{table}.{column} is {name}": change(table, column, value)
+        for table, column in JSON_COLUMNS
+        for name, value in [
+            *[("a blob", b"\xff\x00"), ("text", "no JSON"), ("a list", "[[]]"), ("a number", 3), ("empty", "")],
+            *[("deep", "[" * 50_000), ("a lone surrogate", '{"task": "\\ud800"}'), ("other types", '{"a": {}}')],
+        ]
+        if (table, column, name) not in {("samples", "scores", "other types"), ("samples", "about", "other types")}
+    },
+    **{f"no {field} in the description": change_json("cells", "described", **{field: "del"}) for field in DESCRIPTION},
+    **{
+        f"{field} of the description is an object": change_json("cells", "described", **{field: {"a": [1]}})
+        for field in DESCRIPTION
+        if field not in ("task_options", "scaling_options")
+    },
+    **{
+        f"the length is {value}": change_json("cells", "described", length=value)
+        for value in (0, -1, 10**30, 1.5, True)
+    },
+    **{f"{field} of a sample is a blob": change("samples", field, b"ab") for field in ("answer", "prompt", "seconds")},
+    **{f"{field} of a sample is text": change("samples", field, "many") for field in ("tokens", "seconds")},
+    "the number of a sample is text": run_sql("update samples set number = 'many' where number = 0"),
+    "an answer is not UTF-8": run_sql("update samples set answer = cast(x'ff' as text)"),
+    "a score is huge": change("samples", "scores", json.dumps({"found": 10**400})),
+    **{f"the depth is {value}": change_json("samples", "about", depth=value) for value in (7, -1, "a", None, [1])},
+    "the group is a list": change_json("samples", "about", group=["a"]),
+    "a column is missing": run_sql("alter table samples drop column answer"),
+    "another column is missing": run_sql("alter table cells drop column summary"),
+    "the commands are missing": run_sql("alter table runs drop column command"),
+    "a table is missing": run_sql("drop table samples"),
+    "the model is missing": run_sql("delete from about"),
+}
+
+
+@pytest.mark.parametrize("damage", WRONG_VALUES)
+def test_wrong_types_and_missing_columns_are_one_line(tmp_path, damage):
+    path = fill(tmp_path) / "results.sqlite"
+    WRONG_VALUES[damage](path)
+
+    def read_everything():
+        with EvaluationStore(tmp_path) as store:
+            return store.cells(), store.runs(), store.finished_keys()
+
+    with pytest.raises(rw.InputError, match=r"^out: got [^\n]*cannot be read \([^\n]*; expected [^\n]*$"):
+        read_everything()
+
+
+def test_flipped_bytes_give_results_or_one_line(tmp_path):
+    path = fill(tmp_path) / "results.sqlite"
+    content, dice = path.read_bytes(), random.Random(1)
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        for _ in range(dice.randint(1, 20)):
+            damaged[dice.randrange(len(damaged))] = dice.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            with EvaluationStore(tmp_path) as store:
+                store.cells(), store.runs()
+        except rw.InputError:
+            refused += 1
+    assert refused > 50
+
+
+def test_credentials_that_an_earlier_version_stored_are_not_read_back(tmp_path):
+    fill(tmp_path)
+    url = "http://user:s3cret@127.0.0.1:8000/v1"
+    change_json("about", "value", server=f"tiny at {url}")(tmp_path / "results.sqlite")
+    change("runs", "command", f"ropewalk eval tiny --url {url}")(tmp_path / "results.sqlite")
+    with EvaluationStore(tmp_path, {**MODEL, "server": "tiny at http://127.0.0.1:8000/v1"}) as store:
+        store.begin(f"again {url}", {}, {})
+        assert [run["command"] for run in store.runs()] == [
+            "ropewalk eval tiny --url http://127.0.0.1:8000/v1",
+            "again http://127.0.0.1:8000/v1",
+        ]
+        assert "s3cret" not in str(store.model)
+    with pytest.raises(rw.InputError, match="of another run: server") as refused:
+        EvaluationStore(tmp_path, {**MODEL, "server": "another"})
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("model", [None, MODEL])
+def test_an_empty_folder_name_is_refused(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(fill(tmp_path))
+    with pytest.raises(rw.InputError, match="got ''; expected the "):
+        EvaluationStore("", model)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_stored_samples_that_the_task_cannot_summarize_are_one_line(tmp_path, toy_model):
+    evaluation = toy.make_evaluation(toy_model, tmp_path / "out")
+    with evaluation.store:
+        evaluation.run()
+    path = tmp_path / "out" / "results.sqlite"
+    change("samples", "scores", '{"half": [1, 2]}')(path)
+    run_sql("update cells set summary = null")(path)
+    again = toy.make_evaluation(toy_model, tmp_path / "out")
+    with again.store, pytest.raises(rw.InputError, match=r"^[^\n]*stored samples of toy[^\n]*$"):
+        again.run()
+
+
 def test_reading_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(rw.InputError, match="folder of an evaluation"):
         EvaluationStore(tmp_path / "none")
@@ -165,9 +310,9 @@ def test_the_same_model_may_have_another_name(tmp_path):
 
 def test_cells_without_samples_are_removed_by_the_next_run(tmp_path):
     with EvaluationStore(tmp_path, MODEL) as store:
-        store.begin("a typo", {}, {"never started": {"task": "nedle"}, "started": {"task": "needle"}})
+        store.begin("a typo", {}, {"never started": DESCRIPTION, "started": DESCRIPTION})
         store.add("started", sample_result())
-        store.begin("again", {}, {"other": {"task": "passkey"}})
+        store.begin("again", {}, {"other": DESCRIPTION})
         assert {cell.key for cell in store.cells()} == {"started", "other"}
 
 

@@ -1,9 +1,12 @@
-"""Fuzz config, doctor, engines and export with corrupt configurations and GGUF files.
+"""Fuzz config, doctor, engines and export with corrupt configurations and GGUF files; results; and server answers.
 
-Every case must complete or raise an InputError with one line, within `SECONDS` and `MEMORY`.
+Every case must complete or raise an InputError with one line, within `SECONDS` and `MEMORY`. (A server that does not
+respond is a RuntimeError with one line.)
 
     python -m tests.helpers.fuzz configs 10000
     python -m tests.helpers.fuzz ggufs 2000
+    python -m tests.helpers.fuzz results 2000
+    python -m tests.helpers.fuzz servers 2000
 
 tests/test_fuzz.py runs a few hundred of each.
 """
@@ -196,11 +199,11 @@ def random_config(draw):
     return {draw.choice(KEYS): copy.deepcopy(draw.choice(JUNK)) for _ in range(draw.randint(0, 12))}
 
 
-def corrupt(data, draw):
-    """Return the bytes of a file with a few of the first 4,096 changed, removed or repeated."""
+def corrupt(data, draw, within=4096):
+    """Return the bytes of a file with a few of the first `within` changed, removed or repeated."""
     content = bytearray(data)
     for _ in range(draw.randint(1, 6)):
-        position = draw.randrange(min(len(content), 4096))
+        position = draw.randrange(max(1, min(len(content) - 1, within)))
         action = draw.random()
         if action < 0.5:
             content[position] = draw.randrange(256)
@@ -216,10 +219,14 @@ def corrupt(data, draw):
 
 
 class Tally:
-    """Counts the cases that completed and those that raised an InputError, and collects all other failures."""
+    """Counts the cases that completed and those that raised an InputError, and collects all other failures.
 
-    def __init__(self):
+    `allow_runtime_errors`: whether a RuntimeError with one line counts like an InputError.
+    """
+
+    def __init__(self, *, allow_runtime_errors=False):
         self.counts, self.failures = Counter(), []
+        self.allow_runtime_errors = allow_runtime_errors
 
     def run(self, name, case, function, *arguments):
         from ropewalk.errors import InputError
@@ -228,11 +235,11 @@ class Tally:
         try:
             function(*arguments)
             self.counts[name, "completed"] += 1
-        except InputError as error:
-            self.counts[name, "one line"] += 1
-            if "\n" in str(error) or len(str(error)) > 1000:
-                self.failures.append((name, f"the message is not one line: {error}", repr(case)[:2000]))
-        except BaseException:
+        except BaseException as error:
+            is_expected = isinstance(error, InputError) or (self.allow_runtime_errors and type(error) is RuntimeError)
+            if is_expected and "\n" not in str(error) and len(str(error)) <= 1000:
+                self.counts[name, "one line"] += 1
+                return
             self.failures.append((name, traceback.format_exc(limit=-4), repr(case)[:2000]))
             if len(self.failures) > 20:
                 raise
@@ -243,7 +250,7 @@ class Tally:
 def fuzz_configs(count, seed):
     import ropewalk as rw
     from ropewalk.config import from_dict
-    from ropewalk.config.defaults import fill_all_defaults
+    from ropewalk.config.installed_class import fill_from_installed_class
     from ropewalk.serving.doctor import ExaminedConfig, examine
     from ropewalk.serving.engines import ENGINES
     from ropewalk.serving.engines.encode import encode
@@ -253,7 +260,7 @@ def fuzz_configs(count, seed):
         return encode(engine, case, interpret_as_trained(case), spec, length)
 
     # Import transformers before the first case: a timeout in the middle of this import can crash the interpreter.
-    fill_all_defaults({"model_type": "llama"})
+    fill_from_installed_class({"model_type": "llama"})
     draw, tally = random.Random(seed), Tally()
     published = Path(rw.__file__).parent / "config" / "published"
     models = [json.loads(file.read_text())["config"] for file in sorted(published.glob("*.json"))] + VALID_CONFIGS
@@ -308,10 +315,14 @@ def raise_timeout(*_):
 
 
 def main():
+    from tests.helpers.fuzz_results import fuzz_results
+    from tests.helpers.fuzz_servers import fuzz_servers
+
     kind, count, *seed = sys.argv[1:]
     signal.signal(signal.SIGALRM, raise_timeout)
     started = time.perf_counter()
-    tally = {"configs": fuzz_configs, "ggufs": fuzz_ggufs}[kind](int(count), int(seed[0]) if seed else 0)
+    kinds = {"configs": fuzz_configs, "ggufs": fuzz_ggufs, "results": fuzz_results, "servers": fuzz_servers}
+    tally = kinds[kind](int(count), int(seed[0]) if seed else 0)
     peak = peak_memory()
     for (name, outcome), number in sorted(tally.counts.items()):
         print(f"{name}: {outcome} {number}")

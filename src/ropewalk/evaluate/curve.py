@@ -34,6 +34,7 @@ from ropewalk.evaluate.texts import Text, read_text
 from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import ScalingLike, extended, extension_of
 from ropewalk.models.load import load_config
+from ropewalk.models.wrappers import unwrap_measurable_model
 from ropewalk.rope import Rope
 from ropewalk.scaling import Scaling, parse
 from ropewalk.scaling.policies import DEFAULT_POLICY, Policy, RequestPolicy, parse_policy
@@ -94,6 +95,7 @@ def perplexity_curve(
     Returns the rows, ordered by scaling and length. Raises InputError for lengths that the text does not have, and
     RuntimeError if the loss is not a number.
     """
+    model = unwrap_measurable_model(model)
     ids_T = _as_token_ids(tokens)
     lengths = _check_lengths(lengths, len(ids_T))
     policy = parse_policy(policy)
@@ -155,6 +157,8 @@ class CurveRun:
         """
         self._lengths = _check_lengths(lengths)
         parsed = _parse_scalings(scalings)
+        if not isinstance(model, str):
+            model = (unwrap_measurable_model(model[0]), model[1])
         self._model = model
         self._policy = parse_policy(policy)
         identity = describe_source(model, dtype)
@@ -169,9 +173,9 @@ class CurveRun:
             "text": self.text.name,
             "dtype": self._dtype,
             "text_sha256": self.text.digest,
+            # Other weights can lie under the same name or path.
+            "model_digest": model_digest(model) if isinstance(model, str) else model_digest(*model),
         }
-        if not isinstance(model, str):
-            header["model_digest"] = model_digest(*model)  # loaded models with different weights may share a name
         self.store = CurveStore(out, header)
 
     def rows(self) -> list[CurveRow]:
@@ -195,12 +199,20 @@ class CurveRun:
             on_row: called with each row after it is stored.
             on_tokens: see `perplexity_curve`.
 
-        Returns all rows of this run. Raises InputError if the text is too short, and RuntimeError if the loss is not
-        a number.
+        Returns all rows of this run. Raises InputError if the text is too short or another process writes to the
+        folder, and RuntimeError if the loss is not a number.
         """
+        if self._remaining_passes():
+            with self.store.locked():
+                self._measure_remaining(on_row, on_tokens)
+        return self.rows()
+
+    def _measure_remaining(
+        self, on_row: Callable[[CurveRow], None] | None, on_tokens: Callable[[float], None] | None
+    ) -> None:
         passes = self._remaining_passes()
-        if not passes:
-            return self.rows()
+        if not passes:  # another process has measured them since this run was made
+            return
         model, tokenizer = load_source(self._model, self._dtype)
         ids_T = _as_token_ids(tokenizer(self.text.content, verbose=False)["input_ids"])
         _check_lengths(self._lengths, len(ids_T))
@@ -211,7 +223,6 @@ class CurveRun:
                 on_row(row)
 
         _measure_passes(model, ids_T, passes, self._policy, store, on_tokens)
-        return self.rows()
 
     def _remaining_passes(self) -> list[list[CurvePoint]]:
         return group_into_passes(self._rope, [point for point in self._points if point.key not in self.store.rows])

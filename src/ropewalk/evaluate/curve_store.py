@@ -1,7 +1,8 @@
 """The rows of a perplexity curve, and the folder that stores them.
 
 A folder holds the rows of one model on one text: `curve.json`, which is read back to resume, and the same rows as
-`curve.csv`. Both files are replaced as a whole with every row, so a crash leaves the previous version.
+`curve.csv`. Both files are replaced as a whole with every row, so a crash leaves the previous version. One process
+writes at a time.
 """
 
 from __future__ import annotations
@@ -9,12 +10,35 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from ropewalk.errors import InputError
-from ropewalk.files import ensure_writable_folder, write_text_atomically
+from ropewalk.evaluate.field_checks import (
+    check_fields,
+    is_count,
+    is_number,
+    is_optional_text,
+    is_positive_count,
+    is_text,
+)
+from ropewalk.evaluate.folder_lock import lock_folder
+from ropewalk.files import ensure_writable_folder, parse_json, write_text_atomically
+
+_FILE = "curve.json"
+_HEADER_CHECKS = {"model": is_text, "text": is_text, "dtype": is_text, "rows": lambda rows: isinstance(rows, list)}
+_ROW_CHECKS = {
+    "scaling": is_text,
+    "chunk": lambda value: value is None or is_positive_count(value),
+    "policy": is_optional_text,
+    "length": is_positive_count,
+    **{name: lambda value: is_number(value) and value > 0 for name in ("ppl", "ppl_last")},
+    "nll": is_number,
+    "tokens": is_count,
+    "seconds": is_number,
+}
 
 
 class CurveRow(TypedDict):
@@ -70,22 +94,34 @@ class CurveStore:
 
         Args:
             folder: it may hold rows of the same header, to which more are added.
-            header: what the rows were measured on (model, text and its digest, dtype), ready for JSON.
+            header: what the rows were measured on (model and its digest, text and its digest, dtype), ready for JSON.
+                All of it must be the same but `model`, since the same model may be given by another name.
 
         Raises InputError if the folder cannot be written, is damaged, or holds rows of another header.
         """
         self.folder = ensure_writable_folder(folder)
         self.header = header
-        self.rows: dict[RowKey, CurveRow] = {}
-        if self.json_path.exists():
-            self._read()
+        self.rows: dict[RowKey, CurveRow] = self._read()
 
     @property
     def json_path(self) -> Path:
-        return self.folder / "curve.json"
+        return self.folder / _FILE
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within the block, let no other process write; `rows` then has those that others have stored until now.
+
+        Raises InputError if another process writes.
+        """
+        lock = lock_folder(self.folder, _FILE)
+        try:
+            self.rows = self._read()
+            yield
+        finally:
+            lock.release()
 
     def add(self, row: CurveRow) -> None:
-        """Store a row. It is on disk when this returns."""
+        """Store a row; call it within `locked`. The row is on disk when this returns."""
         self.rows[row_key(row)] = row
         rows = list(self.rows.values())
         write_text_atomically(self.json_path, json.dumps(self.document(rows), indent=1) + "\n")
@@ -100,23 +136,27 @@ class CurveStore:
         shown = [{name: value for name, value in row.items() if value is not None} for row in rows]
         return {**self.header, "rows": shown}
 
-    def _read(self) -> None:
+    def _read(self) -> dict[RowKey, CurveRow]:
+        """Return the stored rows. Raises InputError if they are damaged, or of another run."""
+        if not self.json_path.exists():
+            return {}
         try:
-            stored = json.loads(self.json_path.read_text(encoding="utf-8"))
-            rows = [_complete_row(fields) for fields in stored.pop("rows")]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            stored = check_fields(parse_json(self.json_path.read_bytes()), _HEADER_CHECKS)
+            rows = [_complete_row(fields) for fields in stored["rows"]]
+        except (OSError, ValueError) as error:
             raise InputError(
                 "out", f"{self.json_path}, which cannot be read ({error})", "a folder of a curve, or a new one"
             ) from None
         for name, value in self.header.items():
-            if stored.get(name) != value:
+            if name != "model" and stored.get(name) != value:
                 difference = f"it is of another run: {name} {stored.get(name)!r}, now {value!r}"
                 expected = "a new folder, or one of the same model, text and dtype"
                 raise InputError("out", str(self.json_path), expected, difference)
-        self.rows = {row_key(row): row for row in rows}
+        return {row_key(row): row for row in rows}
 
 
-def _complete_row(fields: dict[str, Any]) -> CurveRow:
-    """Return the row of these JSON fields, with None for those that `document` left out."""
-    fields = {"chunk": None, "policy": None, **fields}
-    return CurveRow(**{name: fields[name] for name in CurveRow.__annotations__})  # type: ignore[typeddict-item]
+def _complete_row(fields: Any) -> CurveRow:
+    """Return the row of these JSON fields, with None for those that `document` left out. Raises ValueError."""
+    completed = {"chunk": None, "policy": None, **fields} if isinstance(fields, dict) else fields
+    checked = check_fields(completed, _ROW_CHECKS)
+    return CurveRow(**{name: checked[name] for name in CurveRow.__annotations__})  # type: ignore[typeddict-item]

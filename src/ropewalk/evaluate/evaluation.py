@@ -15,6 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ropewalk.errors import InputError
 from ropewalk.evaluate.evaluation_store import CellResult, EvaluationStore
 from ropewalk.evaluate.executors import Executor, KeyedCell
 from ropewalk.evaluate.executors.in_process import in_process_executor
@@ -152,7 +153,7 @@ class Evaluation:
                         if on_result is not None:
                             on_result(self.cells[key], result)
         except BaseException:
-            with suppress(OSError, RuntimeError):  # a failed export must not hide what stopped the run
+            with suppress(OSError, RuntimeError, InputError):  # a failed export must not hide what stopped the run
                 self.store.export()
             raise
         self.store.export()

@@ -7,7 +7,6 @@ any moment loses at most the samples in flight.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sqlite3
 import time
@@ -17,11 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ropewalk.errors import InputError
+from ropewalk.evaluate.field_checks import (
+    check_fields,
+    is_count,
+    is_list_of_texts,
+    is_number,
+    is_object,
+    is_object_of_numbers,
+    is_object_of_texts,
+    is_optional_text,
+    is_positive_count,
+    is_text,
+)
+from ropewalk.evaluate.folder_lock import lock_folder
 from ropewalk.evaluate.sample import SampleResult
-from ropewalk.files import ensure_writable_folder, write_text_atomically
+from ropewalk.files import ensure_writable_folder, parse_json, replace_file_atomically
+from ropewalk.server_address import remove_credentials
 
 _FILE = "results.sqlite"
 _APPLICATION_ID = 0x726F7065  # "rope"; SQLite stores it in the file, where it marks a database of ropewalk
@@ -37,7 +48,40 @@ create table samples (
     primary key (cell, number)
 ) without rowid;
 """
+_SAMPLE_COLUMNS = "number, prompt, tokens, answer, refs, scores, about, seconds"  # in the order of SampleResult
 _EXPORTED_FIELDS = ("task", "length", "scaling", "policy", "seed")  # of the description of a cell
+
+# What the JSON of the file must have: readers rely on these types, and a file may be damaged.
+_MODEL_CHECKS = {"model": is_text, "digest": is_text, "dtype": is_text}
+_RUN_CHECKS = {"started": is_text, "command": is_text, "versions": is_object_of_texts}
+_DESCRIPTION_CHECKS = {
+    "task": is_text,
+    "task_name": is_text,
+    "task_version": is_count,
+    "task_options": is_object,
+    "fingerprint": is_object_of_texts,
+    "main": is_text,
+    "better": lambda value: value in ("higher", "lower"),
+    "share": lambda value: isinstance(value, bool),
+    "scaling": is_text,
+    "scaling_options": is_object,
+    "policy": is_optional_text,
+    "column": is_text,
+    "length": is_positive_count,
+    "samples": is_positive_count,
+    "seed": lambda value: type(value) is int,
+}
+_SAMPLE_CHECKS = {
+    "index": is_count,
+    "prompt": is_text,
+    "tokens": is_count,
+    "answer": is_text,
+    "references": is_list_of_texts,
+    "scores": lambda value: is_object(value) and all(is_number(n) for n in value.values() if type(n) in (int, float)),
+    "about": is_object,
+    "seconds": is_number,
+}
+_ABOUT_CHECKS = {"depth": lambda value: is_number(value) and 0 <= value <= 1, "group": is_text, "bin": is_text}
 
 
 @dataclass(frozen=True)
@@ -77,12 +121,10 @@ class EvaluationStore:
         Raises InputError if another process writes there, or if the folder holds something else, is damaged, or
         belongs to another model.
         """
-        self._lock: FileLock | None = None
         self.folder = Path(folder).expanduser() if model is None else ensure_writable_folder(folder)
         self.path = self.folder / _FILE
-        if model is not None:
-            self._acquire_lock()
-        elif not self.path.exists():
+        self._lock = None if model is None else lock_folder(self.folder, _FILE)
+        if model is None and not (str(folder) and self.path.exists()):
             raise InputError("folder", str(folder), f"the folder of an evaluation, with a {_FILE}")
         try:
             self._open(model)
@@ -90,25 +132,14 @@ class EvaluationStore:
             self.close()
             raise
 
-    def _acquire_lock(self) -> None:
-        lock = FileLock(self.folder / f".{_FILE}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            found = f"{self.folder}, to which another process writes"
-            raise InputError("out", found, "another folder, or the same once that process has ended") from None
-        self._lock = lock
-
     def _open(self, model: Mapping[str, Any] | None) -> None:
         uri = f"{self.path.resolve().as_uri()}?mode={'rw' if self.path.exists() else 'rwc'}"
-        try:
+        with self._damage_as_input_error():
             self._database = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
             is_empty = not self._database.execute("select 1 from sqlite_master").fetchone()
             if model is not None and is_empty:  # also if an earlier process was killed while it created the tables
                 self._create(model)
             self._check(model)
-        except sqlite3.Error as error:
-            raise InputError("out", f"{self.path}, which cannot be read ({error})", "a whole database") from None
 
     def _create(self, model: Mapping[str, Any]) -> None:
         with self._transaction():
@@ -128,9 +159,10 @@ class EvaluationStore:
         state = self._pragma("quick_check(1)")
         if state != "ok":
             raise InputError("out", f"{self.path}, which is damaged ({state})", "a whole database, or a new folder")
-        self.model: dict[str, Any] = json.loads(
-            self._database.execute("select value from about where name = 'model'").fetchone()[0]
-        )
+        row = self._database.execute("select value from about where name = 'model'").fetchone()
+        self.model: dict[str, Any] = check_fields(_from_json(row and row[0]), _MODEL_CHECKS)
+        if is_text(self.model.get("server")):
+            self.model["server"] = remove_credentials(self.model["server"])  # which earlier versions stored
         for name, value in (model or {}).items():
             if name != "model" and self.model.get(name) != value:  # the same model may be given by another name
                 difference = f"it is of another run: {name} {self.model.get(name)!r}, now {value!r}"
@@ -162,7 +194,8 @@ class EvaluationStore:
         """
         with self._transaction():
             now = time.strftime("%Y-%m-%d %H:%M:%S")
-            self._database.execute("insert into runs values (?, ?, ?)", [now, command, _to_json(versions)])
+            run = [now, remove_credentials(command), _to_json(versions)]
+            self._database.execute("insert into runs values (?, ?, ?)", run)
             self._database.execute(
                 "delete from cells where summary is null and key not in (select cell from samples)"
             )  # cells that an earlier run never started, for example because of a typo in its task
@@ -185,42 +218,58 @@ class EvaluationStore:
 
     def sample_results(self, key: str) -> dict[int, SampleResult]:
         """Return the finished samples of a cell by index."""
-        rows = self._read("select * from samples where cell = ? order by number", key)
-        return {row[1]: _sample_result(row) for row in rows}
+        with self._damage_as_input_error():
+            query = f"select {_SAMPLE_COLUMNS} from samples where cell = ? order by number"
+            results = [_sample_result(row) for row in self._database.execute(query, [key])]
+            return {result["index"]: result for result in results}
 
     def finished_keys(self) -> set[str]:
         """Return the keys of the cells whose samples are all finished."""
-        return {row[0] for row in self._read("select key from cells where summary is not null")}
+        with self._damage_as_input_error():
+            return {row[0] for row in self._database.execute("select key from cells where summary is not null")}
 
     def cells(self) -> list[CellResult]:
         """Return all cells, those of the last run in its order."""
-        cells = []
-        for key, description, summary in self._read("select key, described, summary from cells order by place, rowid"):
-            scores = None if summary is None else json.loads(summary)
-            cells.append(CellResult(key, json.loads(description), scores, list(self.sample_results(key).values())))
-        return cells
+        return list(self._iterate_cells())
+
+    def _iterate_cells(self) -> Iterator[CellResult]:
+        """Yield the cells one by one: their answers need much more memory than the rest."""
+        with self._damage_as_input_error():
+            rows = self._database.execute("select key, described, summary from cells order by place, rowid").fetchall()
+        for key, described, summary in rows:
+            with self._damage_as_input_error():
+                description = check_fields(_from_json(described), _DESCRIPTION_CHECKS)
+                scores = None if summary is None else _from_json(summary)
+                if scores is not None and not is_object_of_numbers(scores):
+                    raise ValueError(f"the summary of {description['task']}")
+            yield CellResult(key, description, scores, list(self.sample_results(key).values()))
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the start time, command and versions of every run, the last run last."""
-        rows = self._read("select started, command, versions from runs order by rowid")
-        return [
-            {"started": started, "command": command, "versions": json.loads(versions)}
-            for started, command, versions in rows
-        ]
+        runs = []
+        with self._damage_as_input_error():
+            for started, command, versions in self._database.execute(
+                "select started, command, versions from runs order by rowid"
+            ):
+                run = {"started": started, "command": command, "versions": _from_json(versions)}
+                run = check_fields(run, _RUN_CHECKS)
+                runs.append({**run, "command": remove_credentials(command)})  # which earlier versions stored
+        return runs
 
     def export(self) -> None:
         """Write samples.jsonl, with one line per sample, and cells.csv, with one row per score of a cell."""
-        lines = []
-        table = io.StringIO(newline="")
-        writer = csv.writer(table)
-        writer.writerow([*_EXPORTED_FIELDS, "score", "value", "samples"])
-        for cell in self.cells():
-            fields = {name: cell.description[name] for name in _EXPORTED_FIELDS}
-            lines += [_to_json({**fields, **result}) + "\n" for result in cell.sample_results]
-            for score, value in (cell.summary or {}).items():
-                writer.writerow([*fields.values(), score, value, len(cell.sample_results)])
-        write_text_atomically(self.folder / "samples.jsonl", "".join(lines))
-        write_text_atomically(self.folder / "cells.csv", table.getvalue())
+        with (
+            replace_file_atomically(self.folder / "samples.jsonl") as lines,
+            replace_file_atomically(self.folder / "cells.csv") as table,
+        ):
+            writer = csv.writer(table)
+            writer.writerow([*_EXPORTED_FIELDS, "score", "value", "samples"])
+            for cell in self._iterate_cells():
+                fields = {name: cell.description[name] for name in _EXPORTED_FIELDS}
+                for result in cell.sample_results:
+                    lines.write(_to_json({**fields, **result}) + "\n")
+                for score, value in (cell.summary or {}).items():
+                    writer.writerow([*fields.values(), score, value, len(cell.sample_results)])
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -239,19 +288,33 @@ class EvaluationStore:
                 "from there"
             ) from None
 
-    def _read(self, query: str, *values: str) -> list[Any]:
+    @contextmanager
+    def _damage_as_input_error(self) -> Iterator[None]:
+        """Raise InputError in place of the errors that a damaged file causes."""
         try:
-            return self._database.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise RuntimeError(f"{self.path} cannot be read ({error})") from None
+            yield
+        except InputError:
+            raise
+        except (sqlite3.Error, ValueError, OverflowError) as error:
+            found = f"{self.path}, which cannot be read ({error})"
+            raise InputError("out", found, "a whole database, or a new folder") from None
 
 
 def _sample_result(row: Sequence[Any]) -> SampleResult:
-    """Return the sample of a row of the table `samples`."""
-    fields = dict(zip(SampleResult.__annotations__, row[1:], strict=True))  # without the key of the cell
+    """Return the sample of a row of the table `samples`. Raises ValueError if it is damaged."""
+    fields = dict(zip(SampleResult.__annotations__, row, strict=True))
     for name in ("references", "scores", "about"):
-        fields[name] = json.loads(fields[name])
+        fields[name] = _from_json(fields[name])
+    check_fields(fields, _SAMPLE_CHECKS)
+    check_fields(fields["about"], {name: check for name, check in _ABOUT_CHECKS.items() if name in fields["about"]})
     return SampleResult(**fields)  # type: ignore[typeddict-item]
+
+
+def _from_json(text: Any) -> Any:
+    """Return the value of a JSON column. Raises ValueError if it holds no JSON."""
+    if not isinstance(text, str):
+        raise ValueError("no JSON where it belongs")
+    return parse_json(text)
 
 
 def _to_json(value: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ropewalk.errors import InputError
 from ropewalk.evaluate.grid import Cell
 from ropewalk.evaluate.model_source import ModelSource, load_source
 from ropewalk.evaluate.sample import Sample, SampleResult
@@ -73,7 +74,15 @@ class Worker:
                     results[sample.index] = _make_result(cell.task, sample, answer, seconds)
                     yield results[sample.index]
                     started = time.perf_counter()
-        yield CellSummary(cell.task.summarize([results[index] for index in sorted(results)]))
+        in_order = [results[index] for index in sorted(results)]
+        try:
+            summary = cell.task.summarize(in_order)
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            if not finished:
+                raise
+            found = f"stored samples of {cell.task} that it cannot summarize ({error!r})"
+            raise InputError("out", found, "a whole database, or a new folder") from None
+        yield CellSummary(summary)
 
     def _load_generator(self) -> TextGenerator | ServerTextGenerator:
         if isinstance(self._model, ServerTextGenerator):

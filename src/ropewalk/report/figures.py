@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import MissingPackageError
+from ropewalk.files import replace_file_atomically
 
 DPI = 150
 
@@ -26,9 +27,8 @@ def new_figure(width: float, height: float, **options: Any) -> Any:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a PNG whose size includes every label, and replace an earlier file only when it is complete."""
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.15)
-    temporary.replace(path)
+    with replace_file_atomically(path, "wb") as file:
+        figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.15)
 
 
 def escape_mathtext(text: str) -> str:

@@ -45,6 +45,8 @@ def depth_grid(cells: Sequence[CellResult], lengths: Sequence[int], depths: Sequ
     for cell in cells:
         column = lengths.index(cell.description["length"])
         for sample in cell.sample_results:
+            if "depth" not in sample["about"]:
+                continue
             row = math.floor(sample["about"]["depth"] * (len(depths) - 1) + 0.5)
             total[row, column] += sample_score(sample, cell.description["main"]) or 0.0
             count[row, column] += 1

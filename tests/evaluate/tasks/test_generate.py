@@ -58,6 +58,12 @@ def test_answers_are_scored_and_summarized_by_each_metric(file, smollm2):
         ('{"context": "a", "input": "b"}', r"bad.jsonl line 2: got 'no field answers'; expected the fields context"),
         ('{"context": "a", ', r"bad.jsonl line 2: got .*; expected a JSON object"),
         ('["context"]', r"bad.jsonl line 2: got .*; expected a JSON object"),
+        ('{"context": "\\ud800", "input": "b", "answers": "c"}', r"line 2: got .*a string with a lone surrogate"),
+        ('{"context": "a", "input": "b", "answers": ["\\udfff"]}', r"line 2: got .*a string with a lone surrogate"),
+        ("[" * 100_000, r"line 2: got .*nested too deeply"),
+        ("9" * 5000, r"line 2: got .*; expected a JSON object"),
+        ("NaN", r"line 2: got 'NaN'; expected a JSON object"),
+        ('{"context": "a", "input": "b", "answers": 1e999}', r"line 2, answers: got inf; expected a string or a list"),
         ('{"context": 3, "input": "b", "answers": "c"}', "line 2: got .*; expected strings as context and input"),
         ('{"context": "a", "input": "b", "answers": []}', r"line 2, answers: got \[\]; expected a string or a list"),
     ],
@@ -67,6 +73,14 @@ def test_an_invalid_line_is_named(tmp_path, smollm2, line, message):
     path.write_text(json.dumps(LINES[0]) + "\n" + line)
     with pytest.raises(InputError, match=message):
         parse_task(f"generate:{path}").make_samples(smollm2[1], 1000, 5, seed=0)
+
+
+def test_a_byte_order_mark_and_pairs_of_surrogates_are_read(tmp_path, smollm2):
+    path = tmp_path / "bom.jsonl"
+    path.write_text('{"context": "a", "input": "b \\ud83d\\ude00", "answers": "c"}', encoding="utf-8-sig")
+    (sample,) = parse_task(f"generate:{path}").make_samples(smollm2[1], 1000, 5, seed=0)
+    assert smollm2[1].decode(sample.prompt).endswith("a\n\nb \U0001f600")
+    assert sample.metadata == {"line": 1, "cut": False}
 
 
 def test_invalid_files_and_options_are_refused(tmp_path, smollm2):

@@ -94,7 +94,8 @@ def test_longbench_expands_to_21_data_sets_and_longbench_e_to_13():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: got '{'; expected a line of JSON"),
+        ("{", "line 2: got '{'; expected a JSON object"),
+        ("[" * 100_000, "line 2: got .*nested too deeply"),
         ('{"input": "?"}', "line 2: got 'no field context, answers"),
         ("3", "line 2: got '3'; expected a JSON object"),
     ],
@@ -107,11 +108,33 @@ def test_an_invalid_line_is_named(line, message, tokenizer, tmp_path):
         parse_task(f"longbench:hotpotqa,data={tmp_path}").make_samples(tokenizer, 4096, 2, seed=0)
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "at least one line"), (b"\xff", "a file in UTF-8")])
+@pytest.mark.parametrize(("content", "message"), [(b"", "at least one line"), (b"\xff", "in UTF-8")])
 def test_an_invalid_file_is_refused(content, message, tokenizer, tmp_path):
     (tmp_path / "hotpotqa.jsonl").write_bytes(content)
     with pytest.raises(InputError, match=message):
         parse_task(f"longbench:hotpotqa,data={tmp_path}").make_samples(tokenizer, 4096, 2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("length", value) for value in ("9", float("nan"), 10**30, None, [1], True)],
+        *[("answers", value) for value in ("x", [1], None, {"a": 1})],
+        *[("context", 3), ("input", None), ("all_classes", "a"), ("all_classes", [1]), ("dataset", 3)],
+    ],
+)
+def test_a_field_of_the_wrong_type_is_one_line(field, value, tokenizer, tmp_path):
+    write_jsonl(tmp_path / "hotpotqa.jsonl", document(["x"]), {**document(["x"]), field: value})
+    with pytest.raises(InputError, match=r"line 2: got [^\n]*$"):
+        parse_task(f"longbench:hotpotqa,data={tmp_path}").make_samples(tokenizer, 4096, 2, seed=0)
+
+
+def test_fields_that_longbench_lacks_are_ignored(tokenizer, tmp_path):
+    """Their types may differ between documents, which a table of documents could not hold."""
+    documents = [{**document(["x"]), "extra": value} for value in (1, "a", None)]
+    write_jsonl(tmp_path / "hotpotqa.jsonl", *documents)
+    samples = parse_task(f"longbench:hotpotqa,data={tmp_path}").make_samples(tokenizer, 4096, 3, seed=0)
+    assert len(samples) == 3
 
 
 def test_missing_data_is_named(tokenizer, tmp_path, monkeypatch):

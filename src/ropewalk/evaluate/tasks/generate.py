@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError, check_length
+from ropewalk.evaluate.json_lines import read_json_lines, read_lines
 from ropewalk.evaluate.metrics import Metric, find_metric
 from ropewalk.evaluate.sample import Sample, SampleResult
 from ropewalk.evaluate.tasks.base import Task
 from ropewalk.evaluate.truncation import truncate_middle
 
+_FILE_FIELD = "generate: file"
 _FIELDS = ("context", "input", "answers")
 
 
@@ -41,17 +43,14 @@ class Generate(Task):
         return self._metrics()[0].name
 
     def fingerprint(self) -> dict[str, str]:
-        return {"file": hashlib.sha256("\n".join(self._read_lines()).encode()).hexdigest()}
+        return {"file": hashlib.sha256("\n".join(read_lines(self._path, _FILE_FIELD)).encode()).hexdigest()}
 
     def make_samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
         samples: list[Sample] = []
-        for number, line in enumerate(self._read_lines(), 1):
-            if len(samples) == count:
-                break
-            if line.strip():
-                samples.append(self._make_sample(tokenizer, length, len(samples), number, line))
+        for name, record in itertools.islice(read_json_lines(self._path, _FILE_FIELD), count):
+            samples.append(self._make_sample(tokenizer, length, len(samples), name, record))
         if not samples:
-            raise InputError("generate: file", f"{self.file}, which is empty", "at least one line")
+            raise InputError(_FILE_FIELD, f"{self.file}, which is empty", "at least one line")
         return samples
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
@@ -65,30 +64,21 @@ class Generate(Task):
     def _metrics(self) -> list[Metric]:
         return [find_metric(name) for name in self.metric.split("+")]
 
-    def _read_lines(self) -> list[str]:
-        path = Path(self.file).expanduser()
-        try:
-            return path.read_text(encoding="utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            value = f"{self.file}, which is not UTF-8 at byte {error.start}"
-            raise InputError("generate: file", value, "a JSONL file in UTF-8") from None
-        except OSError as error:
-            raise InputError("generate: file", self.file, "a file that can be read", str(error.strerror)) from None
+    @property
+    def _path(self) -> Path:
+        return Path(self.file).expanduser()
 
-    def _make_sample(self, tokenizer: Any, length: int, index: int, line_number: int, line: str) -> Sample:
-        field = f"{self.file} line {line_number}"
-        try:
-            record = json.loads(line)
-            context, question, answers = (record[name] for name in _FIELDS)
-        except KeyError as error:
-            raise InputError(field, f"no field {error.args[0]}", f"the fields {', '.join(_FIELDS)}") from None
-        except (ValueError, TypeError) as error:
-            raise InputError(field, line, "a JSON object", str(error)) from None
+    def _make_sample(self, tokenizer: Any, length: int, index: int, field: str, record: dict[str, Any]) -> Sample:
+        """Return the sample of the line with the name `field`."""
+        missing = [name for name in _FIELDS if name not in record]
+        if missing:
+            raise InputError(field, f"no field {', '.join(missing)}", f"the fields {', '.join(_FIELDS)}")
+        context, question, answers = (record[name] for name in _FIELDS)
         references = [answers] if isinstance(answers, str) else answers
         if not (isinstance(context, str) and isinstance(question, str)):
-            raise InputError(field, line, "strings as context and input")
+            raise InputError(field, record, "strings as context and input")
         if not (isinstance(references, list) and references and all(isinstance(text, str) for text in references)):
             raise InputError(f"{field}, answers", answers, "a string or a list of strings")
         prompt, was_cut = truncate_middle(tokenizer, context, f"\n\n{question}", length, field)
-        metadata = {"line": line_number, "cut": was_cut}
+        metadata = {"line": int(field.rpartition(" ")[2]), "cut": was_cut}
         return Sample(index, prompt, tuple(references), self.max_new_tokens, metadata=metadata)

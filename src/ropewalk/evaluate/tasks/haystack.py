@@ -10,7 +10,7 @@ from typing import Any
 
 from ropewalk.errors import InputError
 
-_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s)|[。！？]+|(?=\n\s*\n)")
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s)|[。！？]+")
 _LINE_END = re.compile(r"(?=\n)")
 _MAX_SENTENCE_CHARACTERS = 500  # a text with longer sentences on average is a log or a table: insert between its lines
 _PADDINGS = ("", ".", " a", " -", ",", "\n", " a a", "\n-")  # appended to the text to reach an exact number of tokens
@@ -107,9 +107,13 @@ class Haystack:
         Each sentence is tokenized alone, so the offsets in tokens are approximate.
         """
         self._text = text
+        line_ends = [match.end() for match in _LINE_END.finditer(text)]
         ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+        # A blank line ends a sentence, too. (As a regular expression, this would read a run of blank lines once for
+        # each of them.)
+        ends += [end for end, following in pairwise(line_ends) if not text[end:following].strip()]
         if len(ends) * _MAX_SENTENCE_CHARACTERS < len(text):
-            ends = [match.end() for match in _LINE_END.finditer(text)]
+            ends = line_ends
         self._sentence_ends = sorted({0, *ends, len(text)})
         self._token_offsets = [0]
         sentences = [text[start:end] for start, end in pairwise(self._sentence_ends)]

@@ -1,19 +1,27 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ropewalk.compat import lm_eval
 from ropewalk.errors import InputError, UnknownNameError
+from ropewalk.evaluate.field_checks import check_fields, is_count, is_list_of_texts, is_text
+from ropewalk.evaluate.json_lines import read_json_lines
 from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.tasks.base import mean
 from ropewalk.evaluate.tasks.harness_task import HarnessTask, dataset_errors_as_input_error, digest_files
 
-_REQUIRED_FIELDS = ("question", "context", "answers", "length", "all_classes")
+_REQUIRED_CHECKS = {
+    "question": is_text,
+    "context": is_text,
+    "answers": is_list_of_texts,
+    "length": is_count,
+    "all_classes": lambda value: value is None or is_list_of_texts(value),
+}
+_OPTIONAL_FIELDS = ("input", "dataset", "language", "_id")
 # LongBench-E's bins: upper limit of a document's length in words (or Chinese characters), and name.
 _LENGTH_BINS = ((4000, "0-4k"), (8000, "4-8k"), (float("inf"), "8k+"))
 
@@ -114,31 +122,22 @@ def _data_sets_by_group(e: bool) -> dict[str, list[str]]:
 
 def _read_documents(path: Path, count: int) -> list[dict[str, Any]]:
     """Read the first `count` documents of one of LongBench's own files."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            documents = list(itertools.islice(_parse_lines(path, lines), count))
-    except UnicodeDecodeError as error:
-        raise InputError("longbench: data", str(path), "a file in UTF-8", str(error)) from None
+    lines = itertools.islice(read_json_lines(path, "longbench: data"), count)
+    documents = [_check_document(name, document) for name, document in lines]
     if not documents:
         raise InputError("longbench: data", str(path), "a file with at least one line")
     return documents
 
 
-def _parse_lines(path: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Yield the document in each line, with `question` as the prompts of the harness call LongBench's `input`."""
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        field = f"{path} line {number}"
-        try:
-            document = json.loads(line)
-        except ValueError as error:
-            raise InputError(field, line, "a line of JSON", str(error)) from None
-        if not isinstance(document, dict):
-            raise InputError(field, line, "a JSON object with the fields of LongBench's own files")
-        if "input" in document:
-            document = {"question": document["input"], **document}
-        missing = [name for name in _REQUIRED_FIELDS if name not in document]
-        if missing:
-            raise InputError(field, f"no field {', '.join(missing)}", "the fields of LongBench's own files")
-        yield document
+def _check_document(field: str, document: dict[str, Any]) -> dict[str, Any]:
+    """Return the known fields of a document, with `question` as the prompts of the harness call LongBench's `input`."""
+    if "input" in document:
+        document = {"question": document["input"], **document}
+    missing = [name for name in _REQUIRED_CHECKS if name not in document]
+    if missing:
+        raise InputError(field, f"no field {', '.join(missing)}", "the fields of LongBench's own files")
+    known = {name: document[name] for name in (*_REQUIRED_CHECKS, *_OPTIONAL_FIELDS) if name in document}
+    try:
+        return check_fields(known, _REQUIRED_CHECKS | {name: is_text for name in _OPTIONAL_FIELDS if name in known})
+    except ValueError as error:
+        raise InputError(field, str(error), "the types of LongBench's own files") from None

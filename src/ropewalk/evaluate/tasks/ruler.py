@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ropewalk.errors import InputError, UnknownNameError
 from ropewalk.evaluate.sample import Sample
 from ropewalk.evaluate.tasks.harness_task import HarnessTask, dataset_errors_as_input_error, digest_files
 from ropewalk.evaluate.texts import read_text
+from ropewalk.files import parse_json
 
 _QUESTION_FILES = {"ruler_qa_squad": "squad.json", "ruler_qa_hotpot": "hotpotqa.json"}
 _QUESTION_FORMATS = {
@@ -103,8 +103,8 @@ class Ruler(HarnessTask):
         """Return the questions and the documents in the user's file of SQuAD or HotpotQA."""
         expected = _QUESTION_FORMATS[self.task]
         try:
-            questions, texts = read_questions(self.task, json.loads(path.read_text(encoding="utf-8")))
-        except (KeyError, TypeError, ValueError) as error:
+            questions, texts = read_questions(self.task, parse_json(path.read_bytes()))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise InputError("ruler: data", str(path), expected, repr(error)) from None
         if not questions:
             raise InputError("ruler: data", str(path), f"{expected}, with questions")

@@ -1,0 +1,41 @@
+"""Files with one JSON object per line (JSONL)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ropewalk.errors import InputError
+from ropewalk.files import parse_json
+
+
+def read_lines(path: Path, field: str) -> list[str]:
+    """Return the lines of a file in UTF-8, without a byte order mark.
+
+    Raises InputError if the file cannot be read; `field` is the option that names it.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(field, f"{path}, which is not UTF-8 at byte {error.start}", "a JSONL file in UTF-8") from None
+    except OSError as error:
+        raise InputError(field, str(path), "a file that can be read", str(error.strerror)) from None
+
+
+def read_json_lines(path: Path, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of each line, for error messages, and the JSON object in it. Empty lines are skipped.
+
+    Raises InputError as `read_lines` does, and for a line that is no JSON object or has lone surrogates.
+    """
+    for number, line in enumerate(read_lines(path, field), 1):
+        if not line.strip():
+            continue
+        name = f"{path} line {number}"
+        try:
+            value = parse_json(line)
+        except ValueError as error:
+            raise InputError(name, line, "a JSON object", str(error)) from None
+        if not isinstance(value, dict):
+            raise InputError(name, line, "a JSON object")
+        yield name, value

@@ -1,0 +1,53 @@
+"""Truncation of prompts whose pieces have more tokens than the whole."""
+
+from __future__ import annotations
+
+from ropewalk.evaluate.truncation import truncate_middle
+
+
+class GrowingTokenizer:
+    """One token per character, but each decoded text comes back with a few tokens more.
+
+    Attributes:
+        calls: number of texts that were tokenized.
+    """
+
+    def __init__(self, extra):
+        self.extra, self.calls, self.was_decoded = extra, 0, False
+
+    def __call__(self, text, add_special_tokens=True, verbose=True):
+        self.calls += 1
+        return {"input_ids": [*text, *"+" * (self.extra if self.was_decoded else 0)]}
+
+    def decode(self, token_ids):
+        self.was_decoded = True
+        return "".join(token_ids)
+
+
+class StubbornTokenizer(GrowingTokenizer):
+    """The truncated text has one token too many until `needed` tokens are dropped."""
+
+    def __init__(self, length, needed):
+        super().__init__(0)
+        self.length, self.needed = length, needed
+
+    def __call__(self, text, add_special_tokens=True, verbose=True):
+        token_ids = super().__call__(text)["input_ids"]
+        is_too_long = self.was_decoded and len(token_ids) > self.length - self.needed
+        return {"input_ids": ["x"] * (self.length + 1) if is_too_long else token_ids}
+
+
+def test_the_middle_is_dropped():
+    token_ids, was_cut = truncate_middle(GrowingTokenizer(0), "0123456789", "?", 7, "file")
+    assert ("".join(token_ids), was_cut) == ("012789?", True)
+    token_ids, was_cut = truncate_middle(GrowingTokenizer(2), "0123456789", "?", 7, "file")
+    assert ("".join(token_ids), was_cut) == ("0189?++", True)
+
+
+def test_a_tokenizer_that_always_adds_one_more_needs_few_steps():
+    length, needed = 100_000, 50_000
+    tokenizer = StubbornTokenizer(length, needed)
+    token_ids, was_cut = truncate_middle(tokenizer, "a" * 2 * length, "?", length, "file")
+    assert was_cut
+    assert len(token_ids) <= length
+    assert tokenizer.calls < 25, "one step per token would be quadratic"
