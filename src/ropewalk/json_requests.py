@@ -159,7 +159,7 @@ class JsonServer:
         return text if self._api_key is None else text.replace(self._api_key, "(key)")
 
 
-class _Session(requests.Session):
+class _Session(requests.Session):  # type: ignore[misc]
     """A session that follows no redirect, so that prompt and key go only where the user said."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
