@@ -13,6 +13,7 @@ from transformers import AutoConfig, StableLmConfig
 
 import ropewalk as rw
 from ropewalk.config import AttentionShape, LayerShape, compute_layer_frequencies, read
+from ropewalk.config.published import published_models
 from ropewalk.config.scaled_fields import expected_scalings
 from ropewalk.errors import UnsupportedModelError
 from ropewalk.planning import compute_kv_cache_bytes, plan
@@ -391,3 +392,25 @@ def test_plan_that_no_field_expresses_is_refused():
     config = {**SMOLLM2, "model_type": "recurrent_gemma"}
     with pytest.raises(rw.InputError, match=r"^model: got 'recurrent_gemma'; expected an architecture"):
         plan(config, 131_072)
+
+
+# Their rotary layers attend to a window, and the other layers have no rotary embedding.
+NOT_EXTENDED_BY_SCALING = {
+    "LGAI-EXAONE/EXAONE-4.0-32B",
+    "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
+    "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+}
+
+
+@pytest.mark.parametrize("name", published_models())
+def test_plan_of_a_published_model_passes_its_checks(name, tmp_path):
+    config = published_models()[name].config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    target = 2 * plan(config, 1).max_position_embeddings
+    if name in NOT_EXTENDED_BY_SCALING:
+        with pytest.raises(UnsupportedModelError, match="no scaling extends it"):
+            plan(config, target)
+        return
+    planned = plan(config, target)
+    assert planned.needed
+    assert find_planned_changes(str(tmp_path), planned)

@@ -137,6 +137,36 @@ def test_kv_cache_of_dsv4():
     assert compute_kv_cache_bytes(read(str(real_config_path("dsv4"))).attention, length) == 2 * numbers
 
 
+SIZES = {
+    "model_type": "llama", "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 4, "head_dim": 64,
+    "rope_theta": 1e4, "max_position_embeddings": 8192, "num_key_value_heads": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "kv_heads"),
+    [
+        ({"num_key_value_heads": [4, 2, 1, 0]}, [4, 2, 1, 0]),
+        ({"num_key_value_heads": None, "num_kv_heads": [1, 1, 2, 2]}, [1, 1, 2, 2]),
+        (
+            {
+                "block_configs": [
+                    {"attention": {"n_heads_in_group": 8, "no_op": False}},
+                    {"attention": {"n_heads_in_group": 2, "no_op": False}},
+                    {"attention": {"n_heads_in_group": None, "no_op": True}},
+                    {"attention": {"no_op": False, "replace_with_linear": True}},
+                ]
+            },
+            [1, 4, 0, 0],
+        ),
+        ({"layer_types": ["moe", "linear_attention", "full_attention", "mlp"]}, [0, 0, 4, 0]),
+    ],
+    ids=["list", "list under another name", "Nemotron-NAS", "layers without attention"],
+)
+def test_kv_heads_of_each_layer(changes, kv_heads):
+    assert [layer.kv_heads for layer in read({**SIZES, **changes}).attention.layers] == kv_heads
+
+
 def gguf_shape(architecture, fields):
     values = {"block_count": 6, "attention.head_count": 4, "embedding_length": 256, **fields}
     named = {f"{architecture}.{name}": value for name, value in values.items()}
