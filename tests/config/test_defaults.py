@@ -32,8 +32,9 @@ def test_incomplete_configuration_is_parsed_as_by_transformers(config):
 
 
 def test_complete_unknown_and_invalid_configurations_stay_unchanged():
-    complete = {"model_type": "llama", "hidden_size": 1024, "num_attention_heads": 8, "rope_theta": 1e4}
+    sizes = {"hidden_size": 1024, "num_attention_heads": 8, "max_position_embeddings": 2048}
+    complete = {"model_type": "llama", **sizes, "rope_theta": 1e4}
     unknown = {"model_type": "unknown", "rope_theta": 1e4}
-    invalid = {"model_type": "llama", "num_hidden_layers": 10**30}
+    invalid = {"model_type": "llama", "num_attention_heads": "eight"}
     for config in (complete, unknown, invalid):
         assert configs.fill_defaults_if_incomplete(config) is config

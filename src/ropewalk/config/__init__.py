@@ -18,6 +18,7 @@ from ropewalk.config.model_config import (
     ModelConfig,
     compute_layer_frequencies,
 )
+from ropewalk.config.normalize import find_text_config_key, get_text_config_dict
 from ropewalk.config.rope_parameters import SCALING_KEYS, build_rope_parameters, compute_max_position_embeddings
 from ropewalk.config.sources import (
     fetch_hub_config,
@@ -27,7 +28,7 @@ from ropewalk.config.sources import (
     read_json_object,
     unloadable_model_error,
 )
-from ropewalk.config.transformers import find_text_config_key, from_dict, get_text_config_dict
+from ropewalk.config.transformers import from_dict
 
 __all__ = [
     "ALL_LAYERS", "SCALING_KEYS", "AttentionShape", "LayerRope", "LayerShape", "ModelConfig", "build_rope_parameters",

@@ -9,6 +9,8 @@ Facts about the architecture names of GGUF files are in gguf_architectures.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 # Default `rope_theta` for configurations that omit it.
 # Source: configuration_*.py of transformers 5.
 DEFAULT_ROPE_THETA = {
@@ -46,20 +48,60 @@ TRANSFORMERS_4_ROPE_THETA = {
     "qwen3_vl_text": 5_000_000.0,
 }
 
-# `rope_theta` of the sliding-window layers when the configuration gives none for them; it is not the main base.
-# Source: configuration_gemma3.py and configuration_gemma3n.py of transformers 5.
-DEFAULT_LOCAL_ROPE_THETA = {"gemma3_text": 10_000.0, "gemma3n_text": 10_000.0}
+# Defaults that the configuration class of an architecture applies to arguments that are not among its fields. The
+# defaults of fields are in class_defaults.json.
+# Source: `__post_init__` in configuration_*.py of transformers 5.
+HIDDEN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "diffusion_gemma_text": {"global_head_dim": 512},
+    "embedding_gemma2_text": {"global_head_dim": 512},
+    "gemma4_text": {"global_head_dim": 512},
+    "gemma4_unified_text": {"global_head_dim": 512},
+    "dots3_note_text": {
+        "sliding_window": 512, "swa_num_attention_heads": 64, "swa_num_key_value_heads": 64, "swa_q_lora_rank": 1024,
+        "swa_kv_lora_rank": 1024, "swa_head_dim": 256, "swa_qk_nope_head_dim": 192, "swa_v_head_dim": 128,
+    },
+}  # fmt: skip
 
-# Default `partial_rotary_factor` (or `rotary_pct`): the fraction of each head that is rotated. All others rotate 1.0.
-# Source: configuration_*.py of transformers 5.
-DEFAULT_PARTIAL_ROTARY_FACTOR = {
-    **dict.fromkeys(("gpt_neox", "stablelm"), 0.25),
-    **dict.fromkeys(("glm", "glm4", "glm4_moe", "nemotron", "persimmon", "phi", "recurrent_gemma"), 0.5),
+# The field that turns the rotary embedding of an architecture on, and the value with which it is on.
+# Source: modeling_*.py of transformers 5.
+ROTARY_SWITCHES: dict[str, tuple[str, Any]] = {
+    "granitemoehybrid": ("position_embedding_type", "rope"),
+    "zamba2": ("use_mem_rope", True),
+    "falcon": ("alibi", False),
 }
 
-# Default `sliding_window_pattern` n: every n-th layer attends to the whole text, the others to a sliding window.
+# Architectures without a rotary embedding that are published with rope fields all the same.
+# Source: the attention classes of modeling_*.py in transformers 5.23.
+NO_ROTARY_MODEL_TYPES = frozenset({"inkling2_text", "inkling_text", "jamba", "kimi_linear", "nemotron_h", "zamba"})
+
+# Values of `position_embedding_type` of models without a rotary embedding.
+OTHER_POSITION_EMBEDDINGS = frozenset({"nope", "none", "alibi", "learned"})
+
+# The layer types that a flat rope dict scales, for architectures where it scales sliding-window layers, too.
+# Source: configuration_modernbert.py of transformers 5.
+SCALED_LOCAL_LAYER_TYPES = dict.fromkeys(("modernbert", "modernbert-decoder"), ("full_attention", "sliding_attention"))
+
+# Fields that the configuration class of an architecture does not read, although others do: it has another name for the
+# base or the rotated fraction, or its rope_scaling is not a rope parameter.
 # Source: configuration_*.py of transformers 5.
-DEFAULT_SLIDING_WINDOW_PATTERN = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
+IGNORED_FIELDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), ("rope_theta", "partial_rotary_factor")),
+    **dict.fromkeys(("modernbert", "modernbert-decoder"), ("rope_theta",)),
+    "cohere2_moe": ("rope_scaling",),
+    "minimax_m3_vl_text": ("rotary_dim",),
+    "olmo3": ("rope_local_base_freq", "local_rope_theta"),
+    "step3p5": ("partial_rotary_factor",),
+}
+
+# Architectures that have one base for each layer type beside the rope dicts (rope_theta, swa_rope_theta), although the
+# class of transformers has rope dicts by layer type.
+# Source: the code published with MiMo-V2-Flash; configuration_dots3_note.py of transformers 5.
+BASES_BESIDE_MODEL_TYPES = frozenset({"deepseek_v4", "dots3_note_text", "mimo_v2_flash"})
+
+# Architectures with `qk_rope_head_dim` whose partial rotary factor is that size, as a fraction of the whole head. For
+# all others, the factor is a fraction of `qk_rope_head_dim`.
+# Source: configuration_*.py of transformers 5.
+WHOLE_HEAD_PARTIAL_MODEL_TYPES = frozenset({"deepseek_v4", "dots3_note_text", "mistral4"})
 
 # Architectures whose weights rotate neighboring channels (x_{2i}, x_{2i+1}) and not the two halves of a head.
 # Source: the rotary functions of modeling_*.py in transformers 5.

@@ -13,12 +13,14 @@ from typing import Any
 
 from ropewalk.config import architectures
 from ropewalk.config.fields import NUM_HEADS_FIELDS, compute_head_dim, get_count, get_first
-from ropewalk.config.layer_types import check_layer_count, is_local, resolve_layer_types
+from ropewalk.config.layer_types import check_layer_count, is_local
 
 _NUM_LAYERS_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _NUM_KV_HEADS_FIELDS = ("num_key_value_heads", "num_kv_heads", "num_key_value_heads_per_layer")
 # Parts of the names of layer types that keep no keys and values.
 _CACHELESS_LAYER_TYPES = ("linear", "mamba", "conv", "recurrent", "moe", "mlp")
+# Tokens that share a compressed entry, by layer type. Source: configuration_deepseek_v4.py of transformers 5.23.
+_COMPRESS_RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
 # Layer types that keep the keys of an indexer, which selects the tokens to attend to.
 _INDEXED_LAYER_TYPES = ("indexed_attention", "compressed_sparse_attention", "minimax_m3_sparse")
 
@@ -89,8 +91,7 @@ def parse_attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
         return None
     num_layers *= architectures.ATTENTIONS_PER_LAYER.get(str(config.get("model_type")), 1)
     check_layer_count(num_layers)
-    has_window = config.get("use_sliding_window", True) and get_count(config, "sliding_window") is not None
-    layer_types = resolve_layer_types(config, num_layers, has_window=has_window)[:num_layers]
+    layer_types = config["layer_types"] * (num_layers // len(config["layer_types"]))
     layers = tuple(_parse_layer(config, index, layer_type) for index, layer_type in enumerate(layer_types))
     bytes_per_number = 4 if str(get_first(config, "dtype", "torch_dtype")).endswith("float32") else 2
     return AttentionShape(layers, bytes_per_number)
@@ -104,8 +105,9 @@ def _parse_layer(config: Mapping[str, Any], index: int, layer_type: str) -> Laye
     kv_heads, key_dim, value_dim = _parse_token_sizes(config, index)
     if _reads_keys_of_another_layer(config, index):
         kv_heads = 0
-    rates = config.get("compress_rates")
-    compression = get_count(rates, layer_type) if isinstance(rates, Mapping) else None
+    stated_rates = config.get("compress_rates")
+    rates = {**_COMPRESS_RATES, **(stated_rates if isinstance(stated_rates, Mapping) else {})}
+    compression = get_count(rates, layer_type)
     return LayerShape(
         layer_type,
         kv_heads,
@@ -149,6 +151,9 @@ def _parse_token_sizes(config: Mapping[str, Any], index: int) -> tuple[int, int,
 
 def _parse_kv_heads(config: Mapping[str, Any], index: int) -> int:
     """Return the KV heads of a layer, which may be 0."""
+    blocks = config.get("block_configs")
+    if isinstance(blocks, list) and index < len(blocks) and isinstance(blocks[index], Mapping):
+        return _parse_kv_heads_of_block(config, blocks[index].get("attention"))
     for name in _NUM_KV_HEADS_FIELDS:
         values = config.get(name)
         if isinstance(values, list | tuple) and index < len(values):  # one number for each layer
@@ -157,6 +162,14 @@ def _parse_kv_heads(config: Mapping[str, Any], index: int) -> int:
     if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
         return 1
     return get_count(config, *_NUM_KV_HEADS_FIELDS, *NUM_HEADS_FIELDS) or 0
+
+
+def _parse_kv_heads_of_block(config: Mapping[str, Any], attention: Any) -> int:
+    """Return the KV heads of a layer of Nemotron-NAS (configuration_decilm.py as published with the models)."""
+    if not isinstance(attention, Mapping) or attention.get("no_op") or attention.get("replace_with_linear"):
+        return 0
+    heads, group_size = get_count(config, *NUM_HEADS_FIELDS) or 0, get_count(attention, "n_heads_in_group") or 1
+    return heads // group_size
 
 
 def _reads_keys_of_another_layer(config: Mapping[str, Any], index: int) -> bool:

@@ -7,7 +7,32 @@ from typing import Any
 
 from ropewalk.errors import InputError
 
-NUM_HEADS_FIELDS = ("num_attention_heads", "n_head", "n_heads")
+# The names that architectures use for a field, by the name that transformers uses in all classes.
+FIELD_NAMES = {
+    "hidden_size": ("n_embd", "d_model"),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("n_head", "n_heads"),
+    "num_key_value_heads": ("num_kv_heads", "n_kv_heads", "num_attention_groups"),
+    "head_dim": ("attention_head_dim", "kv_channels"),
+    "max_position_embeddings": ("n_positions", "max_seq_len", "model_max_length", "seq_length"),
+    "rope_theta": ("rotary_emb_base", "rope_base", "global_rope_theta"),
+    "partial_rotary_factor": ("rotary_pct", "partial_rotary_factors"),
+    "local_rope_theta": ("rope_local_base_freq", "swa_rope_theta"),
+    "sliding_window": ("sliding_window_size", "attention_window_size"),
+    "layer_types": ("layers_block_type",),
+}
+NUM_HEADS_FIELDS = ("num_attention_heads", *FIELD_NAMES["num_attention_heads"])
+
+
+def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration with the names that transformers uses in all classes."""
+    renamed = dict(config)
+    for name, others in FIELD_NAMES.items():
+        for other in others:
+            value = renamed.pop(other, None)
+            if value is not None and renamed.get(name) in (None, 0):
+                renamed[name] = value
+    return renamed
 
 
 def get_first(config: Mapping[str, Any], *names: str) -> Any:

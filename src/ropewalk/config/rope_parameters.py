@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.config.transformers import get_rope_type
+from ropewalk.config.normalize import get_rope_type
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ropewalk.config.defaults import fill_all_defaults, fill_defaults_if_incomplete
 from ropewalk.config.gguf import from_gguf
 from ropewalk.config.model_config import ModelConfig
 from ropewalk.config.transformers import from_dict
@@ -113,7 +112,7 @@ def unloadable_model_error(name: str, error: Exception) -> UnknownNameError:
 def _read_path(name: str) -> ModelConfig:
     path = locate(name)
     if path is None:
-        return from_dict(fill_all_defaults(fetch_hub_config(name)))
+        return from_dict(fetch_hub_config(name))
     if path.suffix == ".gguf":
         return from_gguf(path)
-    return from_dict(fill_defaults_if_incomplete(read_json_object(path)))
+    return from_dict(read_json_object(path))

@@ -6,7 +6,7 @@ from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
-from ropewalk.config.transformers import get_rope_type
+from ropewalk.config.normalize import get_rope_type
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling, from_rope_dict
 from ropewalk.scaling.longrope import LongRoPE

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ropewalk import config as configs
 from ropewalk.config import ModelConfig, get_text_config_dict
 from ropewalk.config.architectures import TRANSFORMERS_4_ROPE_THETA
-from ropewalk.config.transformers import get_rope_theta
+from ropewalk.config.normalize import get_rope_theta
 from ropewalk.errors import InputError
 from ropewalk.scaling.none import NoScaling
 from ropewalk.serving.engines.base import Config

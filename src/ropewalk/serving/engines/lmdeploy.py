@@ -5,7 +5,7 @@ import dataclasses
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
 from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
-from ropewalk.config.transformers import get_rope_type
+from ropewalk.config.normalize import get_rope_type
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.linear import Linear

@@ -12,7 +12,7 @@ from ropewalk.config.architectures import (
     SHORT_LONG_MSCALE_MODEL_TYPES,
     UNSET_HEAD_DIM_MODEL_TYPES,
 )
-from ropewalk.config.transformers import get_rope_type
+from ropewalk.config.normalize import get_rope_type
 from ropewalk.errors import InputError
 from ropewalk.serving.engines.base import Config
 
