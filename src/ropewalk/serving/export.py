@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
 import os
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import ModelConfig
+from ropewalk.config import ModelConfig, compute_layer_frequencies
+from ropewalk.config.scaled_fields import expected_scalings, frequencies_match
 from ropewalk.errors import InputError, check_length
 from ropewalk.files import file_state, replace_folder_atomically, write_text_atomically
 from ropewalk.scaling import Scaling, parse
+from ropewalk.serving.doctor.examination import examine
+from ropewalk.serving.doctor.examined_config import ExaminedConfig
+from ropewalk.serving.doctor.findings import Finding
 from ropewalk.serving.engines import Engine, find_engine
 from ropewalk.serving.engines.base import Candidate, Config
 from ropewalk.serving.engines.checkpoint_folder import MANIFEST_NAME
 from ropewalk.serving.engines.encode import encode
+from ropewalk.serving.engines.trained_config import interpret_as_trained
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,11 @@ def export_model(
         length: tokens to serve; by default the original length times the scaling's factor. A dynamic scaling without
             a factor requires it.
 
+    The new configuration is read again before it is returned or written: by the engine's interpretation on every layer
+    type, by the doctor, and by the configuration class of transformers for that engine.
+
     Raises UnsupportedScalingError, with the nearest scaling that the engine supports, and InputError for a model that
-    cannot be read or a folder that cannot be written.
+    cannot be read, a folder that cannot be written, and a new configuration in which the doctor finds a fault.
     """
     if out == "":
         raise InputError("out", out, "the path of a folder")
@@ -80,6 +91,7 @@ def export_model(
     config, model_config = chosen_engine.load_config(model)
     tokens = _choose_length(length, expected, model_config)
     candidate = encode(chosen_engine, config, model_config, expected, tokens)
+    _check_new_config(chosen_engine, config, candidate, expected, model_config, tokens)
     export = Export(
         engine=chosen_engine.name,
         version=chosen_engine.version,
@@ -129,6 +141,68 @@ def _describe_deviations(
     if length > scaled_length:
         return (f"{length:,} tokens are more than the {scaled_length:,.0f} that {scaling} is designed for",)
     return ()
+
+
+def _check_new_config(
+    engine: Engine, old: Config, candidate: Candidate, scaling: Scaling, model_config: ModelConfig, length: int
+) -> None:
+    """Raise InputError if a reader of the new configuration finds a fault that the model's own does not have.
+
+    The doctor reads it as transformers does. It has nothing to say about a configuration that only this engine reads as
+    the scaling; `encode` has checked that the engine does.
+    """
+    if engine.name == "transformers":
+        _check_loads_in_installed_transformers(candidate.config)
+    if not _is_read_as(candidate.config, engine, scaling, model_config, length):
+        return
+    known = {(finding.kind, finding.field) for finding in _find_wrong(engine, old)}
+    for finding in _find_wrong(engine, candidate.config):
+        if (finding.kind, finding.field) not in known:
+            expected = f"a scaling whose export is read without a fault; {finding.field}: {finding.means}"
+            raise InputError("scaling", str(scaling), expected)
+
+
+def _find_wrong(engine: Engine, config: Config) -> list[Finding]:
+    """Return what the doctor finds wrong in a configuration in the format of an engine."""
+    if engine.checkpoint_format == "gguf":
+        examined = ExaminedConfig(config["fields"], config["divisors"])
+    else:
+        examined = ExaminedConfig(config)
+    try:
+        return [finding for finding in examine(examined).findings if finding.severity == "wrong"]
+    except InputError:  # a configuration that the doctor cannot examine, such as one without the size of a head
+        return []
+
+
+def _is_read_as(config: Config, engine: Engine, scaling: Scaling, model_config: ModelConfig, length: int) -> bool:
+    """Return whether the format's own reader, transformers or llama.cpp, reads a configuration as the scaling."""
+    if engine.checkpoint_format == "gguf":
+        return True
+    try:
+        ropes = interpret_as_trained(config).ropes
+    except InputError:
+        return False
+    return ropes.keys() == model_config.ropes.keys() and all(
+        frequencies_match(
+            compute_layer_frequencies(ropes[layer_type].scaling, ropes[layer_type], length),
+            compute_layer_frequencies(expected, model_config.ropes[layer_type], length),
+        )
+        for layer_type, expected in expected_scalings(model_config, scaling).items()
+    )
+
+
+def _check_loads_in_installed_transformers(config: Config) -> None:
+    """Raise InputError if the configuration class of the architecture, if transformers 5 is installed, refuses it."""
+    if importlib.util.find_spec("transformers") is None or not version("transformers").startswith("5."):
+        return
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if config.get("model_type") not in CONFIG_MAPPING:
+        return  # an architecture of remote code
+    try:
+        AutoConfig.for_model(**copy.deepcopy(dict(config)))
+    except Exception as error:  # the classes raise errors of any type
+        raise InputError("config.json", f"{type(error).__name__}: {error}", "fields that transformers loads") from None
 
 
 def _check_is_not_model(folder: Path, model: str) -> Path:

@@ -206,7 +206,13 @@ def test_every_encoded_configuration_loads_in_transformers_5(name, engine):
             candidate = encode(find_engine(engine), config, model_config, scaling, TARGET)
             load_text_config(candidate.config)
             supported.append(method)
-    assert {"none", "linear:factor=4", "ntk-by-parts:factor=4", "yarn:factor=4"} <= set(supported)
+    is_unscaled = (name, engine) == ("mixtral", "sglang")  # sglang/srt/models/mixtral.py passes no scaling on
+    expected = (
+        {"none", "ntk:factor=4"}
+        if is_unscaled
+        else {"none", "linear:factor=4", "ntk-by-parts:factor=4", "yarn:factor=4"}
+    )
+    assert expected <= set(supported)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def read_gguf_as_config(path: Path) -> dict[str, Any]:
     """Return the config.json that transformers derives from a .gguf file."""
     from transformers import AutoConfig
 
-    config: dict[str, Any] = AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict()
+    parsed = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    config: dict[str, Any] = parsed.to_dict()
     config.pop("quantization_config", None)  # the weights are written in bfloat16
     return config
 

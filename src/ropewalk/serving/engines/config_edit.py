@@ -7,7 +7,7 @@ under the keys that lead to the text part, such as `text_config`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ropewalk.config import find_text_config_key, get_text_config_dict
@@ -27,6 +27,11 @@ def apply_changes(config: Config, changes: Config) -> dict[str, Any]:
         else:
             text[key] = value
     return changed
+
+
+def drop_fields(config: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return a configuration without some fields beside its text part."""
+    return {key: value for key, value in config.items() if key not in set(names)}
 
 
 def nest_changes(config: Config, changes: Config) -> Config:

@@ -16,7 +16,7 @@ from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import NTK
 from ropewalk.scaling.yarn import YaRN
-from ropewalk.serving.engines.base import Candidate, Config, Engine
+from ropewalk.serving.engines.base import Candidate, Config, Engine, EngineConfigError
 
 
 def encode(engine: Engine, config: Config, model_config: ModelConfig, scaling: Scaling, length: int) -> Candidate:
@@ -30,8 +30,10 @@ def encode(engine: Engine, config: Config, model_config: ModelConfig, scaling: S
         scaling: the scaling of the layers that attend to the whole text. Sliding-window layers keep theirs.
         length: tokens to serve.
 
-    Raises UnsupportedScalingError, with the nearest scaling that the engine supports, if there is none.
+    Raises UnsupportedScalingError, with the nearest scaling that the engine supports, if there is none, and
+    EngineConfigError for an architecture that the engine does not have.
     """
+    _check_has_architecture(engine, config, length)
     candidate = _find_candidate(engine, config, model_config, scaling, length)
     if candidate is None:
         nearest = find_nearest_supported(engine, config, model_config, scaling, length)
@@ -66,6 +68,15 @@ def find_nearest_supported(
         if _find_candidate(engine, config, model_config, other, length)
     ]
     return min(supported, key=distance, default=None)
+
+
+def _check_has_architecture(engine: Engine, config: Config, length: int) -> None:
+    """Raise EngineConfigError if the engine refuses the model for its architecture, whatever its scaling."""
+    try:
+        engine.interpret(config, length)
+    except EngineConfigError as error:
+        if error.key == "model_type":
+            raise
 
 
 def _find_candidate(

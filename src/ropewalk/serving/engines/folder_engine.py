@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ropewalk import config as configs
-from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
+from ropewalk.config import LayerRope, ModelConfig, find_text_config_key, get_text_config_dict
 from ropewalk.config.architectures import (
     DEFAULT_SCALING_MODEL_TYPES,
     LONGROPE_ONLY_MODEL_TYPES,
@@ -34,7 +34,7 @@ from ropewalk.serving.engines.attention_factor import (
     encode_attention_factor_as_mscale,
 )
 from ropewalk.serving.engines.base import Candidate, Config, Engine
-from ropewalk.serving.engines.config_edit import apply_changes, merge_changes, nest_changes
+from ropewalk.serving.engines.config_edit import apply_changes, drop_fields, merge_changes, nest_changes
 from ropewalk.serving.engines.equivalents import encode_as_base, encode_as_longrope, encode_as_yarn
 from ropewalk.serving.engines.load_checks import check_loads_in_transformers
 from ropewalk.serving.engines.trained_config import interpret_as_trained
@@ -45,6 +45,8 @@ RopeEncoder = Callable[[Scaling, LayerRope, int], RopeDict | None]
 
 # The fields of a config.json that hold a scaling or a base. An export replaces all of them.
 _ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq")
+# Fields with the base of the local layers, which an export leaves as they are.
+_LOCAL_BASE_FIELDS = ("local_rope_theta", "swa_rope_theta")
 # Keys of a rope dict that belong to its scaling, besides those that transformers knows: only some engines read them.
 _ENGINE_SCALING_KEYS = {
     "original_max_position_embeddings", "short_mscale", "long_mscale", "mixed_b", "max_trained_positions",
@@ -79,7 +81,7 @@ class FolderEngine(Engine):
     merges_overrides: ClassVar[bool] = False
     tokenizer_class: ClassVar[str] = "TokenizersBackend"
     transformers_version: ClassVar[int | None] = None
-    unscaled_length_types: ClassVar[tuple[str, ...]] = ("linear", "dynamic")
+    unscaled_length_types: ClassVar[tuple[str, ...]] = ("linear", "dynamic", "proportional")
     reads_attention_factor: ClassVar[bool] = True
     reads_longrope_mscales: ClassVar[bool] = False
     derives_longrope_attention_factor: ClassVar[bool] = False
@@ -110,6 +112,10 @@ class FolderEngine(Engine):
             return configs.compute_max_position_embeddings(scaling, layer.rope, rope_dict)
         return max(length, layer.rope.original_length or 0)
 
+    def writes_rope_parameters(self, config: Config) -> bool:
+        """Return whether an export for this architecture contains `rope_parameters`; see `reads_rope_parameters`."""
+        return self.reads_rope_parameters
+
     def needs_rope_scaling(self, model_type: str) -> bool:
         """Return whether an unscaled configuration must contain `rope_scaling`, too."""
         return model_type in DEFAULT_SCALING_MODEL_TYPES
@@ -125,7 +131,7 @@ class FolderEngine(Engine):
     def candidates(
         self, config: Config, model_config: ModelConfig, scaling: Scaling, length: int
     ) -> Iterator[Candidate]:
-        text, expected = get_text_config_dict(config), expected_scalings(model_config, scaling)
+        expected = expected_scalings(model_config, scaling)
         encoders: dict[str, RopeEncoder] = {
             "": self.to_rope_dict,
             "rope_theta": encode_as_base,
@@ -136,10 +142,12 @@ class FolderEngine(Engine):
             rope_dicts = self._encode_layers(model_config, expected, encoder, length)
             if rope_dicts is None:
                 continue
-            first_changes = self._config_changes(text, model_config, rope_dicts, scaling, length)
+            first_changes = self._config_changes(config, model_config, rope_dicts, scaling, length)
             for changes in (first_changes, *self.alternative_changes(first_changes)):
                 merged_config = merge_changes(config, changes) if self.merges_overrides else None
-                new_config, nested_changes = apply_changes(config, changes), nest_changes(config, changes)
+                misplaced = _rope_fields_beside_text_part(config)
+                new_config = drop_fields(apply_changes(config, changes), misplaced)
+                nested_changes = {**nest_changes(config, changes), **dict.fromkeys(misplaced)}
                 yield Candidate(encoded_as, new_config, nested_changes, merged_config)
 
     def write_checkpoint(self, model: str, candidate: Candidate, out: Path, length: int) -> Path:
@@ -156,6 +164,9 @@ class FolderEngine(Engine):
         gguf_path = checkpoint_folder.locate_gguf(model)
         if gguf_path is not None:
             raise InputError("out", None, f"a folder, because {self.title} needs {gguf_path.name} unpacked")
+        misplaced = [] if find_text_config_key(changes) is None else [key for key in changes if changes[key] is None]
+        if misplaced:
+            raise InputError("out", None, f"a folder, because no option removes {', '.join(misplaced)} of config.json")
         overrides = {key: value for key, value in changes.items() if value is not None}
         served = model if configs.locate(model) is None else str(checkpoint_folder.locate(model))
         return shlex.join([*self.argv(served, length), self.override_option, json.dumps(overrides)])
@@ -192,16 +203,16 @@ class FolderEngine(Engine):
         return rope_dicts
 
     def _config_changes(
-        self, text: Config, model_config: ModelConfig, rope_dicts: dict[str, RopeDict], scaling: Scaling, length: int
+        self, config: Config, model_config: ModelConfig, rope_dicts: dict[str, RopeDict], scaling: Scaling, length: int
     ) -> dict[str, Any]:
         """Return the fields of the text part that change; None removes a field."""
-        model_type = model_config.model_type
+        text, model_type = get_text_config_dict(config), model_config.model_type
         main = rope_dicts[model_config.main_layer_type]
         changes: dict[str, Any] = dict.fromkeys(name for name in _ROPE_FIELDS if name in text)
-        if self.reads_rope_parameters:
+        if self.writes_rope_parameters(config):
             changes["rope_parameters"] = main if model_config.main_layer_type == configs.ALL_LAYERS else rope_dicts
         else:
-            changes |= self._transformers4_fields(model_config, rope_dicts)
+            changes |= self._transformers4_fields(text, model_config, rope_dicts)
         declared = self.choose_declared_length(scaling, model_config.main_layer, main, length)
         if model_type.startswith("gemma3") and main["rope_type"] == "linear":
             declared = max(declared, length)  # Gemma 3 declares the scaled length, all others the original one
@@ -218,21 +229,40 @@ class FolderEngine(Engine):
             changes |= _transformers4_phi3_fields(main, length)
         return changes
 
-    def _transformers4_fields(self, model_config: ModelConfig, rope_dicts: Mapping[str, RopeDict]) -> dict[str, Any]:
-        """Return the rope dicts as rope_theta, rope_local_base_freq, partial_rotary_factor and rope_scaling."""
-        rope_scaling = dict(rope_dicts[model_config.main_layer_type])
-        fields = {"rope_theta": rope_scaling.pop("rope_theta")}
-        for layer_type, rope_dict in rope_dicts.items():
-            if layer_type != model_config.main_layer_type and configs.is_local(layer_type):
-                fields.setdefault("rope_local_base_freq", rope_dict["rope_theta"])
+    def _transformers4_fields(
+        self, text: Config, model_config: ModelConfig, rope_dicts: Mapping[str, RopeDict]
+    ) -> dict[str, Any]:
+        """Return the rope dicts as rope_theta, rope_local_base_freq, partial_rotary_factor and rope_scaling.
+
+        A `rope_theta` with one base for each layer stays a list.
+        """
+        main_type = model_config.main_layer_type
+        rope_scaling = dict(rope_dicts[main_type])
+        base, bases = rope_scaling.pop("rope_theta"), text.get("rope_theta")
+        if isinstance(bases, list):
+            layer_types = text.get("layer_types") or []
+            is_main = [layer_type == main_type for layer_type in layer_types] + [False] * len(bases)
+            bases = [base if main else old for old, main in zip(bases, is_main, strict=False)]
+        fields = {"rope_theta": bases if isinstance(bases, list) else base}
+        if not any(name in text for name in _LOCAL_BASE_FIELDS):
+            for layer_type, rope_dict in rope_dicts.items():
+                if layer_type != main_type and configs.is_local(layer_type):
+                    fields.setdefault("rope_local_base_freq", rope_dict["rope_theta"])
         rope_type = rope_scaling.pop("rope_type", "default")
         if rope_type != "proportional" and "partial_rotary_factor" in rope_scaling:
-            fields["partial_rotary_factor"] = rope_scaling.pop("partial_rotary_factor")
+            partial = rope_scaling.pop("partial_rotary_factor")
+            if "partial_rotary_factors" not in text:
+                fields["partial_rotary_factor"] = partial
         if "mrope_section" in rope_scaling and rope_type == "default":
             rope_type = "mrope"
         if rope_type != "default" or self.needs_rope_scaling(model_config.model_type):
             fields["rope_scaling"] = {**rope_scaling, **dict.fromkeys(self.rope_type_keys, rope_type)}
         return fields
+
+
+def _rope_fields_beside_text_part(config: Config) -> list[str]:
+    """Return the rope fields of a multimodal configuration that are not in its text part, where no model reads them."""
+    return [] if find_text_config_key(config) is None else [name for name in _ROPE_FIELDS if config.get(name)]
 
 
 def _transformers4_phi3_fields(rope_dict: RopeDict, length: int) -> dict[str, Any]:

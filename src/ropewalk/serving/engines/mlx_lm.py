@@ -50,6 +50,10 @@ class MLXLM(FolderEngine):
         is_ignored = row["scaling"] == "none" or (field == "rope_parameters" and row["rope_parameters"] != "scaling")
         return f"mlx_lm/models/{name}.py never reads a scaling from {field}" if is_ignored and text.get(field) else ""
 
+    def writes_rope_parameters(self, config: Config) -> bool:
+        _, row = self._find_architecture(config)
+        return row["rope_parameters"] == "scaling"
+
     def needs_rope_scaling(self, model_type: str) -> bool:
         row = self._table.architectures.get(self._table.aliases.get(model_type, model_type), {})
         return super().needs_rope_scaling(model_type) or "rope_scaling" in row.get("required", ())

