@@ -9,6 +9,8 @@ import random
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from tests.helpers.architectures import build
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.generation import stopping_criteria
 
@@ -114,8 +116,9 @@ def test_a_shared_prefix_is_read_once(model, tokens_read):
     prompts = make_prompts("shared")
     generated_answers(model, prompts)
     answer_tokens = len(prompts) * (NEW_TOKENS - 1)
+    probe = 1  # it tells whether the model continues from a cache
     # A batch would have read the whole of each prompt.
-    assert sum(tokens_read) - answer_tokens == 40 + sum(len(prompt) - 40 for prompt in prompts)
+    assert sum(tokens_read) - probe - answer_tokens == 40 + sum(len(prompt) - 40 for prompt in prompts)
 
 
 def test_prompts_of_equal_length_form_one_batch(model, tokens_read):
@@ -256,3 +259,26 @@ def test_the_reminder_of_the_original_length_is_not_logged_but_other_messages_ar
     finally:
         stopping_criteria.logger.removeHandler(handler)
     assert messages == ["another message"]
+
+
+@pytest.mark.parametrize("name", ["minimax", "recurrent_gemma"])
+def test_models_with_a_cache_of_their_own_share_no_prefix(name):
+    model = build(name)
+    start = list(range(3, 43))
+    prompts = [[*start, 50], [*start, 60]]
+    assert generated_answers(model, prompts) == [plain_answer(model, prompt) for prompt in prompts]
+
+
+def test_a_wrapper_answers_as_the_model_inside(model):
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    prompts = make_prompts("shared")
+    assert generated_answers(adapted, prompts) == [plain_answer(adapted.base_model.model, prompt) for prompt in prompts]
+
+
+def test_every_part_stays_in_its_mode(model):
+    model = copy.deepcopy(model).train()
+    model.lm_head.eval()
+    modes = {module: module.training for module in model.modules()}
+    with TextGenerator(model, WordTokenizer()).scaled(parse("none"), parse_policy("stepped")):
+        assert not any(module.training for module in model.modules())
+    assert {module: module.training for module in model.modules()} == modes

@@ -8,9 +8,14 @@ ModelSource = str | tuple[Any, Any]  # a name that `ropewalk.load` accepts, or (
 
 
 def load_source(source: ModelSource, dtype: str | None = None) -> tuple[Any, Any]:
-    """Return (model, tokenizer), loading them if only the name is given. `dtype`: see `ropewalk.load`."""
+    """Return (model, tokenizer), loading them if only the name is given. `dtype`: see `ropewalk.load`.
+
+    Raises UnsupportedModelError for a wrapper that adds virtual tokens.
+    """
     if not isinstance(source, str):
-        return source
+        from ropewalk.models.wrappers import unwrap_measurable_model
+
+        return unwrap_measurable_model(source[0]), source[1]
     from ropewalk.models.load import load
 
     return load(source, dtype=dtype)
@@ -25,5 +30,7 @@ def describe_source(source: ModelSource, dtype: str | None = None) -> dict[str, 
 
     if isinstance(source, str):
         return {"model": source, "dtype": choose_dtype(dtype)}
-    model = source[0]
+    from ropewalk.models.wrappers import unwrap_model
+
+    model = unwrap_model(source[0])
     return {"model": model.config.name_or_path or type(model).__name__, "dtype": str(model.dtype).split(".")[1]}

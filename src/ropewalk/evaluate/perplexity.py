@@ -16,10 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import PreTrainedModel
 
 from ropewalk import config as configs
-from ropewalk.errors import InputError
+from ropewalk.errors import InputError, UnsupportedModelError
+from ropewalk.evaluate.dynamic_cache import continues_from_cache, create_cache
+from ropewalk.models.evaluation_mode import evaluation_mode
+from ropewalk.models.wrappers import unwrap_measurable_model
 
 # Shape suffixes: B batch (1), T tokens, D hidden size, V vocabulary, R rows of one softmax.
 _HEAD_BLOCK = 256  # tokens whose logits exist at the same time
@@ -34,23 +37,34 @@ def token_nll(
     """Yield the negative log-likelihood of each token after the first, in nats, in consecutive parts.
 
     Args:
-        model: a causal language model of transformers, in evaluation mode.
+        model: a causal language model of transformers, or a wrapper of one. It is in evaluation mode while it reads.
         ids_T: token ids.
         on_tokens: called with the number of tokens read since its last call; a fraction, since it is called after
             each layer.
         chunk: tokens per forward call, the earlier ones being in the KV cache. By default as many as keep the
-            activations within 512 MiB.
+            activations within 512 MiB, or the whole text if the model cannot continue from a `DynamicCache`.
+
+    Raises UnsupportedModelError for a wrapper that adds virtual tokens, and for a model without a language modeling
+    head. Raises InputError for a chunk if the model cannot continue from a `DynamicCache`.
     """
+    model = unwrap_measurable_model(model)
+    body = _find_body(model)
     total = len(ids_T)
-    chunk = min(chunk or _default_chunk(model), total)
     ids_BT = ids_T[None].to(model.device)
-    cache = DynamicCache(config=configs.get_text_config(model.config)) if chunk < total else None
-    for start in range(0, total, chunk):
-        with torch.inference_mode():  # inside the loop: a generator must not leave the mode switched on at a yield
-            chunk_BT = ids_BT[:, start : start + chunk]
+    chunk_length = min(chunk or _default_chunk(model), total)
+    if chunk_length < total and not continues_from_cache(model):
+        if chunk is not None:
+            expected = f"the whole text at once for {type(model).__name__}, which cannot continue from a DynamicCache"
+            raise InputError("chunk", chunk, expected)
+        chunk_length = total
+    cache = create_cache(model) if chunk_length < total else None
+    for start in range(0, total, chunk_length):
+        # Inside the loop: a generator must not leave these modes switched on at a yield.
+        with torch.inference_mode(), evaluation_mode(model):
+            chunk_BT = ids_BT[:, start : start + chunk_length]
             with _count_tokens(model, chunk_BT.shape[1], on_tokens):
-                outputs = model.base_model(input_ids=chunk_BT, past_key_values=cache, use_cache=cache is not None)
-            nll = _head_nll(model, chunk_BT, outputs, ids_BT[0, start + 1 : start + chunk + 1])
+                outputs = body(input_ids=chunk_BT, past_key_values=cache, use_cache=cache is not None)
+            nll = _head_nll(model, body, chunk_BT, outputs, ids_BT[0, start + 1 : start + chunk_length + 1])
         yield nll
 
 
@@ -59,12 +73,25 @@ def perplexity_of(mean_nll: float) -> float:
     return math.exp(min(mean_nll, _MAX_MEAN_NLL))
 
 
-def _head_nll(model: Any, ids_BT: Tensor, outputs: Any, targets_T: Tensor) -> NDArray[np.float64]:
+def _find_body(model: Any) -> Any:
+    """Return the part of a model that computes the hidden states for its head."""
+    if model.base_model is not model:
+        return model.base_model
+    # Llama 4 names a base model that it does not have: take the outermost part that embeds tokens and has no head.
+    embedding = model.get_input_embeddings()
+    for part in model.modules():
+        is_body = isinstance(part, PreTrainedModel) and part is not model and part.get_output_embeddings() is None
+        if is_body and embedding in part.modules():
+            return part
+    raise UnsupportedModelError(type(model).__name__, "it has no language modeling head")
+
+
+def _head_nll(model: Any, body: Any, ids_BT: Tensor, outputs: Any, targets_T: Tensor) -> NDArray[np.float64]:
     """Return the loss of each target, running the head of the model on the outputs of its body, block by block."""
     hidden_BTD = outputs.last_hidden_state
     # Allocate the result before the loop: small allocations inside it would fragment the heap between freed logits.
     nll_T = torch.empty(len(targets_T), dtype=torch.float32, device=hidden_BTD.device)
-    with _head_only(model, outputs):
+    with _head_only(body, outputs):
         for start in range(0, len(targets_T), _HEAD_BLOCK):
             block = slice(start, min(start + _HEAD_BLOCK, len(targets_T)))
             outputs.last_hidden_state = hidden_BTD[:, block]
@@ -76,11 +103,8 @@ def _head_nll(model: Any, ids_BT: Tensor, outputs: Any, targets_T: Tensor) -> ND
 
 
 @contextmanager
-def _head_only(model: Any, outputs: Any) -> Iterator[None]:
+def _head_only(body: Any, outputs: Any) -> Iterator[None]:
     """Within the block, make a call of the model skip its body and run its head on `outputs`."""
-    body = model.base_model
-    if body is model:
-        raise InputError("model", type(model).__name__, "a model with a language modeling head")
     instance_forward = vars(body).get("forward")  # accelerate (device_map) installs its hooks as an instance attribute
     body.forward = lambda *args, **kwargs: outputs
     try:
@@ -115,5 +139,8 @@ def _count_tokens(model: Any, tokens: int, on_tokens: Callable[[float], None] | 
 def _default_chunk(model: Any) -> int:
     """Return how many tokens fit into `_ACTIVATION_BYTES`, from the widths of the widest layer (the MLP)."""
     config = configs.get_text_config(model.config)
-    width = 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size) + 4 * config.hidden_size
+    mlp_width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    if not isinstance(mlp_width, int):  # Gemma 3n lists the width of each layer
+        mlp_width = max(mlp_width)
+    width = 3 * mlp_width + 4 * config.hidden_size
     return max(_HEAD_BLOCK, _ACTIVATION_BYTES // (width * model.dtype.itemsize))

@@ -6,6 +6,7 @@ answered in batches of similar length. Either way an answer is the one that the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +17,11 @@ from transformers.cache_utils import DynamicLayer
 
 from ropewalk import config as configs
 from ropewalk.compat.transformers import without_length_reminder
+from ropewalk.evaluate.dynamic_cache import continues_from_cache, create_cache
 from ropewalk.evaluate.sample import Sample, truncate_at_stop
+from ropewalk.models.evaluation_mode import evaluation_mode
 from ropewalk.models.extend import extended, extension_of
+from ropewalk.models.wrappers import unwrap_measurable_model
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.policies import Policy, RequestPolicy
 
@@ -29,22 +33,20 @@ _MAX_PADDING = 0.1  # largest share of padding in a row of a batch
 
 
 class TextGenerator:
-    """A causal language model of transformers with its tokenizer."""
+    """A causal language model of transformers, or a wrapper of one, with its tokenizer.
+
+    Raises UnsupportedModelError for a wrapper that adds virtual tokens.
+    """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model = model
+        self.model = unwrap_measurable_model(model)
         self.tokenizer = tokenizer
 
     @contextmanager
     def scaled(self, scaling: Scaling, policy: Policy) -> Iterator[None]:
         """Within the block, run the model under a scaling and in evaluation mode; afterwards it is as before."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with extended(self.model, scaling, policy=policy):
-                yield
-        finally:
-            self.model.train(was_training)
+        with extended(self.model, scaling, policy=policy), evaluation_mode(self.model):
+            yield
 
     def generate(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
         """Yield the greedy answer to each prompt as soon as it is known, in any order.
@@ -69,7 +71,12 @@ class TextGenerator:
     def _shares_prefix(self, previous: Sample, sample: Sample) -> bool:
         """Return whether `sample` can continue from the cache of `previous`, and gains by it."""
         shared = _common_prefix_length(previous.prompt, sample.prompt)
-        return shared >= _MIN_SHARED_FRACTION * len(sample.prompt) and self._has_same_keys(previous, sample)
+        is_long_enough = shared >= _MIN_SHARED_FRACTION * len(sample.prompt)
+        return is_long_enough and self._has_same_keys(previous, sample) and self._continues_from_cache
+
+    @functools.cached_property
+    def _continues_from_cache(self) -> bool:
+        return continues_from_cache(self.model)
 
     def _has_same_keys(self, previous: Sample, sample: Sample) -> bool:
         """Return whether both prompts are read with the same frequencies, so that cached keys are valid for both.
@@ -98,13 +105,13 @@ class TextGenerator:
 
     def _answer_with_shared_cache(self, chain: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
         """Answer prompts one after the other, each from the cache of the one before, cropped to the common prefix."""
-        cache = self._new_cache()
+        cache = create_cache(self.model)
         cached: list[int] = []
         for sample in chain:
             # Keep at least the last token of the prompt: the model must compute its logits.
             shared = min(_common_prefix_length(cached, sample.prompt), len(sample.prompt) - 1)
             if any(type(layer) is not DynamicLayer for layer in cache.layers):
-                cache = self._new_cache()  # a sliding window or a recurrent state cannot be cropped
+                cache = create_cache(self.model)  # a sliding window or a recurrent state cannot be cropped
             elif shared < cache.get_seq_length():
                 cache.crop(shared - cache.get_seq_length())
             cached = sample.prompt
@@ -149,9 +156,6 @@ class TextGenerator:
             self.model.generation_config = model_defaults
         answers = self.tokenizer.batch_decode(out_BT[:, longest:], skip_special_tokens=True)
         return [truncate_at_stop(answer, stop) for answer in answers]
-
-    def _new_cache(self) -> DynamicCache:
-        return DynamicCache(config=configs.get_text_config(self.model.config))
 
 
 class _StopStrings(StoppingCriteria):
