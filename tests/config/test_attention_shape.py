@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.helpers.architectures import LONG_IDS, MULTIMODAL_MODELS, TEXT_MODELS, build, build_with_random_weights
 from tests.helpers.real_configs import real_config_path
-from transformers import DynamicCache
+from transformers import CONFIG_MAPPING, DynamicCache
 
 from ropewalk.config import LayerShape, read
 from ropewalk.config.gguf_attention_shape import parse_gguf_attention_shape
@@ -104,6 +104,17 @@ def test_layer_that_reads_the_latents_of_another_keeps_at_most_its_indexer(index
     text_config = model.config.get_text_config()
     text_config.kv_source_layers, text_config.indexer_types = [0, 0], ["full", indexer_type]
     assert_shape_matches_cache(build_with_random_weights(type(model), model.config))
+
+
+# Without fields, the first has an odd number of rotary dimensions and the others have no rotary embedding.
+NOT_READ_WITHOUT_FIELDS = {"glm4_moe", "granitemoehybrid", "zamba2"}
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT_MODELS if name not in NOT_READ_WITHOUT_FIELDS])
+def test_shape_without_any_field_is_that_of_the_class(name):
+    # The configuration leaves everything out; the class of the architecture fills it in.
+    config = CONFIG_MAPPING[name]().get_text_config(decoder=True)
+    assert read({"model_type": config.model_type}).attention == read(type(config)()).attention
 
 
 # name in tests/real_configs, tokens, GiB in bfloat16

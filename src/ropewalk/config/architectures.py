@@ -52,10 +52,12 @@ TRANSFORMERS_4_ROPE_THETA = {
 # defaults of fields are in class_defaults.json.
 # Source: `__post_init__` in configuration_*.py of transformers 5.
 HIDDEN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dbrx": {"attn_config": {"kv_n_heads": 1}},
     "diffusion_gemma_text": {"global_head_dim": 512},
-    "embedding_gemma2_text": {"global_head_dim": 512},
+    "embedding_gemma2_text": {"global_head_dim": 512, "num_global_key_value_heads": 1},
     "gemma4_text": {"global_head_dim": 512},
     "gemma4_unified_text": {"global_head_dim": 512},
+    "hrm_text": {"H_cycles": 2, "L_cycles": 3},
     "dots3_note_text": {
         "sliding_window": 512, "swa_num_attention_heads": 64, "swa_num_key_value_heads": 64, "swa_q_lora_rank": 1024,
         "swa_kv_lora_rank": 1024, "swa_head_dim": 256, "swa_qk_nope_head_dim": 192, "swa_v_head_dim": 128,
@@ -161,3 +163,7 @@ SLIDING_KV_HEADS_MULTIPLIER = {"mimo_v2_flash": 2}
 NO_ROPE_IN_FULL_ATTENTION_MODEL_TYPES = frozenset({
     "afmoe", "beam", "cohere2", "exaone4", "exaone_moe", "kolibri1", "llama4", "llama4_text",
 })  # fmt: skip
+
+# Every n-th layer has an indexer of its own, the others reuse its selection. All other architectures: every layer.
+# Source: configuration_hy_v4.py of transformers 5.23.
+INDEXER_PERIOD = {"hy_v4": 4}

@@ -87,9 +87,9 @@ def parse_attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
     Raises InputError for sizes that are not whole numbers above 0.
     """
     num_layers = get_count(config, *_NUM_LAYERS_FIELDS)
-    if not (num_layers and get_count(config, *NUM_HEADS_FIELDS) and compute_head_dim(config)):
+    if not (num_layers and _parse_kv_heads(config, 0) is not None and compute_head_dim(config)):
         return None
-    num_layers *= architectures.ATTENTIONS_PER_LAYER.get(str(config.get("model_type")), 1)
+    num_layers *= _count_attentions_per_layer(config)
     check_layer_count(num_layers)
     layer_types = config["layer_types"] * (num_layers // len(config["layer_types"]))
     layers = tuple(_parse_layer(config, index, layer_type) for index, layer_type in enumerate(layer_types))
@@ -139,6 +139,14 @@ def _override_for_layer(config: Mapping[str, Any], index: int, layer_type: str) 
     return {**config, **{name: value for name, value in overrides.items() if value is not None}}
 
 
+def _count_attentions_per_layer(config: Mapping[str, Any]) -> int:
+    """Return how many attentions, each with a KV cache, belong to one layer that the configuration counts."""
+    if config.get("model_type") == "hrm_text" and config.get("num_layers_per_stack") is None:
+        # Each cycle runs the same layers again, with keys of its own. Source: configuration_hrm_text.py.
+        return (get_count(config, "H_cycles") or 1) * ((get_count(config, "L_cycles") or 0) + 1)
+    return architectures.ATTENTIONS_PER_LAYER.get(str(config.get("model_type")), 1)
+
+
 def _parse_token_sizes(config: Mapping[str, Any], index: int) -> tuple[int, int, int]:
     """Return the KV heads of a layer and the sizes of a key and of a value of one head."""
     latent_dim = get_count(config, "kv_lora_rank")
@@ -146,11 +154,11 @@ def _parse_token_sizes(config: Mapping[str, Any], index: int) -> tuple[int, int,
         return 1, latent_dim, get_count(config, "qk_rope_head_dim") or 0
     head_dim = compute_head_dim(config)
     assert head_dim is not None  # checked by parse_attention_shape
-    return _parse_kv_heads(config, index), head_dim, get_count(config, "v_head_dim") or head_dim
+    return _parse_kv_heads(config, index) or 0, head_dim, get_count(config, "v_head_dim") or head_dim
 
 
-def _parse_kv_heads(config: Mapping[str, Any], index: int) -> int:
-    """Return the KV heads of a layer, which may be 0."""
+def _parse_kv_heads(config: Mapping[str, Any], index: int) -> int | None:
+    """Return the KV heads of a layer, which may be 0; None if the configuration does not contain them."""
     blocks = config.get("block_configs")
     if isinstance(blocks, list) and index < len(blocks) and isinstance(blocks[index], Mapping):
         return _parse_kv_heads_of_block(config, blocks[index].get("attention"))
@@ -161,7 +169,9 @@ def _parse_kv_heads(config: Mapping[str, Any], index: int) -> int:
     # Falcon's first architecture has a single head of keys and values for all heads of queries.
     if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
         return 1
-    return get_count(config, *_NUM_KV_HEADS_FIELDS, *NUM_HEADS_FIELDS) or 0
+    attention = config.get("attn_config")  # DBRX
+    stated = get_count(attention, "kv_n_heads") if isinstance(attention, Mapping) else None
+    return stated or get_count(config, *_NUM_KV_HEADS_FIELDS, *NUM_HEADS_FIELDS)
 
 
 def _parse_kv_heads_of_block(config: Mapping[str, Any], attention: Any) -> int:
@@ -187,14 +197,28 @@ def _parse_window(config: Mapping[str, Any], layer_type: str, compression: int |
         return get_count(config, "attention_chunk_size")
     if compression is None and not is_local(layer_type):
         return None
-    return get_count(config, "sliding_window", "attention_window_size")
+    window = get_count(config, "sliding_window", "attention_window_size")
+    local_attention = get_count(config, "local_attention")  # ModernBERT: on both sides of a token
+    return window or (local_attention // 2 if local_attention else None)
 
 
 def _parse_indexer_dim(config: Mapping[str, Any], index: int, layer_type: str) -> int:
     """Return the numbers that the indexer of a layer keeps for each token, 0 without an indexer of its own."""
-    types = config.get("indexer_types")
-    is_shared = isinstance(types, list) and index < len(types) and types[index] == "shared"
-    if is_shared or layer_type not in _INDEXED_LAYER_TYPES:
+    if layer_type not in _INDEXED_LAYER_TYPES or not _has_own_indexer(config, index):
         return 0
     heads = get_count(config, "indexer_kv_heads") or 1
     return heads * (get_count(config, "index_head_dim", "indexer_head_dim") or 0)
+
+
+def _has_own_indexer(config: Mapping[str, Any], index: int) -> bool:
+    """Return whether a layer selects tokens itself and does not reuse the selection of an earlier layer.
+
+    Source: `indexer_types` in configuration_glm_moe_dsa.py and configuration_hy_v4.py of transformers 5.23.
+    """
+    types = config.get("indexer_types") or config.get("index_topk_pattern")
+    if isinstance(types, list | str):
+        return index >= len(types) or types[index] not in ("shared", "S")
+    default_period = architectures.INDEXER_PERIOD.get(str(config.get("model_type")), 1)
+    period = get_count(config, "index_topk_freq") or default_period
+    offset = get_count(config, "index_skip_topk_offset") or 2
+    return max(index - offset + 1, 0) % period == 0
