@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 from tests.helpers.gguf_model import small_gguf
+from tests.helpers.real_configs import real_config_path
 
 import ropewalk as rw
 from ropewalk import config as configs
@@ -269,3 +270,10 @@ def test_other_content_is_refused(tmp_path, content):
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     assert error_message(path).startswith("model: got ")
+
+
+def test_gemma3_27b_good_gguf_declares_the_length_after_scaling():
+    result = configs.read(str(real_config_path("gemma3_27b_good.gguf")))
+    assert result.max_length == 131_072
+    assert result.main_layer.rope.original_length == 131_072 / 8
+    assert result.main_layer.scaling == rw.Linear(factor=8)

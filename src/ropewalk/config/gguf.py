@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,10 +89,14 @@ class _GgufParser:
         has_rope = self.get("rope.freq_base") is not None or self.architecture in ROPE_GGUF_ARCHITECTURES
         if not dim or not context or not has_rope:
             raise IncompleteConfigError("model", self.source, "a GGUF file of a model with rope fields")
-        original_length = self.get("rope.scaling.original_context_length") or context
+        stated_length = self.get("rope.scaling.original_context_length")
         layout: Layout = "interleaved" if self.architecture in INTERLEAVED_GGUF_ARCHITECTURES else "half"
-        rope = Rope(int(dim), float(self.get("rope.freq_base", 10_000.0)), int(original_length), layout)
-        main_layer = LayerRope(rope, self.parse_scaling(rope))
+        rope = Rope(int(dim), float(self.get("rope.freq_base", 10_000.0)), int(stated_length or context), layout)
+        scaling, main_rope = self.parse_scaling(rope), rope
+        if isinstance(scaling, Linear) and self.architecture == "gemma3" and not stated_length:
+            # Gemma 3 declares the length after scaling.
+            main_rope = dataclasses.replace(rope, original_length=round(context / scaling.factor))
+        main_layer = LayerRope(main_rope, scaling)
         ropes = {ALL_LAYERS: main_layer}
         if self.architecture in SLIDING_ROPE_FREQ_BASE and self.get("attention.sliding_window"):
             ropes = {"full_attention": main_layer, "sliding_attention": self.parse_sliding_layer(rope)}
