@@ -352,6 +352,17 @@ def test_lists_without_a_factor_are_extended_from_their_slowest_frequency(tmp_pa
     path = small_gguf(tmp_path / "llama.gguf", {"context_length": 131_072}, divisors)
     result = plan(str(path), 262_144)
     assert result.scaling == rw.YaRN(factor=20, original_length=16_384)
+    assert result.max_position_embeddings == 20 * 16_384
+
+
+def test_lists_without_a_factor_are_extended_from_the_declared_length(tmp_path):
+    # Phi-3 as a GGUF file: trained on 4,096 tokens, with lists for 131,072
+    lists = {"rope_factors_short.weight": [1.0] * 32, "rope_factors_long.weight": [1.0 + i for i in range(32)]}
+    fields = {"context_length": 131_072, "rope.scaling.original_context_length": 4096}
+    path = small_gguf(tmp_path / "phi3.gguf", fields, lists, architecture="phi3")
+    result = plan(str(path), 262_144)
+    assert result.scaling == rw.YaRN(factor=80)  # 32 x (2 x 1.25)
+    assert result.max_position_embeddings == 80 * 4096
 
 
 def test_plan_of_gemma3_27b_good_gguf():

@@ -257,8 +257,8 @@ def _choose_declared_length(
     main_dict = (rope_parameters or {}).get(model_config.main_layer_type, rope_parameters or {})
     original = layer.scaling.resolve_original_length(layer.rope)
     if layer.scaling != NoScaling() and (model_config.max_length or 0) > original:  # it declares the scaled length
-        growth = scaling.extension_factor(layer.rope) / layer.scaling.extension_factor(layer.rope)
-        return max(target, round(_compute_current_length(model_config) * growth))
+        scaled_length = scaling.resolve_original_length(layer.rope) * scaling.extension_factor(layer.rope)
+        return max(target, round(scaled_length))
     declared = configs.compute_max_position_embeddings(scaling, layer.rope, main_dict)
     return max(declared, target) if main_dict.get("original_max_position_embeddings") else declared
 

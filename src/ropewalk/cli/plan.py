@@ -26,7 +26,7 @@ def command(model: ModelArgument, target: TargetOption, json: JsonOption = False
     for reason in result.reasons:
         console.print(f"  - {reason}")
     if changes:
-        is_gguf = any("." in name for name in changes)
+        is_gguf = any("." in name for name in changes)  # llama.rope.scaling.type, for example
         file = "fields of the GGUF file" if is_gguf else "config.json for transformers 5"
         console.print(f"{file} (null removes a field):")
         print(jsonlib.dumps(changes, indent=2))
