@@ -527,6 +527,38 @@ class TestConfig:
         assert not [record for record in caplog.records if record.name.startswith("transformers")]
 
 
+@pytest.mark.filterwarnings("ignore:transformers cannot express")
+class TestOffloadedModels:
+    """accelerate keeps offloaded weights on the meta device and loads them while a module runs."""
+
+    @pytest.fixture
+    def offloaded(self, llama, tmp_path):
+        llama.save_pretrained(tmp_path / "model")
+        model = type(llama).from_pretrained(
+            tmp_path / "model", device_map={"": "disk"}, offload_folder=tmp_path / "offloaded", offload_buffers=True
+        )
+        assert model.model.embed_tokens.weight.device.type == "meta"
+        return model.eval()
+
+    @pytest.mark.parametrize("scaling", ["yarn:factor=4", "dynamic-yarn"])
+    def test_are_extended_and_restored(self, llama, offloaded, scaling):
+        plain = compute_logits(llama, ids=LONG_IDS)
+        expected = compute_logits(rw.extend(llama, scaling), ids=LONG_IDS)
+        assert relative_difference(compute_logits(rw.extend(offloaded, scaling), ids=LONG_IDS), expected) < TOLERANCE
+        assert torch.equal(compute_logits(rw.restore(offloaded), ids=LONG_IDS), plain)
+
+    def test_a_cached_text_outgrows_its_frequencies(self, llama, offloaded):
+        expected = in_chunks(rw.extend(llama, rw.DynamicYaRN(), policy=EVERY_TOKEN), LONG_IDS, 16)
+        rw.extend(offloaded, rw.DynamicYaRN(), policy=EVERY_TOKEN)
+        assert relative_difference(in_chunks(offloaded, LONG_IDS, 16), expected) < TOLERANCE
+
+    def test_a_model_without_weights_is_refused(self, llama):
+        with torch.device("meta"):
+            model = type(llama)(llama.config)
+        with pytest.raises(rw.InputError, match="its frequencies are on the meta device; load the weights first"):
+            rw.extend(model, YARN)
+
+
 class TestRefused:
     def test_frequencies_that_the_config_does_not_describe(self, llama):
         llama.model.rotary_emb.inv_freq *= 0.5

@@ -89,8 +89,11 @@ class RotaryModule:
     def layers(self) -> dict[str, RotaryLayer]:
         """Return what the module computes for each of its layer types, by probing it if it changed since last time.
 
-        Raises UnsupportedModelError if that is not cos and sin of positions times the frequencies of its config.
+        Raises UnsupportedModelError if that is not cos and sin of positions times the frequencies of its config, and
+        on the meta device, which holds no numbers.
         """
+        if self.device.type == "meta":
+            raise UnsupportedModelError(self.label, "its frequencies are on the meta device; load the weights first")
         return cached_probe(self.module, self._fingerprint(), self._probe_layers)
 
     def computes(
