@@ -203,7 +203,9 @@ def corrupt(data, draw, within=4096):
     """Return the bytes of a file with a few of the first `within` changed, removed or repeated."""
     content = bytearray(data)
     for _ in range(draw.randint(1, 6)):
-        position = draw.randrange(max(1, min(len(content) - 1, within)))
+        if not content:
+            break
+        position = draw.randrange(min(len(content), within))
         action = draw.random()
         if action < 0.5:
             content[position] = draw.randrange(256)
@@ -215,7 +217,7 @@ def corrupt(data, draw, within=4096):
             del content[position : position + draw.randint(1, 64)]
         else:
             content[position:position] = content[position : position + draw.randint(1, 64)]
-    return bytes(content[: draw.randrange(len(content))] if draw.random() < 0.1 else content)
+    return bytes(content[: draw.randrange(len(content) + 1)] if draw.random() < 0.1 else content)
 
 
 class Tally:
