@@ -8,6 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 from tests.helpers.completions_server import run_server
+from tests.helpers.fuzz_servers import run_raw_server
 
 from ropewalk import InputError, json_requests
 from ropewalk.json_requests import JsonServer, RequestRefusedError
@@ -109,6 +110,16 @@ def test_a_redirect_is_refused_and_the_other_host_gets_no_request(waits, status)
                 assert "pass" not in str(caught.value)
                 assert "abc" not in str(caught.value)
     assert elsewhere == []
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("status_line", [b"HTTP/1.1 20\r\n", b"HTTP/1.1 " + b"9" * 5000 + b"\r\n", b"\x1b[31m\r\n"])
+def test_a_broken_status_is_one_short_line(waits, method, status_line):
+    with run_raw_server() as (url, responses):
+        responses["version"] = status_line + b"\r\n{}"
+        with pytest.raises((InputError, RuntimeError), match=r"^[^\n\x1b]*$") as caught:
+            JsonServer(url, KEY).request(method, "path", {})
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("location", ["http://[broken", "", "\x01"])

@@ -97,7 +97,8 @@ class JsonServer:
             if is_final or failures == _MAX_ATTEMPTS or waited > _MAX_WAIT:
                 break
             sleep(wait)
-        problem = self._remove_key(problem)
+        printable = filter(str.isprintable, one_line(self._remove_key(problem)))  # parts of it may be from the server
+        problem = "".join(printable)[:_MAX_SERVER_MESSAGE]
         if method == "GET":
             raise InputError("url", f"{self.url} ({problem})", "the URL of a running server")
         raise RuntimeError(f"{self.url} did not respond: {problem}")
