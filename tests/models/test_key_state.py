@@ -28,7 +28,7 @@ from transformers import DynamicCache
 import ropewalk as rw
 from ropewalk.models.cache_layout import RotatedChannels
 from ropewalk.models.channel_layout import ChannelLayout
-from ropewalk.models.key_state import KeyState, get_key_state, tokens_seen
+from ropewalk.models.key_state import KeyState, attach_key_state, get_key_state, tokens_seen
 from ropewalk.models.rotary_table import RotaryTable
 
 pytestmark = [
@@ -259,3 +259,27 @@ class TestPrecision:
     @staticmethod
     def pair_norms(x):
         return torch.hypot(*x.chunk(2, dim=-1))
+
+
+class TestIdentity:
+    @pytest.mark.parametrize("scaling", [SCALING, rw.YaRN(factor=4)], ids=str)
+    def test_a_cache_of_another_model_at_the_address_of_an_earlier_one_is_refused(self, scaling):
+        model, other = extended_model(scaling=scaling), build("llama")
+        other.model.layers[1].self_attn.k_proj.weight.data *= 1.1
+        _, foreign = read_text(rw.extend(other, scaling), TEXT[:, :20])
+        _, own = read_text(model, TEXT[:, :20])
+        continue_text(model, TEXT[:, 20:21], own)
+        state = get_key_state(own)
+        vars(state).update(vars(get_key_state(foreign)))  # as if the state of `own` had been deleted
+        attach_key_state(foreign, state)
+        with pytest.raises(RuntimeError, match="20 tokens of another model"):
+            continue_text(model, TEXT[:, 20:21], foreign)
+
+    def test_a_copied_state_is_checked_again(self):
+        model = extended_model()
+        _, cache = read_text(model, TEXT[:, :20])
+        twin, twins = copy.deepcopy(model), copy.deepcopy(cache)
+        twin.model.layers[1].self_attn.k_proj.weight.data *= 1.1
+        with pytest.raises(RuntimeError, match="20 tokens of another model"):
+            continue_text(twin, TEXT[:, 20:21], twins)
+        continue_text(model, TEXT[:, 20:21], twins)
