@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.helpers.real_configs import load_real_config
+from tests.helpers.rotary_tables import compute_tables
+from transformers import AutoConfig
 
 from ropewalk import config as configs
-from ropewalk.errors import UnsupportedScalingError
+from ropewalk.config.scaled_fields import expected_scalings
+from ropewalk.errors import InputError, UnsupportedScalingError
 from ropewalk.scaling import parse
 from ropewalk.serving.engines import find_engine
 from ropewalk.serving.engines.base import EngineConfigError
@@ -50,6 +53,18 @@ class TestMLXLM:
         with pytest.raises(EngineConfigError, match=r"model_type: got 'deepseek_v4'.*MLX-LM 0\.32\.2"):
             find_engine("mlx-lm").interpret(load_real_config("dsv4"), 131_072)
 
+    def test_qwen35_lost_has_the_base_of_its_file(self):
+        # mlx_lm/models/qwen3_5.py: rope_parameters.get("rope_theta", 100000.0)
+        assert find_engine("mlx-lm").interpret(load_real_config("qwen35_lost"), 262_144).main_layer.rope.base == 100_000
+
+    def test_mimo_can_only_get_another_base(self):
+        config, engine = load_real_config("mimo"), find_engine("mlx-lm")
+        with pytest.raises(UnsupportedScalingError, match="the nearest is ntk:factor=2"):
+            encode(engine, config, interpret_as_trained(config), parse("yarn:factor=2"), 524_288)
+        candidate = encode(engine, config, interpret_as_trained(config), parse("ntk:factor=2"), 524_288)
+        assert candidate.changes["rope_theta"] == pytest.approx(5e6 * 2 ** (64 / 62))
+        assert "swa_rope_theta" not in candidate.changes
+
     def test_an_architecture_accepts_a_type_and_ignores_it(self):
         config = {
             "model_type": "qwen2_moe", "hidden_size": 2048, "num_attention_heads": 16, "max_position_embeddings": 8192,
@@ -60,6 +75,58 @@ class TestMLXLM:
         config["rope_scaling"] = {"type": "yarn", "factor": 4.0}
         with pytest.raises(EngineConfigError, match="linear"):
             find_engine("mlx-lm").interpret(config, 8192)
+
+
+class TestSGLang:
+    def test_mixtral_yarn_is_not_scaled(self):
+        config = load_real_config("mixtral_yarn")
+        np.testing.assert_allclose(main_frequencies("sglang", config, 65_536).inv_freq[-1], 1e6 ** (-126 / 128))
+        assert find_engine("sglang").explain(config) == "its MixtralForCausalLM never reads a scaling"
+
+
+class TestTransformers:
+    """Rope types, and exports in the form that each architecture reads: the rotary module is the reference."""
+
+    def test_kimi_k3_draft_has_a_type_that_transformers_does_not_know(self):
+        with pytest.raises(EngineConfigError, match="rope_type: got 'deepseek_yarn'; expected default, linear"):
+            find_engine("transformers").interpret(load_real_config("kimi_k3_draft"), 32_768)
+
+    @pytest.mark.parametrize(
+        "case",
+        ["mimo", "step37", "dsv4", "olmo3_7b", "gemma3_27b", "gemma4_31b", "qwen35_top", "qwen3vl_top", "qwen25vl_yarn",
+         "qwen3_30b_a3b_yarn", "mixtral_yarn", "qwen3_next", "llama4s", "kimi_k3_draft", "swift_qwen3"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("spec", ["yarn:factor={}", "linear:factor={}"])
+    def test_the_rotary_module_reads_an_export_as_the_scaling(self, case, spec):
+        config, engine = load_real_config(case), find_engine("transformers")
+        trained = interpret_as_trained(config)
+        length = 2 * trained.max_length
+        scaling = parse(spec.format(length / trained.main_layer.rope.original_length))
+        try:
+            candidate = encode(engine, config, trained, scaling, length)
+        except UnsupportedScalingError:
+            assert case == "gemma4_31b", "only layers that rotate a part of their pairs have no other scaling"
+            return
+        parsed = AutoConfig.for_model(**candidate.config)
+        tables = compute_tables(parsed.get_text_config(decoder=True))
+        expected = expected_scalings(trained, scaling)
+        for layer_type, (inv_freq, attention_factor) in tables.items():
+            layer = trained.ropes.get(layer_type) or trained.main_layer
+            frequencies = configs.compute_layer_frequencies(expected.get(layer_type, scaling), layer, length)
+            np.testing.assert_allclose(inv_freq, frequencies.inv_freq, rtol=2e-6, err_msg=layer_type)
+            assert attention_factor == pytest.approx(frequencies.attention_factor)
+        assert set(trained.ropes) in (set(tables), {"all"})
+
+    def test_qwen35_top_moves_into_the_text_part(self):
+        config = load_real_config("qwen35_top")
+        candidate = encode(
+            find_engine("transformers"), config, interpret_as_trained(config), parse("yarn:factor=4"), 2**20
+        )
+        assert "rope_scaling" not in candidate.config
+        assert candidate.changes["rope_scaling"] is None
+        assert candidate.config["text_config"]["rope_parameters"]["rope_type"] == "yarn"
+        with pytest.raises(InputError, match="no option removes rope_scaling"):
+            find_engine("vllm").build_command("model", 2**20, candidate.changes)
 
 
 class TestVLLM:

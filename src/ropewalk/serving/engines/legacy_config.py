@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from ropewalk import config as configs
-from ropewalk.config import ModelConfig, get_text_config_dict
+from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
 from ropewalk.config.architectures import TRANSFORMERS_4_ROPE_THETA
 from ropewalk.config.normalize import get_rope_theta
 from ropewalk.errors import InputError
@@ -45,5 +45,10 @@ def interpret_legacy_config(
     if model_type.startswith("gemma3"):
         text.setdefault("rope_local_base_freq", _DEFAULT_ROPE_THETA)
     model_config = configs.from_dict(text)
-    main = dataclasses.replace(model_config.main_layer, scaling=NoScaling(), rope_dict=rope_scaling)
+    rope, base = model_config.main_layer.rope, get_rope_theta(text, {})
+    if not isinstance(
+        base, list
+    ):  # the class in transformers 5 may ignore a base outside rope_parameters, as MiMo's does
+        rope = dataclasses.replace(rope, base=float(base))
+    main = LayerRope(rope, NoScaling(), rope_scaling)
     return dataclasses.replace(model_config, ropes={**model_config.ropes, model_config.main_layer_type: main})

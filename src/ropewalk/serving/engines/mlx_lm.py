@@ -66,7 +66,7 @@ class MLXLM(FolderEngine):
                 raise InputError(field, None, f"a value outside the rope dict, which mlx_lm/models/{name}.py requires")
         rope_parameters = text.get("rope_parameters") or {}
         if rope_parameters and row["rope_parameters"] == "scaling" and not text.get("rope_scaling"):
-            model_config = interpret_as_trained(config)
+            model_config = interpret_as_trained(_with_default_base(text, row))
             return map_scalings(model_config, lambda layer: self._interpret_layer(layer, model_config, row))
         if rope_parameters and row["rope_parameters"] == "base":
             if any(isinstance(value, Mapping) for value in rope_parameters.values()):
@@ -132,6 +132,16 @@ class MLXLM(FolderEngine):
             low, high = float(rope_dict.get("low_freq_factor", 1.0)), float(rope_dict.get("high_freq_factor", 4.0))
             return Llama3(factor, low, high, original_length=rope_dict.get(_ORIGINAL_LENGTH, 8192))
         return _read_yarn(rope_dict, factor, scales_softmax=row["softmax_factor"])
+
+
+def _with_default_base(text: Config, row: Mapping[str, Any]) -> Config:
+    """Return a text part whose rope_parameters have the base that the architecture's file takes if they have none."""
+    rope_parameters = text["rope_parameters"]
+    is_nested = any(isinstance(value, Mapping) for value in rope_parameters.values())
+    base = text.get("rope_theta") or row["rope_theta"]
+    if is_nested or base is None:
+        return text
+    return {**text, "rope_parameters": {"rope_theta": base, **rope_parameters}}
 
 
 def _interpret_own_code(name: str, layer: LayerRope, model_config: ModelConfig, text: Config) -> Scaling:
