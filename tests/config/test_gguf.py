@@ -111,7 +111,8 @@ def test_sliding_window_layers_have_another_base(write_gguf):
     gemma = {"attention.sliding_window": 512, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
     result = configs.read(write_gguf(gemma, architecture="gemma3"))
     assert result.main_layer_type == "full_attention"
-    assert result.ropes["full_attention"] == configs.LayerRope(PLAIN, rw.Linear(8))
+    # It declares 8192 tokens including its scaling, so it was trained on 8192 / 8.
+    assert result.ropes["full_attention"] == configs.LayerRope(rw.Rope(64, 100_000, 1024), rw.Linear(8))
     local = configs.LayerRope(rw.Rope(64, 10_000, 8192), rw.NoScaling())
     assert result.ropes["sliding_attention"] == local
     olmo = configs.read(write_gguf({**gemma, "rope.scaling.attn_factor": 1.2}, architecture="olmo2"))
@@ -277,3 +278,20 @@ def test_gemma3_27b_good_gguf_declares_the_length_after_scaling():
     assert result.max_length == 131_072
     assert result.main_layer.rope.original_length == 131_072 / 8
     assert result.main_layer.scaling == rw.Linear(factor=8)
+
+
+@pytest.mark.parametrize("architecture", ["granite", "granitehybrid"])
+def test_granite_without_rotary_embedding_is_refused(write_gguf, architecture):
+    path = write_gguf({"rope.scaling.finetuned": False}, architecture=architecture)
+    with pytest.raises(rw.InputError, match=r"it has no rotary embedding \(rope.scaling.finetuned is false\)$"):
+        configs.read(path)
+    path = write_gguf({"rope.scaling.finetuned": True}, architecture=architecture)
+    assert configs.read(path).ropes["all"].rope == PLAIN
+
+
+def test_deepseek_4_scales_only_the_layers_with_compressed_keys(write_gguf):
+    path = write_gguf({**YARN, "attention.compress_rope_freq_base": 160_000.0}, architecture="deepseek4")
+    result = configs.read(path)
+    assert result.main_layer_type == "compress"
+    compressed = configs.LayerRope(rw.Rope(64, 160_000, 2048), rw.YaRN(4, attention_factor=1.0))
+    assert result.ropes == {"compress": compressed, "main": configs.LayerRope(PLAIN, rw.NoScaling())}

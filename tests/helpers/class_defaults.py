@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import transformers
@@ -143,5 +142,4 @@ def format_class_defaults(content: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
-    path = Path(class_defaults.__file__).with_suffix(".json")
-    path.write_text(format_class_defaults(generate_class_defaults()), encoding="utf-8")
+    class_defaults.TABLE_PATH.write_text(format_class_defaults(generate_class_defaults()), encoding="utf-8")

@@ -84,8 +84,11 @@ def variants_of(model_type: str) -> dict[str, dict[str, Any]]:
     nested = {name: value for name, value in rope_parameters.items() if isinstance(value, dict)}
     if not nested:
         return VARIANTS
-    fractions = {name: value.get("partial_rotary_factor") for name, value in nested.items()}
-    kept = {name: {"partial_rotary_factor": value} if value else {} for name, value in fractions.items()}
+    kept: dict[str, dict[str, float]] = {}
+    for name, rope_dict in nested.items():
+        fraction = rope_dict.get("partial_rotary_factor")
+        is_rotated = fraction is not None and rope_dict["rope_type"] == "default"  # else an option of the scaling
+        kept[name] = {"partial_rotary_factor": fraction} if is_rotated else {}
     without = {name: {"rope_type": "default", **kept[name]} for name in nested}
     by_layer_type = {name: {**without[name], "rope_theta": 1e4 * (index + 2)} for index, name in enumerate(nested)}
     scaled = {name: {**LINEAR, **kept[name], "rope_theta": 3e4} for name in nested}

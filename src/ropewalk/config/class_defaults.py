@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+TABLE_PATH = Path(__file__).with_suffix(".json")
+
 
 @dataclass(frozen=True)
 class ClassDefaults:
@@ -54,5 +56,5 @@ def known_model_types() -> frozenset[str]:
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    table: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    table: dict[str, Any] = json.loads(TABLE_PATH.read_text(encoding="utf-8"))
     return table

@@ -20,6 +20,7 @@ from ropewalk.config.gguf_architectures import (
     FIXED_SLIDING_BASE_GGUF_ARCHITECTURES,
     INTERLEAVED_GGUF_ARCHITECTURES,
     ROPE_GGUF_ARCHITECTURES,
+    ROPE_SWITCH_GGUF_ARCHITECTURES,
     SLIDING_ROPE_FREQ_BASE,
     SOFTMAX_SCALED_GGUF_ARCHITECTURES,
     UNSCALED_SLIDING_GGUF_ARCHITECTURES,
@@ -29,7 +30,7 @@ from ropewalk.config.gguf_architectures import (
 from ropewalk.config.gguf_attention_shape import compute_gguf_head_dim, parse_gguf_attention_shape
 from ropewalk.config.gguf_header import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, read_gguf_header
 from ropewalk.config.model_config import ALL_LAYERS, LayerRope, ModelConfig
-from ropewalk.errors import IncompleteConfigError, InputError
+from ropewalk.errors import IncompleteConfigError, InputError, UnsupportedModelError
 from ropewalk.rope import Layout, Rope
 from ropewalk.scaling.base import Scaling
 from ropewalk.scaling.linear import Linear
@@ -87,6 +88,8 @@ class _GgufParser:
         dim = self.get("rope.dimension_count") or self.get("attention.key_length") or head_dim
         context = self.get("context_length")
         has_rope = self.get("rope.freq_base") is not None or self.architecture in ROPE_GGUF_ARCHITECTURES
+        if self.architecture in ROPE_SWITCH_GGUF_ARCHITECTURES and self.get("rope.scaling.finetuned") is False:
+            raise UnsupportedModelError(self.source, "it has no rotary embedding (rope.scaling.finetuned is false)")
         if not dim or not context or not has_rope:
             raise IncompleteConfigError("model", self.source, "a GGUF file of a model with rope fields")
         stated_length = self.get("rope.scaling.original_context_length")
@@ -98,6 +101,9 @@ class _GgufParser:
             main_rope = dataclasses.replace(rope, original_length=round(context / scaling.factor))
         main_layer = LayerRope(main_rope, scaling)
         ropes = {ALL_LAYERS: main_layer}
+        compressed_base = self.get("attention.compress_rope_freq_base")
+        if compressed_base is not None:
+            ropes = self.parse_compression_groups(main_layer, float(compressed_base))
         if self.architecture in SLIDING_ROPE_FREQ_BASE and self.get("attention.sliding_window"):
             ropes = {"full_attention": main_layer, "sliding_attention": self.parse_sliding_layer(rope)}
         return ModelConfig(self.architecture, ropes, int(context), parse_gguf_attention_shape(self.fields))
@@ -130,6 +136,20 @@ class _GgufParser:
         if scaling_type == "yarn" or attention_factor == 1:
             return scaling
         return _divide_frequencies(rope, scaling, attention_factor, ones)
+
+    def parse_compression_groups(self, layer: LayerRope, base: float) -> dict[str, LayerRope]:
+        """Return the two embeddings of DeepSeek V4: only layers with compressed keys are scaled, by another base.
+
+        Source: deepseek4.cpp in src/models of llama.cpp, which divides the attention factor of YaRN out again.
+        """
+        scaling = layer.scaling
+        if isinstance(scaling, YaRN):
+            scaling = dataclasses.replace(scaling, attention_factor=1.0)
+        main = dataclasses.replace(layer.rope, original_length=int(self.get("context_length")))
+        return {
+            "compress": LayerRope(dataclasses.replace(layer.rope, base=base), scaling),
+            "main": LayerRope(main, NoScaling()),
+        }
 
     def parse_yarn(self, factor: float, attn_factor: float) -> YaRN:
         """Return YaRN with that factor and that value of the field rope.scaling.attn_factor."""

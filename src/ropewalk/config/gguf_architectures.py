@@ -6,11 +6,16 @@ Facts about transformers' `model_type` names are in architectures.py.
 
 from __future__ import annotations
 
-from ropewalk.config.architectures import DEFAULT_ROPE_THETA, INTERLEAVED_MODEL_TYPES
+from ropewalk.config.architectures import INTERLEAVED_MODEL_TYPES
+from ropewalk.config.class_defaults import known_model_types
 
 # Architectures that certainly have a rotary embedding, so that a file may omit rope.freq_base (10,000 is used then).
 # GGUF uses the same names as transformers for these.
-ROPE_GGUF_ARCHITECTURES = frozenset(DEFAULT_ROPE_THETA)
+ROPE_GGUF_ARCHITECTURES = known_model_types()
+
+# Architectures for which llama.cpp rotates nothing if rope.scaling.finetuned is false.
+# Source: granite.cpp and granite-hybrid.cpp in src/models of llama.cpp.
+ROPE_SWITCH_GGUF_ARCHITECTURES = frozenset({"granite", "granitemoe", "granitehybrid"})
 
 # Architectures whose weights rotate neighboring channels. GGUF uses the same names as transformers for these.
 INTERLEAVED_GGUF_ARCHITECTURES = INTERLEAVED_MODEL_TYPES
