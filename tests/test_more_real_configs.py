@@ -6,8 +6,11 @@ configuration class and the rotary module of transformers 5.23; the others by ha
 named.
 """
 
+import numpy as np
 import pytest
 from tests.helpers.real_configs import load_real_config, real_config_path
+from tests.helpers.rotary_tables import compute_tables
+from transformers import AutoConfig
 
 from ropewalk import config as configs
 from ropewalk.errors import InputError
@@ -45,6 +48,25 @@ def find_faults(name, engine="", model=""):
 
 
 # --- frequencies and attention factors
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "command_a", "devstral2_123b", "exaone4_32b", "gemma3_1b", "glm5", "gpt_oss_20b", "hunyuan_alpha", "kimi_k2_5",
+        "laguna_attention_factor_1", "lfm2_yarn_2x", "llama31_dynamic_override", "llama4_maverick",
+        "llama_saved_by_transformers_5", "olmo31_32b", "qwen15_yarn_window_off", "qwen2vl_yarn_card", "qwen36_27b",
+        "qwen36_two_rope_dicts", "qwen3_235b_theta_1000", "qwen3_next_1m_card", "qwen3_omni", "smollm3_yarn_card",
+    ],
+)  # fmt: skip
+def test_frequencies_equal_those_of_the_rotary_module_of_transformers(name):
+    fields = load_real_config(name)
+    tables = compute_tables(AutoConfig.for_model(fields.pop("model_type"), **fields).get_text_config())
+    assert set(tables) == set(read(name).ropes)
+    for layer_type, (inv_freq, attention_factor) in tables.items():
+        found = frequencies(name, layer_type)
+        np.testing.assert_allclose(found.inv_freq, inv_freq, rtol=1e-6)
+        assert found.attention_factor == pytest.approx(attention_factor, rel=1e-12)
 
 
 def test_qwen3_next_with_the_yarn_of_its_card():
@@ -166,17 +188,18 @@ def test_qwen2_vl_with_the_yarn_of_its_card():
 # --- no rotary embedding, or one that never sees a long distance
 
 
-@pytest.mark.parametrize("name", ["kimi_k3", "jamba_mini"])
+@pytest.mark.parametrize("name", ["nemotron3_nano", "kimi_k3", "jamba_mini"])
 def test_models_without_rotary_embedding_are_refused(name):
+    # Nemotron 3 has rope_theta and partial_rotary_factor, which its attention does not use (NemotronHAttention of T);
     # Kimi K3 has qk_rope_head_dim, with mla_use_nope; Jamba has no field of a rotary embedding.
     with pytest.raises(InputError):
         make_plan(name, 524_288)
 
 
-@pytest.mark.parametrize("name", ["exaone4_32b", "command_a"])
+@pytest.mark.parametrize("name", ["exaone4_32b", "command_a", "llama4_maverick"])
 def test_no_scaling_for_models_whose_rotary_layers_see_only_a_window(name):
-    # T: the layers that attend to the whole text have no rotary embedding (modeling_exaone4, modeling_cohere2), and
-    # the others attend to 4,096 tokens, so that no angle is new in a longer text.
+    # T: the layers that attend to the whole text have no rotary embedding (modeling_exaone4, _cohere2, _llama4), and
+    # the others attend to 4,096 or 8,192 tokens, so that no angle is new in a longer text.
     try:
         result = make_plan(name, 2 * read(name).max_length)
     except InputError:
@@ -196,6 +219,10 @@ def test_no_scaling_for_models_whose_rotary_layers_see_only_a_window(name):
         ("gemma3_1b", 32_768, 139 * MIB),  # mlxcel: 22 layers capped at 512, 4 global
         ("qwen3_next_80b.gguf", 262_144, 6 * GIB),  # 12 of 48 layers, which the file does not say
         ("yarn_mistral_7b_64k.gguf", 65_536, 8 * GIB),  # 32 layers, 8 heads of 128
+        ("qwen3_next_1m_card", 1_010_000, 12 * 2 * 2 * 256 * 2 * 1_010_000),  # 12 of 48 layers, 2 heads of 256
+        ("minimax_text_01", 262_144, 10 * GIB),  # attn_type_list: 10 of 80 layers have softmax attention
+        ("llama4_maverick", 262_144, (12 * 262_144 + 36 * 8192) * 4096),  # 36 chunked layers
+        ("glm5", 131_072, 78 * (512 + 64 + 128) * 2 * 131_072),  # T caches latents and the keys of the indexer
         ("exaone4_32b", 131_072, (16 * 131_072 + 48 * 4096) * 4096),
         ("command_a", 131_072, (16 * 131_072 + 48 * 4096) * 4096),
         ("lfm2_yarn_2x", 131_072, 6 * 131_072 * 2048),  # 10 of 16 layers are convolutions
@@ -219,6 +246,12 @@ def test_two_rope_dicts_of_which_the_scaled_one_has_lost_the_base():
     finding = find_faults("qwen36_two_rope_dicts")["scaling-twice"]
     assert finding.severity == "wrong"
     assert finding.fix or finding.alternatives
+
+
+def test_a_documented_override_with_a_thousandth_of_the_base():
+    assert frequencies("qwen3_235b_theta_1000").inv_freq[-1] == pytest.approx(7.0889247e-04, rel=1e-6)  # T
+    findings = find_faults("qwen3_235b_theta_1000").values()
+    assert any(finding.field.endswith("rope_theta") for finding in findings)
 
 
 def test_a_type_that_no_library_knows():
