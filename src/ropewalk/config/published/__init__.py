@@ -40,13 +40,10 @@ class PublishedModel:
         """
         if self.long is None:
             return ()
-        main_scaling = self.long["rope_scaling"]
-        scalings = [
-            main_scaling,
-            *({**main_scaling, "factor": factor} for factor in self.long.get("other_factors", ())),
-        ]
-        lengths = [{"max_position_embeddings": n} for n in (self.long.get("max_position_embeddings"),) if n]
-        return tuple(_apply(self.config, scaling, fields) for scaling in scalings for fields in (*lengths, {}))
+        scaling, declared = self.long["rope_scaling"], self.long.get("max_position_embeddings")
+        scalings = [scaling, *({**scaling, "factor": factor} for factor in self.long.get("other_factors", ()))]
+        length_fields = [{"max_position_embeddings": declared}, {}] if declared else [{}]
+        return tuple(_apply(self.config, scaling, fields) for scaling in scalings for fields in length_fields)
 
     @property
     def model_config(self) -> ModelConfig:
@@ -55,12 +52,12 @@ class PublishedModel:
 
     def matches(self, model_config: ModelConfig) -> bool:
         """Return whether a parsed configuration equals the published one, or one of those for longer texts."""
-        return _position_fields(model_config) in self._position_fields
+        return _get_position_fields(model_config) in self._position_fields
 
     @functools.cached_property
     def _position_fields(self) -> list[tuple[Any, ...]]:
         published = map(configs.from_dict, (self.config, *self.configs_for_long_texts))
-        return [_position_fields(model_config) for model_config in published]
+        return [_get_position_fields(model_config) for model_config in published]
 
 
 @functools.cache
@@ -97,7 +94,7 @@ def _apply(config: Mapping[str, Any], rope_scaling: Mapping[str, Any], fields: M
     return {**config, **fields, rope_field: {**(config.get(rope_field) or {}), **rope_scaling}}
 
 
-def _position_fields(config: ModelConfig) -> tuple[Any, ...]:
+def _get_position_fields(config: ModelConfig) -> tuple[Any, ...]:
     """Return the values in which two configurations of the same model agree."""
     shape = config.attention
     sizes = shape.layers if shape else None
