@@ -6,6 +6,11 @@ import pytest
 from tests.helpers.real_configs import real_config_path
 
 
+def printed_changes(out):
+    """Return the JSON that is printed between the words for people."""
+    return json.loads(out[out.index("{\n") : out.rindex("}") + 1])
+
+
 def test_json_has_the_plan_and_the_changes(run):
     status, out, _ = run("plan", real_config_path("mimo"), "--target", "512k", "--json")
     document = json.loads(out)
@@ -21,14 +26,14 @@ def test_json_has_the_plan_and_the_changes(run):
 def test_changes_of_a_multimodal_model_are_printed_under_text_config(run):
     status, out, _ = run("plan", real_config_path("gemma3_27b"), "--target", "512k")
     assert status == 0
-    assert json.loads(out)["text_config"]["rope_parameters"]["full_attention"]["factor"] == 40
+    assert printed_changes(out)["text_config"]["rope_parameters"]["full_attention"]["factor"] == 40
 
 
 def test_fields_of_a_gguf_file_are_printed(run):
-    status, out, err = run("plan", real_config_path("qwen35moe.gguf"), "--target", "1m")
+    status, out, _ = run("plan", real_config_path("qwen35moe.gguf"), "--target", "1m")
     assert status == 0
-    assert "fields of the GGUF file" in err
-    assert json.loads(out)["qwen35moe.rope.scaling.type"] == "yarn"
+    assert "fields of the GGUF file" in out
+    assert printed_changes(out)["qwen35moe.rope.scaling.type"] == "yarn"
 
 
 @pytest.mark.parametrize(
