@@ -140,7 +140,7 @@ def damage_value(value, draw):
     """Return a damaged version of the JSON in a column, or junk."""
     try:
         document = json.loads(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         document = None
     if document is None or draw.random() < 0.3:
         return draw.choice(SQL_JUNK)
