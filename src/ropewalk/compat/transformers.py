@@ -14,6 +14,7 @@ from typing import Any
 
 PREPARE_CACHE_METHOD = "_prepare_cache_for_generation"
 PREPARE_INPUTS_METHOD = "prepare_inputs_for_generation"
+CONTINUOUS_BATCHING_METHOD = "init_continuous_batching"  # `generate_batch` and the context manager call it
 CANDIDATE_GENERATOR_METHOD = "_get_candidate_generator"
 
 # Cache layers that store keys exactly as attention wrote them and return the stored tensors at every step, so that keys
@@ -95,10 +96,18 @@ def limit_candidates(model: Any, count_candidates: Callable[[Any, int, int], int
         model: the model whose method is replaced; the method of its class still does the work.
         count_candidates: called with the cache, the tokens of the text and the number of candidates; returns how many
             of them to verify.
+
+    Raises RuntimeError if the cache already holds tokens: `_assisted_decoding` then appends the whole text to it again.
     """
+    model_kwargs = kwargs["model_kwargs"]  # `generate` updates it in place
+    seen = model_kwargs["past_key_values"].get_seq_length()
+    if seen:
+        raise RuntimeError(
+            f"the cache holds {seen:,} tokens, which transformers would read again before it verifies candidates; "
+            "start a new cache, or generate without assistant and prompt lookup"
+        )
     generator = type(model)._get_candidate_generator(model, **kwargs)
     propose = generator.get_candidates
-    model_kwargs = kwargs["model_kwargs"]  # `generate` updates it in place
 
     @functools.wraps(propose)
     def get_candidates(input_ids: Any, **options: Any) -> tuple[Any, Any]:

@@ -39,8 +39,8 @@ from ropewalk.rope import Rope
 from ropewalk.scaling.policies import Policy, RequestPolicy
 
 _FINGERPRINT_SAMPLES = 16  # parameters of a model, and numbers of each
-_FIXED_LENGTH = "extend(model, scaling, length=tokens)"
-_REMEDY = f'fix the frequencies for the whole request: policy="request", or {_FIXED_LENGTH}'
+FIXED_LENGTH = "extend(model, scaling, length=tokens)"
+_REMEDY = f'fix the frequencies for the whole request: policy="request", or {FIXED_LENGTH}'
 
 
 class _ThisThread(threading.local):
@@ -152,7 +152,7 @@ class DecoderHooks:
         if self.is_dynamic and arguments.get("cache") is not None:  # the paged cache of continuous batching
             cache_class = type(arguments["cache"]).__name__
             raise RuntimeError(
-                f"a dynamic scaling cannot rotate the keys in a {cache_class}; fix the frequencies: {_FIXED_LENGTH}"
+                f"a dynamic scaling cannot rotate the keys in a {cache_class}; fix the frequencies: {FIXED_LENGTH}"
             )
         if arguments.get("position_ids") is None:
             position_ids = _next_positions(arguments)
@@ -242,7 +242,7 @@ class DecoderHooks:
             if length > max(limit, self.original_length or 0):
                 raise RuntimeError(
                     f"row {row} has reached {length:,} tokens, more than the {limit:,} of its request; set the length "
-                    f'beforehand with {_FIXED_LENGTH}, or use policy="stepped"'
+                    f'beforehand with {FIXED_LENGTH}, or use policy="stepped"'
                 )
         return limits
 

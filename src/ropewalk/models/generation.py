@@ -8,19 +8,21 @@ answer is that of greedy decoding.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from torch import nn
 from transformers import Cache, DynamicCache
 
 from ropewalk.compat.transformers import (
     CANDIDATE_GENERATOR_METHOD,
+    CONTINUOUS_BATCHING_METHOD,
     PREPARE_CACHE_METHOD,
     PREPARE_INPUTS_METHOD,
     limit_candidates,
     prepare_cache_and_report_lengths,
     prepare_inputs_with_new_cache,
 )
-from ropewalk.models.dynamic import DecoderHooks
+from ropewalk.models.dynamic import FIXED_LENGTH, DecoderHooks
 from ropewalk.models.key_state import get_key_state
 from ropewalk.models.patching import AttributePatch, Patch
 from ropewalk.scaling.policies import RequestPolicy
@@ -30,7 +32,10 @@ def generation_patches(model: nn.Module, hooks: DecoderHooks) -> list[Patch]:
     """Return the patches of the model's `generate` that its decoder hooks need; none for a static scaling."""
     if not hooks.is_dynamic or not hasattr(model, PREPARE_CACHE_METHOD):
         return []
-    functions = {CANDIDATE_GENERATOR_METHOD: functools.partial(limit_candidates, model, hooks.count_candidates)}
+    functions: dict[str, Any] = {
+        CANDIDATE_GENERATOR_METHOD: functools.partial(limit_candidates, model, hooks.count_candidates),
+        CONTINUOUS_BATCHING_METHOD: functools.partial(_refuse_continuous_batching),
+    }
     if isinstance(hooks.policy, RequestPolicy):
         functions |= {
             PREPARE_CACHE_METHOD: functools.partial(prepare_cache_and_report_lengths, model, hooks.set_request_lengths),
@@ -38,9 +43,12 @@ def generation_patches(model: nn.Module, hooks: DecoderHooks) -> list[Patch]:
                 prepare_inputs_with_new_cache, model, functools.partial(_continue_request, hooks)
             ),
         }
+    patches: list[Patch] = []
     for name, function in functions.items():
-        function.__wrapped__ = getattr(type(model), name)  # `generate` reads the signature
-    return [AttributePatch(model, name, function) for name, function in functions.items()]
+        if hasattr(type(model), name):
+            function.__wrapped__ = getattr(type(model), name)  # `generate` reads the signature
+            patches.append(AttributePatch(model, name, function))
+    return patches
 
 
 def _continue_request(hooks: DecoderHooks, cache: Cache) -> Cache | None:
@@ -51,3 +59,9 @@ def _continue_request(hooks: DecoderHooks, cache: Cache) -> Cache | None:
     new_cache = DynamicCache(config=hooks.decoder.config.get_text_config(decoder=True))
     hooks.set_request_lengths(new_cache, state.request_lengths)
     return new_cache
+
+
+def _refuse_continuous_batching(*_: Any, **__: Any) -> None:
+    raise RuntimeError(
+        f"a dynamic scaling cannot rotate keys in the pages of continuous batching; fix the frequencies: {FIXED_LENGTH}"
+    )
