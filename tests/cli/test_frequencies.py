@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+from tests.helpers.real_configs import real_config_path
 
 import ropewalk as rw
 
@@ -43,3 +44,23 @@ def test_the_terminal_shows_a_table(run, tiny_folder):
     assert status == 0
     assert "wavelength" in out
     assert len([line for line in out.splitlines() if "e-" in line or "e+" in line]) == ROPE.dim // 2
+
+
+def test_table_has_every_layer_type(run):
+    status, out, _ = run("frequencies", real_config_path("step35"))
+    assert status == 0
+    assert "full_attention: llama3:factor=2,high_freq_factor=32 on dim 64, base 5e+06" in out
+    assert "sliding_attention: none on dim 128, base 10000" in out
+
+
+def test_pairs_that_the_model_does_not_rotate_stay_unrotated(run):
+    _, out, _ = run("frequencies", real_config_path("gemma4_31b"), "--scaling", "linear:factor=2", "--json")
+    inv_freq = np.array(json.loads(out)["inv_freq"])
+    assert np.count_nonzero(inv_freq) == 64  # a quarter of 256 pairs
+    assert inv_freq[0] == 0.5
+
+
+def test_model_without_rotary_embedding_gets_one_line(run):
+    status, out, err = run("frequencies", real_config_path("granite4_h"))
+    assert (status, out) == (2, "")
+    assert "it has no rotary embedding (position_embedding_type is nope)" in err

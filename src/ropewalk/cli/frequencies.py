@@ -10,7 +10,8 @@ import typer
 from ropewalk import config as configs
 from ropewalk.cli.options import JsonOption, ModelArgument, parse_optional_length
 from ropewalk.cli.output import console, print_json
-from ropewalk.rope import Rope
+from ropewalk.config import LayerRope
+from ropewalk.frequencies import Frequencies
 from ropewalk.scaling import Scaling, parse
 
 
@@ -24,24 +25,29 @@ def command(
     requested = parse(scaling) if scaling else None
     tokens = parse_optional_length(length, "length")
     model_config = configs.read(model)
-    rope = model_config.main_layer.rope
-    chosen = requested or model_config.main_layer.scaling
+    # A requested scaling is not applied to layers with a sliding window, as in `ropewalk.extend`.
+    scalings = {
+        layer_type: requested if requested and not configs.is_local(layer_type) else layer.scaling
+        for layer_type, layer in model_config.ropes.items()
+    }
+    has_layer_types = len(model_config.ropes) > 1
     if not json:
-        _print_table(rope, chosen, tokens)
-        return
-    document = {"length": tokens, **_layer_document(rope, chosen, tokens)}
-    if len(model_config.ropes) > 1:
-        document["layers"] = {}
         for layer_type, layer in model_config.ropes.items():
-            # A requested scaling is not applied to layers with a sliding window, as in `ropewalk.extend`.
-            layer_scaling = requested if requested and not configs.is_local(layer_type) else layer.scaling
-            document["layers"][layer_type] = _layer_document(layer.rope, layer_scaling, tokens)
+            _print_table(layer, scalings[layer_type], tokens, f"{layer_type}: " if has_layer_types else "")
+        return
+    main = model_config.main_layer
+    document = {"length": tokens, **_layer_document(main, requested or main.scaling, tokens)}
+    if has_layer_types:
+        document["layers"] = {
+            layer_type: _layer_document(layer, scalings[layer_type], tokens)
+            for layer_type, layer in model_config.ropes.items()
+        }
     print_json(document)
 
 
-def _layer_document(rope: Rope, scaling: Scaling, length: int | None) -> dict[str, Any]:
+def _layer_document(layer: LayerRope, scaling: Scaling, length: int | None) -> dict[str, Any]:
     """Return the scaling, the unscaled rope and the frequencies of one layer type, ready for JSON."""
-    frequencies = scaling.frequencies(rope, length)
+    frequencies, rope = _compute_frequencies(layer, scaling, length), layer.rope
     return {
         "scaling": scaling.to_dict(),
         "rope": {"dim": rope.dim, "base": rope.base, "original_length": rope.original_length},
@@ -51,17 +57,24 @@ def _layer_document(rope: Rope, scaling: Scaling, length: int | None) -> dict[st
     }
 
 
-def _print_table(rope: Rope, scaling: Scaling, length: int | None) -> None:
+def _compute_frequencies(layer: LayerRope, scaling: Scaling, length: int | None) -> Frequencies:
+    """Return the frequencies with which `ropewalk.extend` rotates. Raises InputError if a length is needed."""
+    if scaling.is_dynamic and length is None:
+        return scaling.frequencies(layer.rope)
+    return configs.compute_layer_frequencies(scaling, layer, length)
+
+
+def _print_table(layer: LayerRope, scaling: Scaling, length: int | None, prefix: str) -> None:
     from ropewalk.report.tables import make_table
 
-    frequencies = scaling.frequencies(rope, length)
+    frequencies, rope = _compute_frequencies(layer, scaling, length), layer.rope
     no_rotations = [math.nan] * (rope.dim // 2)
     rotations = rope.rotations(rope.original_length) if rope.original_length else no_rotations
     rows = []
     for pair, (scaled, unscaled) in enumerate(zip(frequencies.inv_freq, rope.inv_freq, strict=True)):
         wavelength = f"{math.tau / scaled:,.1f}" if scaled else "does not rotate"
         rows.append([str(pair), f"{scaled:.6e}", wavelength, f"{rotations[pair]:.2f}", f"{scaled / unscaled:.4f}"])
-    title = f"{scaling} on dim {rope.dim}, base {rope.base:g}, original length {rope.original_length}"
+    title = f"{prefix}{scaling} on dim {rope.dim}, base {rope.base:g}, original length {rope.original_length}"
     headings = ["pair", "inv_freq, rad/token", "wavelength, tokens", "rotations over L", "scaled / unscaled"]
     console.print(make_table(title, headings, rows, text_columns=()))
     console.print(

@@ -1,8 +1,8 @@
 """Facts about the architectures of transformers, keyed by `model_type`: one table for each fact.
 
-A configuration often omits a field and relies on the default of its architecture's class. The tables below hold the
-defaults and special cases that this package needs without importing transformers. The tests in tests/config compare
-the defaults with the classes of the installed transformers.
+The tables below hold the special cases that this package needs without importing transformers; class_defaults.json
+holds the defaults of all classes. tests/config/test_every_architecture.py compares both with the rotary modules of the
+installed transformers.
 
 Facts about the architecture names of GGUF files are in gguf_architectures.py.
 """
@@ -11,42 +11,28 @@ from __future__ import annotations
 
 from typing import Any
 
-# Default `rope_theta` for configurations that omit it.
-# Source: configuration_*.py of transformers 5.
-DEFAULT_ROPE_THETA = {
-    **dict.fromkeys((
-        "cohere2", "falcon", "gemma", "gemma2", "glm", "glm4", "gpt_neox", "granite", "llama", "mistral", "olmo",
-        "olmo2", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "stablelm", "starcoder2",
-    ), 10_000.0),
-    "helium": 100_000.0,
+# Default `rope_theta` in transformers 4, where it is not 10,000.
+# Source: configuration_*.py of transformers 4.57.
+TRANSFORMERS_4_ROPE_THETA = {
+    **dict.fromkeys(("falcon_h1", "helium"), 100_000.0),
     "gpt_oss": 150_000.0,
     **dict.fromkeys((
-        "bitnet", "cohere", "ernie4_5", "ernie4_5_moe", "ernie4_5_vl_moe_text", "flex_olmo", "llama4_text",
-        "mllama_text_model", "olmo3", "paddleocr_vl_text", "qwen3_vl_moe_text", "qwen3_vl_text",
+        "bitnet", "ernie4_5", "ernie4_5_moe", "ernie4_5_vl_moe_text", "flex_olmo", "llama4_text", "mllama_text_model",
+        "paddleocr_vl_text",
     ), 500_000.0),
+    "persimmon": 25_000.0,
     **dict.fromkeys((
         "cwm", "gemma3_text", "gemma3n_text", "lfm2", "lfm2_moe", "minimax", "ministral3", "mixtral", "phimoe",
         "qwen2_5_omni_text", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_omni_moe_text", "solar_open",
     ), 1_000_000.0),
     "smollm3": 2_000_000.0,
-    "minimax_m2": 5_000_000.0,
-    "minimax_m3_vl_text": 5_000_000.0,
+    **dict.fromkeys(
+        ("minimax_m2", "minimax_m3_vl_text", "qwen3_vl_moe_text", "qwen3_vl_text"), 5_000_000.0
+    ),
     "longcat_flash": 10_000_000.0,
     "hy_v3": 11_158_840.0,
     "apertus": 12_000_000.0,
 }  # fmt: skip
-
-# Default `rope_theta` in transformers 4: the same as in version 5 except for the architectures listed here.
-# Source: configuration_*.py of transformers 4.57.
-TRANSFORMERS_4_ROPE_THETA = {
-    **DEFAULT_ROPE_THETA,
-    "cohere": 10_000.0,
-    "falcon_h1": 100_000.0,
-    "olmo3": 10_000.0,
-    "persimmon": 25_000.0,
-    "qwen3_vl_moe_text": 5_000_000.0,
-    "qwen3_vl_text": 5_000_000.0,
-}
 
 # Defaults that the configuration class of an architecture applies to arguments that are not among its fields. The
 # defaults of fields are in class_defaults.json.
