@@ -14,7 +14,7 @@ from ropewalk.serving.engines.checkpoint_folder import locate_gguf
 from ropewalk.serving.engines.encode import encode
 from ropewalk.serving.engines.trained_config import without_unused_fields
 
-# Suspicions that follow from the length that a model was trained on, not from the plan: with very short texts even the
+# Findings that follow from the length that a model was trained on, not from the plan: with very short texts even the
 # fastest pair makes fewer rotations than beta_fast.
 _UNAVOIDABLE_KINDS = {"beta-impossible"}
 
@@ -55,6 +55,7 @@ def _check_findings(before: tuple[Finding, ...], after: tuple[Finding, ...]) -> 
     """Raise InputError with the first finding that a change causes, or that is wrong."""
     known = {(finding.kind, finding.field) for finding in before}
     for finding in after:
-        is_new = (finding.kind, finding.field) not in known and finding.kind not in _UNAVOIDABLE_KINDS
-        if finding.severity == "wrong" or is_new:
+        if finding.kind in _UNAVOIDABLE_KINDS:
+            continue
+        if finding.severity == "wrong" or (finding.kind, finding.field) not in known:
             raise InputError(finding.field, finding.found, f"a configuration without {finding.kind} ({finding.means})")
