@@ -40,15 +40,13 @@ def _read_row(name: str, trees: dict[str, ast.Module]) -> dict[str, Any] | None:
     tree = trees[name]
     if not any(isinstance(node, ast.ClassDef) and node.name.startswith("Model") for node in tree.body):
         return None
-    has_rotary, imported = bool(_find_rotary_calls(tree)), _imported_files(tree, trees)
-    wrapped = [] if has_rotary else [other for other in imported if _find_rotary_calls(trees[other])]
-    if len(wrapped) > 1:
-        return {"one_of": wrapped}  # the text part of the configuration decides
-    sources = [tree, *(trees[other] for other in wrapped)]
+    chains = _chains_to_rotary(name, trees)
+    if len(chains) > 1:
+        return {"one_of": [chain[1] for chain in chains]}  # the text part of the configuration decides
+    sources = [trees[other] for other in chains[0]] if chains else [tree]
     attention = sources[-1]
-    fields = _read_fields(tree)
-    if wrapped and "rope_theta" not in fields:
-        fields = _read_fields(attention) | fields
+    with_base = (source for source in sources if "rope_theta" in _read_fields(source))
+    fields = _read_fields(next(with_base, attention)) | _read_fields(tree)
     scaling = _classify_scaling(attention)
     rope_theta = fields.get("rope_theta")
     row = {
@@ -64,6 +62,14 @@ def _read_row(name: str, trees: dict[str, ast.Module]) -> dict[str, Any] | None:
         "accepted_types": _read_accepted_types(tree),
     }
     return row
+
+
+def _chains_to_rotary(name: str, trees: dict[str, ast.Module]) -> list[list[str]]:
+    """Return each chain of imports from a file to one that builds a rotary embedding, which may be the file itself."""
+    if _find_rotary_calls(trees[name]):
+        return [[name]]
+    imported = [other for other in _imported_files(trees[name], trees) if other != name]
+    return [[name, *chain] for other in imported for chain in _chains_to_rotary(other, trees)]
 
 
 def _imported_files(tree: ast.Module, trees: dict[str, ast.Module]) -> list[str]:

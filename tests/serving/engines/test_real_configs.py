@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.helpers.real_configs import load_real_config
+from tests.helpers.real_configs import load_real_config, real_config_path
 from tests.helpers.rotary_tables import compute_tables
 from transformers import AutoConfig
 
@@ -12,10 +12,12 @@ from ropewalk import config as configs
 from ropewalk.config.scaled_fields import expected_scalings
 from ropewalk.errors import InputError, UnsupportedScalingError
 from ropewalk.scaling import parse
-from ropewalk.serving.engines import find_engine
+from ropewalk.serving.engines import ENGINES, find_engine
 from ropewalk.serving.engines.base import EngineConfigError
 from ropewalk.serving.engines.encode import encode
 from ropewalk.serving.engines.trained_config import interpret_as_trained
+
+REAL_CONFIGS = real_config_path("mimo").parent
 
 
 def main_frequencies(engine, config, length):
@@ -48,6 +50,10 @@ class TestMLXLM:
     def test_other_architectures_with_a_plain_rotary(self, model_type):
         table = find_engine("mlx-lm")._table
         assert table.architectures[table.aliases.get(model_type, model_type)]["scaling"] == "none"
+
+    @pytest.mark.parametrize("model_type", ["qwen3_5_moe", "qwen3_vl", "kimi_vl", "qwen3_next", "step3p5"])
+    def test_architectures_that_have_their_attention_from_another_file(self, model_type):
+        assert find_engine("mlx-lm")._table.architectures[model_type]["scaling"] == "any"
 
     def test_an_architecture_that_it_does_not_have_is_named(self):
         with pytest.raises(EngineConfigError, match=r"model_type: got 'deepseek_v4'.*MLX-LM 0\.32\.2"):
@@ -178,3 +184,18 @@ class TestVLLM:
         config = {**load_real_config("swift_qwen3"), "architectures": ["BrandNewForCausalLM"]}
         assert find_engine("vllm").interpret(config, 40_960).ropes == interpret_as_trained(config).ropes
         assert "falls back to transformers" in find_engine("vllm").explain(config)
+
+
+@pytest.mark.parametrize("case", sorted(path.name for path in REAL_CONFIGS.iterdir()))
+def test_every_engine_answers_in_one_line(case):
+    """Each engine of the format interprets the configuration or refuses it, and never raises another error."""
+    path, refusals = str(real_config_path(case)), []
+    for engine in ENGINES.values():
+        if (engine.checkpoint_format == "gguf") != path.endswith(".gguf"):
+            continue
+        try:
+            config, trained = engine.load_config(path)
+            engine.interpret(config, trained.max_length or trained.main_layer.rope.original_length)
+        except InputError as error:
+            refusals.append(str(error))
+    assert all("\n" not in refusal and len(refusal) < 500 for refusal in refusals), refusals
