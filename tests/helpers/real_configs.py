@@ -19,6 +19,11 @@ def real_config_path(name: str) -> Path:
     return path
 
 
+def real_config_names() -> list[str]:
+    """Return the names of all of them."""
+    return sorted(path.name for path in _FOLDER.iterdir())
+
+
 def load_real_config(name: str) -> dict[str, Any]:
     """Return the config.json with that name."""
     return json.loads((real_config_path(name) / "config.json").read_text(encoding="utf-8"))

@@ -152,6 +152,7 @@ OTHER_CONFIGS = {
 }
 # Faults that only the authors of the model can fix: the faulty and the right configuration.
 WITHOUT_FIX = {
+    "base-too-small": ({**LLAMA, "rope_theta": 1000.0}, LLAMA),
     "base-impossible": ({**LLAMA, "rope_theta": 0.5}, LLAMA),
     "list-length": (
         with_scaling(LLAMA, {**LONGROPE, "short_factor": [1.0] * 16, "long_factor": INCREASING[:16]}),

@@ -44,12 +44,15 @@ class Report:
 def examine(config: ExaminedConfig) -> Report:
     """Run all checks on a configuration.
 
-    Raises InputError for an unknown engine, and for a configuration that cannot be examined: one without rope fields,
-    one that does not determine the size of a head, one of an image model, and one that is nested too deep.
+    Raises InputError for an unknown engine, and for a configuration that cannot be examined: one without rope fields or
+    a rotary embedding, one that does not determine the size of a head, one of an image model, and one that is nested
+    too deep.
     """
     try:
         if config.is_image_model:
             raise UnsupportedModelError(config.model_type, "it rotates by positions in an image, not in a text")
+        if isinstance(config.interpretation, UnsupportedModelError):
+            raise config.interpretation
         findings = _run_checks(config, FAULT_KINDS.values()) or _run_checks(config, [UNREADABLE])
         engines = {} if config.engine else summarize_engines(config)
     except RecursionError:

@@ -71,7 +71,8 @@ def make_finding(config: ExaminedConfig, kind: FaultKind, fault: Fault, other_fi
         fault: the fault.
         other_fixes: the fixes of the other faults, without which the configuration may be unreadable.
     """
-    fix, question, alternatives = fault.fix, "", ()
+    fix, question = fault.fix, ""
+    alternatives: tuple[Alternative, ...] = ()
     if not fix or not is_mended(config, kind, fault, fix, other_fixes):
         fix, question = {}, fault.question or _DEFAULT_QUESTION
         alternatives = tuple(_list_alternatives(config, kind, fault, other_fixes))

@@ -106,10 +106,10 @@ def _served_length(config: ExaminedConfig, expected: ModelConfig) -> int:
 
     A target beyond that has a finding of its own, `target-not-reached`.
     """
-    declared = expected.max_length or MAX_COMPARED_POSITION
-    if not config.target:
-        return declared
-    return min(config.target, max(declared, compute_scaled_length(expected.main_layer) or 0))
+    declared, scaled = expected.max_length or MAX_COMPARED_POSITION, compute_scaled_length(expected.main_layer) or 0
+    if scaled and expected.main_layer.rope_dict.get("mrope_section"):
+        declared = min(declared, scaled)  # positions, which grow more slowly than the tokens that are declared
+    return min(config.target, max(declared, scaled)) if config.target else declared
 
 
 def _interpretations_agree(actual: ModelConfig, expected: ModelConfig, length: int) -> bool:

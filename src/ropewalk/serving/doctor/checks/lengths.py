@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import ModelConfig
+from ropewalk.config import ModelConfig, get_text_config_dict
 from ropewalk.errors import InputError
 from ropewalk.planning import Plan, plan
 from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, Path, RopeDict
@@ -26,8 +26,6 @@ _SCALED_METHODS = ("linear", "dynamic", "yarn", "longrope", "llama3")
 # gpt-oss, which has yarn.
 _TRAINED_WITH_YARN_AND_WINDOW = {"openai_privacy_filter"}
 _TARGET_QUESTION = "Serve shorter texts, or export another scaling? ropewalk plan and ropewalk export have more"
-# Fields of transformers 4 that `rope_parameters` replaces.
-_REPLACED_FIELDS = ("rope_scaling", "rope_theta", "rope_local_base_freq")
 
 
 @fault_kind("length-not-whole", "wrong")
@@ -74,10 +72,11 @@ def declared_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         return
     if factor * original > declared * _LENGTH_TOLERANCE and config.model_published_like_this is None:
         path = config.path_of(config.length_field)
+        needed = declared / original
+        cheaper = "no scaling" if needed <= _LENGTH_TOLERANCE else f"a factor of {needed:.4g}"
         means = (
             f"the scaling is made for {factor:g} x {original:,} tokens, but engines that take their maximum length "
-            f"from this field stop at {declared:,}; if that is enough, a factor of {declared / original:g} costs less "
-            "quality"
+            f"from this field stop at {declared:,}; if that is enough, {cheaper} costs less quality"
         )
         yield Fault(path, declared, means, {path: round(factor * original)})
 
@@ -263,16 +262,11 @@ def target_not_reached(config: ExaminedConfig) -> Faults:
         return
     if not planned.needed or planned.rope_parameters is None:
         return
+    path = config.path_of(config.length_field)
     if config.is_gguf:
-        fix = _gguf_fix(config, model_config, planned)
-        key = f"{model_config.model_type}.context_length"
-        yield Fault((key,), model_config.max_length, planned.reasons[0], fix, _TARGET_QUESTION)
-    else:
-        path = config.path_of(config.length_field)
-        fix = {config.path_of(field): None for field in _REPLACED_FIELDS if field in config.text}
-        fix[config.path_of("rope_parameters")] = planned.rope_parameters
-        fix[path] = planned.max_position_embeddings
-        yield Fault(path, config.declared_length, planned.reasons[0], fix, _TARGET_QUESTION)
+        path = (f"{model_config.model_type}.context_length",)
+    fix = _plan_changes(config, model_config, planned)
+    yield Fault(path, model_config.max_length, planned.reasons[0], fix, _TARGET_QUESTION)
 
 
 def _declare_original(config: ExaminedConfig, rope_dict: RopeDict, original: int) -> dict[Path, Any]:
@@ -284,13 +278,15 @@ def _declare_original(config: ExaminedConfig, rope_dict: RopeDict, original: int
     }
 
 
-def _gguf_fix(config: ExaminedConfig, model_config: ModelConfig, planned: Plan) -> dict[Path, Any]:
-    """Return the metadata to write; empty if a tensor is needed, which only `ropewalk export` can write."""
-    llama_cpp, length = ENGINES["llama.cpp"], planned.max_position_embeddings
+def _plan_changes(config: ExaminedConfig, model_config: ModelConfig, planned: Plan) -> dict[Path, Any]:
+    """Return the fields to write for a plan; empty if there are none, or if a tensor of a GGUF file would change."""
+    engine = ENGINES["llama.cpp" if config.is_gguf else config.engine or "transformers"]
     try:
-        candidate = encode(llama_cpp, config.engine_config, model_config, planned.scaling, length)
+        candidate = encode(engine, config.engine_config, model_config, planned.scaling, planned.max_position_embeddings)
     except InputError:
         return {}
-    if candidate.config["divisors"] != config.divisors:
-        return {}
-    return {(key,): value for key, value in candidate.changes.items()}
+    if config.is_gguf:
+        if candidate.config["divisors"] != config.divisors:
+            return {}
+        return {(key,): value for key, value in candidate.changes.items()}
+    return {config.path_of(key): value for key, value in get_text_config_dict(candidate.changes).items()}

@@ -11,6 +11,7 @@ from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDi
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number, parse_number
 
+_PARTIAL = "partial_rotary_factor"
 _LISTS = ("short_factor", "long_factor")
 _LISTS_QUESTION = "Which lists did the makers of the model publish?"
 _MIN_DIVISOR = 0.95  # a search may find a divisor just below 1 for a fast pair; MiniCPM 4 has 0.998
@@ -24,7 +25,8 @@ def list_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     for name, other in (_LISTS, _LISTS[::-1]):
         if rope_dict.values.get(name) is None:
             path, other_list = rope_dict.path_of(name), rope_dict.values.get(other)
-            fix, answers = _published_lists(config, rope_dict, name), ()
+            fix = _published_lists(config, rope_dict, name)
+            answers: tuple[Answer, ...] = ()
             if isinstance(other_list, list):
                 answers = (Answer("the other list: every length is scaled alike", {path: other_list}),)
                 if name == "short_factor":
@@ -77,8 +79,11 @@ def list_length(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     num_pairs = model_config.main_layer.rope.dim // 2
     if rope_dict.layer_type in (configs.ALL_LAYERS, model_config.main_layer_type) and len(short) != num_pairs:
         means = f"the model has {num_pairs} rotary pairs; wrong lists, or partial_rotary_factor is missing"
-        fix = _published_lists(config, rope_dict, *_LISTS)
-        yield Fault(rope_dict.path_of("short_factor"), f"{len(short)} numbers", means, fix, _LISTS_QUESTION)
+        fix, answers = _published_lists(config, rope_dict, *_LISTS), ()
+        if len(short) < num_pairs:
+            fraction = len(short) / num_pairs
+            answers = (Answer(f"these, for {fraction:.4g} of each head", {config.path_of(_PARTIAL): fraction}),)
+        yield Fault(rope_dict.path_of("short_factor"), f"{len(short)} numbers", means, fix, _LISTS_QUESTION, answers)
 
 
 @fault_kind("list-below-1", "suspicious")

@@ -18,7 +18,7 @@ _DEFAULT_FREQ_FACTORS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _FREQ_FACTOR_QUESTION = "Which low_freq_factor and high_freq_factor was the model trained with?"
 _MSCALES = ("mscale", "mscale_all_dim")
 # Architectures whose authors trained with yarn and an attention factor of 1.
-_TRAINED_WITHOUT_ATTENTION_FACTOR = {"mistral_large4_text"}
+_TRAINED_WITHOUT_ATTENTION_FACTOR = {"deepseek_v4", "laguna", "ministral3", "mistral_large4_text"}
 # Architectures whose authors write both mscales so that the attention factor is 1, not for a softmax factor.
 _MSCALES_FOR_ATTENTION_FACTOR_1 = {"ministral3"}
 _ATTENTION_TOLERANCE = 0.05  # relative; a factor of 2 gives yarn an attention factor of 1.07

@@ -72,7 +72,7 @@ def rope_in_other_part(config: ExaminedConfig) -> Faults:
             means = f"it does not scale the text, which the decoder reads in {'.'.join(config.text_path) or name}"
             moved = _move_into_text(config, path, rope_dict)
             is_text_scaled = any(each.method in _SCALED_METHODS for each in config.rope_dicts)
-            fix = {path: None} if is_text_scaled else moved
+            fix: dict[Path, Any] = {path: None} if is_text_scaled else moved
             yield Fault(path, rope_dict, means, fix, "Which part was trained with this scaling?")
 
 

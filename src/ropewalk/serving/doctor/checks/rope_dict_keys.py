@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -47,13 +48,16 @@ _MODEL_KEYS = {
     "finetuned", "llama_4_scaling_beta", "max_position_embeddings", "original_max_position_embeddings",
     "fope_init_factor", "fope_sep_head", "num_inv_freq",
 }  # fmt: skip
-# Keys that only some engines read, with these readers and what they do with a value that is not the neutral one.
+# Keys that only some engines read: the value that changes nothing, and what these engines do with another one.
 # Source: get_rope in vllm/model_executor/layers/rotary_embedding/__init__.py of vLLM 0.33.0, which SGLang copied.
 _ENGINE_KEYS = {
-    ("yarn", "attn_factor"): ("vLLM and SGLang", 1, "multiply the attention factor by it"),
-    ("yarn", "extrapolation_factor"): ("vLLM and SGLang", 1, "multiply the share of unscaled frequencies by it"),
-    ("yarn", "apply_yarn_scaling"): ("vLLM", True, "leaves the attention factor at 1 without it"),
-    ("dynamic", "max_trained_positions"): ("vLLM", None, "takes it for the original length"),
+    ("yarn", "attn_factor"): (1, "vLLM and SGLang read it, and multiply the attention factor by it"),
+    ("yarn", "extrapolation_factor"): (
+        1,
+        "vLLM and SGLang read it, and multiply the share of unscaled frequencies by it",
+    ),
+    ("yarn", "apply_yarn_scaling"): (True, "vLLM reads it, and leaves the attention factor at 1 if it is false"),
+    ("dynamic", "max_trained_positions"): (None, "vLLM reads it, as the original length"),
 }
 # Names for an attention factor that no reader of config.json knows.
 _ATTENTION_FACTOR_NAMES = {
@@ -215,11 +219,11 @@ def key_ignored(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 @for_each_rope_dict("yarn", "dynamic")
 def key_of_one_engine(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Only some engines read a key, and transformers ignores it."""
-    for (method, key), (readers, neutral, effect) in _ENGINE_KEYS.items():
+    for (method, key), (neutral, readers) in _ENGINE_KEYS.items():
         value, path = rope_dict.values.get(key), rope_dict.path_of(key)
         if method != rope_dict.method or value is None or value == neutral:
             continue
-        means = f"only {readers} read it ({effect}); transformers and the other engines ignore it"
+        means = f"only {readers}; transformers and the other engines ignore it"
         question, answers = "Was the model trained with it?", [Answer("no", {path: None})]
         number = finite_number(value)
         if key == "attn_factor" and number and rope_dict.factor and not rope_dict.values.get("attention_factor"):
@@ -265,19 +269,26 @@ def scaling_twice(config: ExaminedConfig) -> Faults:
     if with_old.model_config == with_new.model_config:
         return
     means = "transformers 5 uses rope_scaling if both are present, other engines use rope_parameters"
-    answers = (
-        Answer("rope_scaling, as transformers 5 does", _replace_by(config, old_path, new_path)),
-        Answer("rope_parameters", {old_path: None}),
-    )
-    question, actual, expected = "Which of the two is meant?", with_old.interpretation, with_new.interpretation
-    yield Fault(old_path, old, means, {}, question, answers, actual, expected)
+    base = new.get("rope_theta")
+    if base and not old.get("rope_theta") and not config.text.get("rope_theta"):
+        means = (
+            f"transformers 5 uses rope_scaling and loses the base {base} of rope_parameters; other engines ignore it"
+        )
+    merged = _merge_into_rope_parameters(config, old, new)
+    answers = (Answer("rope_scaling", merged), Answer("rope_parameters", {old_path: None}))
+    # A scaling that was added to an unscaled rope dict is meant.
+    is_added = RopeDict(old_path, "", old).method != "default" and RopeDict(new_path, "", new).method == "default"
+    expected = config.with_changes(merged).interpretation if is_added else with_new.interpretation
+    fix, question = merged if is_added else {}, "Which of the two is meant?"
+    yield Fault(old_path, old, means, fix, question, answers, with_old.interpretation, expected)
 
 
-def _replace_by(config: ExaminedConfig, kept: Path, removed: Path) -> dict[Path, Any]:
-    """Return the changes that keep one of two rope dicts, with the base and the other model keys of the other."""
-    kept_dict, removed_dict = (config.text[path[-1]] for path in (kept, removed))
-    model_keys = {key: value for key, value in removed_dict.items() if key in _MODEL_KEYS - _ROPE_TYPE_KEYS}
-    return {removed: None, kept: {**model_keys, **kept_dict}}
+def _merge_into_rope_parameters(
+    config: ExaminedConfig, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[Path, Any]:
+    """Return the changes that replace both rope dicts by the old one with the base and other model keys of the new."""
+    model_keys = {key: value for key, value in new.items() if key in _MODEL_KEYS - _ROPE_TYPE_KEYS}
+    return {config.path_of("rope_scaling"): None, config.path_of("rope_parameters"): {**model_keys, **old}}
 
 
 def _is_list_for_layers(config: ExaminedConfig, value: object) -> bool:

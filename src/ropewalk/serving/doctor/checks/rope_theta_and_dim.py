@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config.architectures import DEFAULT_ROPE_THETA
+from ropewalk.config.class_defaults import find_class_defaults, find_text_type
+from ropewalk.errors import InputError
 from ropewalk.rope import RotaryDimError
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
+from ropewalk.serving.doctor.rotations import compute_scaled_length
 from ropewalk.serving.doctor.values import finite_number, format_number
 
 _BASE_FIELDS = ("rope_theta", "rotary_emb_base", "rope_base", "global_rope_theta")
 _USUAL_BASE = 10_000.0  # what engines use if the configuration has no base
 _PARTIAL = "partial_rotary_factor"
 _DIM_FIELDS = ("qk_rope_head_dim", "rotary_dim", "head_dim")
+# DeepSeek trained its distilled models with a base of 10,000 for 131,072 tokens, 2.4 times the longest wavelength.
+_MAX_LENGTH_IN_WAVELENGTHS = 4
 _BASE_QUESTION = "With which base was the model trained?"
 _PARTIAL_QUESTION = "Which fraction of each head was rotated in training?"
 _HEAD_FIELDS = ("head_dim", "qk_rope_head_dim", "kv_channels")
@@ -35,7 +40,7 @@ def base_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     )
     actual = config.with_changes({inside_path: outside}).interpretation
     fixes = {inside: {path: inside}, outside: {inside_path: outside}}
-    published = config.published_model.model_config.main_layer.rope.base if config.published_model else None
+    published = config.published_model.model_config.main_layer.rope.base if config.published_model else 0.0
     answers = tuple(Answer(f"{format_number(base)}", changes) for base, changes in fixes.items())
     yield Fault(path, outside, means, fixes.get(published, {}), _BASE_QUESTION, answers, actual, config.interpretation)
 
@@ -50,8 +55,7 @@ def base_missing(config: ExaminedConfig) -> Faults:
     path = config.path_of("rope_theta")
     default = config.model_config.main_layer.rope.base
     fix: dict[Path, Any] = {}
-    is_default_known = config.engine_config is not config.config or config.model_type in DEFAULT_ROPE_THETA
-    if is_default_known:
+    if find_class_defaults(find_text_type(config.model_type)) is not None:
         if default == _USUAL_BASE:
             return
         means = f"readers that do not know the default of this architecture, {format_number(default)}, use 10,000"
@@ -99,6 +103,36 @@ def base_impossible(config: ExaminedConfig) -> Faults:
             if config.published_model is not None:
                 fix[path] = config.published_model.model_config.main_layer.rope.base
             yield Fault(path, value, "no pair would rotate slower than the first one", fix, _BASE_QUESTION)
+
+
+@fault_kind("base-too-small", "suspicious")
+def base_too_small(config: ExaminedConfig) -> Faults:
+    """The base is below every published one of the architecture, and its longest wavelength far below the length."""
+    model_config = config.model_config
+    if model_config is None:
+        return
+    layer = model_config.main_layer
+    published = {model.model_config.main_layer.rope.base for model in config.published_models_of_this_architecture}
+    paths = [path for path, base in config.find_values("rope_theta") if base == layer.rope.base]
+    length = compute_scaled_length(layer)
+    if not paths or not length or not published or layer.rope.base >= min(published):
+        return
+    try:
+        inv_freq = configs.compute_layer_frequencies(layer.scaling, layer, length).inv_freq
+    except InputError:
+        return  # lists of a wrong length: list-length
+    path, longest = paths[0], math.tau / min(inv_freq[inv_freq > 0], default=math.tau)
+    if longest * _MAX_LENGTH_IN_WAVELENGTHS >= length:
+        return
+    means = (
+        f"the longest wavelength, {longest:,.0f} tokens, is much less than the {length:,} tokens that the file is made "
+        "for, so that distances cannot be told apart"
+    )
+    fix: dict[Path, Any] = {}
+    if config.published_model is not None:
+        fix[path] = config.published_model.model_config.main_layer.rope.base
+    answers = tuple(Answer(f"{format_number(base)}", {path: base}) for base in sorted(published))
+    yield Fault(path, layer.rope.base, means, fix, _BASE_QUESTION, answers)
 
 
 @fault_kind("partial-twice", "wrong")
@@ -150,8 +184,9 @@ def dim_odd(config: ExaminedConfig) -> Faults:
         return
     name = next((name for name in _DIM_FIELDS if config.text.get(name)), None)
     value = config.text.get(name or "")
-    path, question, answers = config.path_of(name or "hidden_size"), "How large is a head?", ()
+    path, question = config.path_of(name or "hidden_size"), "How large is a head?"
     fix: dict[Path, Any] = {}
+    answers: tuple[Answer, ...] = ()
     if name and isinstance(value, int) and value > 2 and value % 2:
         answers = (Answer(f"{value - 1}", {path: value - 1}), Answer(f"{value + 1}", {path: value + 1}))
         hidden_size, num_heads = config.text.get("hidden_size"), config.text.get("num_attention_heads")
