@@ -53,8 +53,8 @@ def find_faults(name, engine="", model=""):
 @pytest.mark.parametrize(
     "name",
     [
-        "command_a", "devstral2_123b", "exaone4_32b", "gemma3_1b", "glm5", "gpt_oss_20b", "hunyuan_alpha", "kimi_k2_5",
-        "laguna_attention_factor_1", "lfm2_yarn_2x", "llama31_dynamic_override", "llama4_maverick",
+        "command_a", "devstral2_123b", "exaone4_32b", "exaone45_33b", "gemma3_1b", "glm5", "gpt_oss_20b",
+        "hunyuan_alpha", "kimi_k2_5", "laguna_attention_factor_1", "lfm2_yarn_2x", "llama31_dynamic_override", "llama4_maverick",
         "llama_saved_by_transformers_5", "olmo31_32b", "qwen15_yarn_window_off", "qwen2vl_yarn_card", "qwen36_27b",
         "qwen36_two_rope_dicts", "qwen3_235b_theta_1000", "qwen3_next_1m_card", "qwen3_omni", "smollm3_yarn_card",
     ],
@@ -196,7 +196,7 @@ def test_models_without_rotary_embedding_are_refused(name):
         make_plan(name, 524_288)
 
 
-@pytest.mark.parametrize("name", ["exaone4_32b", "command_a", "llama4_maverick"])
+@pytest.mark.parametrize("name", ["exaone4_32b", "exaone45_33b", "command_a", "llama4_maverick"])
 def test_no_scaling_for_models_whose_rotary_layers_see_only_a_window(name):
     # T: the layers that attend to the whole text have no rotary embedding (modeling_exaone4, _cohere2, _llama4), and
     # the others attend to 4,096 or 8,192 tokens, so that no angle is new in a longer text.

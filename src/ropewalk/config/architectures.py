@@ -63,7 +63,7 @@ ROTARY_SWITCHES: dict[str, tuple[str, Any]] = {
 NO_ROTARY_MODEL_TYPES = frozenset({"inkling2_text", "inkling_text", "jamba", "kimi_linear", "nemotron_h", "zamba"})
 
 # Values of `position_embedding_type` of models without a rotary embedding.
-OTHER_POSITION_EMBEDDINGS = frozenset({"nope", "none", "alibi", "learned"})
+OTHER_POSITION_EMBEDDINGS = ("nope", "none", "alibi", "learned")
 
 # The layer types that a flat rope dict scales, for architectures where it scales sliding-window layers, too.
 # Source: configuration_modernbert.py of transformers 5.
@@ -153,3 +153,7 @@ NO_ROPE_IN_FULL_ATTENTION_MODEL_TYPES = frozenset({
 # Every n-th layer has an indexer of its own, the others reuse its selection. All other architectures: every layer.
 # Source: configuration_hy_v4.py of transformers 5.23.
 INDEXER_PERIOD = {"hy_v4": 4}
+
+# Names of text parts that the class of a multimodal architecture replaces by those of another architecture.
+# Source: configuration_exaone4_5.py of transformers 5.23.
+RENAMED_TEXT_TYPES = {"exaone4_5_text": "exaone4"}

@@ -101,7 +101,8 @@ def override_for_layer_type(fields: Config, layer_type: str) -> Config:
 
 def _find_text_part(config: Config) -> tuple[str, Config]:
     """Return the architecture of the text decoder, and its part of the configuration."""
-    key, model_type = find_text_config_key(config), find_text_type(str(config.get("model_type") or ""))
+    key, model_type = find_text_config_key(config), str(config.get("model_type") or "")
+    model_type = architectures.RENAMED_TEXT_TYPES.get(model_type) or find_text_type(model_type)
     if key is None:
         return model_type, config
     nested_type, part = _find_text_part(config[key])
@@ -134,6 +135,8 @@ def _normalize_rope_parameters(fields: Config, known: ClassDefaults | None) -> R
         if fields.get("compress_rope_theta") is not None:
             nested, flat = _split_by_compression(nested, flat, fields), {}
     scaled = fields.get("yarn_only_types") or architectures.SCALED_LOCAL_LAYER_TYPES.get(fields["model_type"])
+    if scaled and not isinstance(scaled, list | tuple):
+        raise InputError("yarn_only_types", scaled, "a list of layer types")
     result: RopeDict = {}
     for name, rope_dict in sorted(nested.items(), key=lambda item: is_local(item[0])):
         is_scaled = name in scaled if scaled else not is_local(name)
