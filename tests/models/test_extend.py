@@ -105,6 +105,10 @@ class TestExtendedBlock:
         with extended(llama, YARN):
             assert llama.config.to_dict() == config
 
+    def test_takes_the_spec_of_a_policy(self, llama):
+        with extended(llama, "dynamic-yarn", policy="request"):
+            assert extension_of(llama).policy == rw.RequestPolicy()
+
     def test_shows_warnings_about_the_model_inside_the_block(self, llama):
         with (
             pytest.warns(UserWarning, match="applies to latent attention") as caught,

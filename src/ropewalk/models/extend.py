@@ -101,7 +101,7 @@ def extended(
     scaling: ScalingLike | Mapping[str, ScalingLike],
     *,
     length: int | None = None,
-    policy: Policy = DEFAULT_POLICY,
+    policy: Policy | str = DEFAULT_POLICY,
     fuse: bool = False,
 ) -> Iterator[None]:
     """Extend a model inside a block; afterwards it is as it was, extended or not.
@@ -109,8 +109,9 @@ def extended(
     The arguments are those of `extend`. `model.config` does not describe the scaling: nothing should be saved inside
     the block. Warnings about the model inside the block are shown.
     """
+    parsed_policy = parse_policy(policy)
     previous = _extensions_in(model)
-    extension = _replace_extension(model, lambda inner: build_extension(inner, scaling, length, policy, fuse))
+    extension = _replace_extension(model, lambda inner: build_extension(inner, scaling, length, parsed_policy, fuse))
     try:
         _show_warnings(extension, stacklevel=4)  # the caller, past contextlib
         yield
