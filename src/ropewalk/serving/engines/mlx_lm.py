@@ -52,7 +52,7 @@ class MLXLM(FolderEngine):
 
     def writes_rope_parameters(self, config: Config) -> bool:
         _, row = self._find_architecture(config)
-        return row["rope_parameters"] == "scaling"
+        return bool(row["rope_parameters"] == "scaling")
 
     def needs_rope_scaling(self, model_type: str) -> bool:
         row = self._table.architectures.get(self._table.aliases.get(model_type, model_type), {})
@@ -98,7 +98,7 @@ class MLXLM(FolderEngine):
         if row is None:
             raise InputError("model_type", model_type, f"an architecture of {self.title} {self.version}")
         if "one_of" in row:
-            text_type = get_text_config_dict(config).get("model_type")
+            text_type = str(get_text_config_dict(config).get("model_type"))
             name = text_type if text_type in row["one_of"] else row["one_of"][0]
             row = self._table.architectures[name]
         return name, row
