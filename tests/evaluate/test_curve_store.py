@@ -103,6 +103,14 @@ def test_a_field_of_the_wrong_type_is_refused_and_named(tmp_path, field):
             CurveStore(tmp_path, HEADER)
 
 
+def test_a_long_difference_is_cut_off(tmp_path):
+    store = CurveStore(tmp_path, {**HEADER, "text": "9" * 5000})
+    store.add(make_row())
+    with pytest.raises(rw.InputError, match="another run: text '999") as refused:
+        CurveStore(tmp_path, HEADER)
+    assert len(str(refused.value)) < 600
+
+
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
     store = CurveStore(tmp_path, HEADER)
     store.add(make_row())

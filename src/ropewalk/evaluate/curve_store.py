@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypedDict
 from ropewalk.errors import InputError
 from ropewalk.evaluate.field_checks import (
     check_fields,
+    describe_difference,
     is_count,
     is_number,
     is_optional_text,
@@ -149,7 +150,7 @@ class CurveStore:
             ) from None
         for name, value in self.header.items():
             if name != "model" and stored.get(name) != value:
-                difference = f"it is of another run: {name} {stored.get(name)!r}, now {value!r}"
+                difference = describe_difference(name, stored.get(name), value)
                 expected = "a new folder, or one of the same model, text and dtype"
                 raise InputError("out", str(self.json_path), expected, difference)
         return {row_key(row): row for row in rows}

@@ -19,6 +19,7 @@ from typing import Any
 from ropewalk.errors import InputError
 from ropewalk.evaluate.field_checks import (
     check_fields,
+    describe_difference,
     is_count,
     is_list_of_texts,
     is_number,
@@ -165,7 +166,7 @@ class EvaluationStore:
             self.model["server"] = remove_credentials(self.model["server"])  # which earlier versions stored
         for name, value in (model or {}).items():
             if name != "model" and self.model.get(name) != value:  # the same model may be given by another name
-                difference = f"it is of another run: {name} {self.model.get(name)!r}, now {value!r}"
+                difference = describe_difference(name, self.model.get(name), value)
                 raise InputError("out", str(self.folder), "a new folder, or the one of the same model", difference)
 
     def _pragma(self, name: str) -> Any:

@@ -24,6 +24,11 @@ def check_fields(document: Any, checks: Mapping[str, Callable[[Any], bool]]) -> 
     return document
 
 
+def describe_difference(name: str, stored: object, now: object) -> str:
+    """Return why results belong to another run: a field whose stored value differs from the present one."""
+    return f"it is of another run: {name} {repr(stored)[:_MAX_SHOWN]}, now {repr(now)[:_MAX_SHOWN]}"
+
+
 def is_text(value: Any) -> bool:
     """Return whether the value is a string."""
     return isinstance(value, str)
