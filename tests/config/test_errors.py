@@ -207,3 +207,25 @@ def test_a_misspelled_built_in_model_gets_a_suggestion():
     error = unloadable_model_error("smolm2", OSError("not found"))
     expected = "model: got 'smolm2'; expected a hub id or folder that transformers can load (not found)"
     assert str(error) == f"{expected} (did you mean smollm2?)"
+
+
+@pytest.mark.parametrize(
+    ("change", "beginning"),
+    [
+        ({"position_embedding_type": "nope"}, "llama is not supported: it has no rotary embedding"),
+        ({"position_embedding_type": ["nope"], "head_dim": 63}, "dim: got 63"),
+        ({"yarn_only_types": 1, "local_rope_theta": 1e4}, "yarn_only_types: got 1"),
+        ({"hybrid_layer_pattern": [0, [1]]}, "hybrid_layer_pattern: got [1]"),
+        ({"rope_theta": [1e4, 1e4]}, "rope_theta: got [10000.0, 10000.0]"),
+    ],
+    ids=str,
+)
+def test_fields_of_single_architectures_are_named(change, beginning):
+    plain = {key: value for key, value in LLAMA.items() if key != "rope_scaling"}
+    assert error_of({**plain, **change}).startswith(beginning)
+
+
+def error_of(source):
+    with pytest.raises(rw.InputError) as caught:
+        read(source)
+    return str(caught.value)
