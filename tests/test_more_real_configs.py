@@ -55,8 +55,9 @@ def find_faults(name, engine="", model=""):
     [
         "command_a", "devstral2_123b", "exaone4_32b", "exaone45_33b", "gemma3_1b", "glm5", "gpt_oss_20b",
         "hunyuan_alpha", "kimi_k2_5", "laguna_attention_factor_1", "lfm2_yarn_2x", "llama31_dynamic_override",
-        "llama4_maverick", "llama_saved_by_transformers_5", "olmo31_32b", "qwen15_yarn_window_off", "qwen2vl_yarn_card", "qwen36_27b",
-        "qwen36_two_rope_dicts", "qwen3_235b_theta_1000", "qwen3_next_1m_card", "qwen3_omni", "smollm3_yarn_card",
+        "llama4_maverick", "llama_saved_by_transformers_5", "olmo31_32b", "qwen15_yarn_window_off", "qwen2vl_yarn_card",
+        "qwen36_27b", "qwen36_two_rope_dicts", "qwen3_235b_theta_1000", "qwen3_next_1m_card", "qwen3_omni",
+        "smollm3_yarn_card",
     ],
 )  # fmt: skip
 def test_frequencies_equal_those_of_the_rotary_module_of_transformers(name):
