@@ -51,12 +51,17 @@ def test_defaults_of_every_architecture_have_no_fault():
     assert len(image_models) > 1
     assert all(isinstance(results[name], UnsupportedModelError) for name in image_models)
     refused = {name: result for name, result in results.items() if isinstance(result, rw.InputError)}
-    assert all(isinstance(refused[name], IncompleteConfigError) for name in set(refused) - image_models)
-    headless = {name for name in set(refused) - image_models if "with rope fields" not in str(refused[name])}
+    unsupported = {name for name, result in refused.items() if isinstance(result, UnsupportedModelError)}
+    assert all("no rotary embedding" in str(refused[name]) for name in unsupported - image_models)
+    assert all(isinstance(refused[name], IncompleteConfigError) for name in set(refused) - unsupported)
+    headless = {name for name in set(refused) - unsupported if "with rope fields" not in str(refused[name])}
     assert headless == HEADLESS
     assert all("head_dim" in str(refused[name]) for name in HEADLESS)
     with_findings = {name: result for name, result in results.items() if result and name not in refused}
-    assert with_findings == {name: {("suspicious", "head-dim-broken")} for name in ODD_HEADS}
+    assert with_findings == {name: {("suspicious", "head-dim-broken")} for name in ODD_HEADS} | {
+        "glm_moe_dsa": {("suspicious", "base-too-small")},  # 10,000 for 202,752 tokens; GLM-5 is published with 1,000,000
+        "t5gemma2": {("suspicious", "base-missing")},  # its text part is nested in an encoder without a base
+    }
     assert sum(result == set() for result in results.values()) > 200
 
 

@@ -79,7 +79,8 @@ def list_length(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     num_pairs = model_config.main_layer.rope.dim // 2
     if rope_dict.layer_type in (configs.ALL_LAYERS, model_config.main_layer_type) and len(short) != num_pairs:
         means = f"the model has {num_pairs} rotary pairs; wrong lists, or partial_rotary_factor is missing"
-        fix, answers = _published_lists(config, rope_dict, *_LISTS), ()
+        fix = _published_lists(config, rope_dict, *_LISTS)
+        answers: tuple[Answer, ...] = ()
         if len(short) < num_pairs:
             fraction = len(short) / num_pairs
             answers = (Answer(f"these, for {fraction:.4g} of each head", {config.path_of(_PARTIAL): fraction}),)
