@@ -59,7 +59,7 @@ def test_defaults_of_every_architecture_have_no_fault():
     assert all("head_dim" in str(refused[name]) for name in HEADLESS)
     with_findings = {name: result for name, result in results.items() if result and name not in refused}
     assert with_findings == {name: {("suspicious", "head-dim-broken")} for name in ODD_HEADS} | {
-        "glm_moe_dsa": {("suspicious", "base-too-small")},  # 10,000 for 202,752 tokens; GLM-5 is published with 1,000,000
+        "glm_moe_dsa": {("suspicious", "base-too-small")},  # 10,000; GLM-5 is published with 1,000,000
         "t5gemma2": {("suspicious", "base-missing")},  # its text part is nested in an encoder without a base
     }
     assert sum(result == set() for result in results.values()) > 200
