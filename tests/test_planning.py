@@ -408,6 +408,7 @@ def test_plan_that_no_field_expresses_is_refused():
 # Their rotary layers attend to a window, and the other layers have no rotary embedding.
 NOT_EXTENDED_BY_SCALING = {
     "LGAI-EXAONE/EXAONE-4.0-32B",
+    "LGAI-EXAONE/EXAONE-4.5-33B",
     "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
     "meta-llama/Llama-4-Scout-17B-16E-Instruct",
 }

@@ -131,7 +131,8 @@ def format_class_defaults(content: dict[str, Any]) -> str:
     """Return the text of the file, with one line for each architecture."""
 
     def format_lines(entries: dict[str, Any]) -> str:
-        return ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in entries.items())
+        # Sorted, because transformers builds some of these dicts from sets.
+        return ",\n".join(f"{json.dumps(name)}: {json.dumps(value, sort_keys=True)}" for name, value in entries.items())
 
     version, architectures, text_types = content["transformers"], content["architectures"], content["text_types"]
     return (

@@ -26,6 +26,9 @@ from ropewalk.serving.engines.checkpoint_folder import MANIFEST_NAME
 from ropewalk.serving.engines.encode import encode
 from ropewalk.serving.engines.trained_config import interpret_as_trained
 
+# Findings that follow from the scaling and the length that the user asked for.
+_CHOSEN_BY_USER = {"beta-impossible", "factor-too-small"}
+
 
 @dataclass(frozen=True)
 class Export:
@@ -146,7 +149,7 @@ def _describe_deviations(
 def _check_new_config(
     engine: Engine, old: Config, candidate: Candidate, scaling: Scaling, model_config: ModelConfig, length: int
 ) -> None:
-    """Raise InputError if a reader of the new configuration finds a fault that the model's own does not have.
+    """Raise InputError if a reader of the new configuration finds a fault that neither model nor user brought along.
 
     The doctor reads it as transformers does. It has nothing to say about a configuration that only this engine reads as
     the scaling; `encode` has checked that the engine does.
@@ -157,7 +160,7 @@ def _check_new_config(
         return
     known = {(finding.kind, finding.field) for finding in _find_wrong(engine, old)}
     for finding in _find_wrong(engine, candidate.config):
-        if (finding.kind, finding.field) not in known:
+        if (finding.kind, finding.field) not in known and finding.kind not in _CHOSEN_BY_USER:
             expected = f"a scaling whose export is read without a fault; {finding.field}: {finding.means}"
             raise InputError("scaling", str(scaling), expected)
 
