@@ -12,15 +12,15 @@ import pytest
 @pytest.mark.parametrize(
     ("kind", "count", "names", "expected"),
     [
-        ("configs", 300, {"config", "doctor", "export"}, ["export: completed"]),
-        ("ggufs", 200, {"config", "doctor", "export"}, ["export: completed"]),
+        ("configs", 120, {"config", "doctor", "export"}, ["export: completed"]),
+        ("ggufs", 100, {"config", "doctor", "export"}, ["export: completed"]),
         (
             "results",
-            40,
+            20,
             {"curve", "questions", "longbench", "report", "resume"},
             ["report: completed", "curve: completed"],
         ),
-        ("servers", 60, {"text", "logprobs"}, ["text: completed", "logprobs: completed"]),
+        ("servers", 30, {"text", "logprobs"}, ["text: completed", "logprobs: completed"]),
     ],
 )
 def test_corrupt_input_gives_a_result_or_an_error_of_one_line(kind, count, names, expected):

@@ -128,10 +128,10 @@ def test_all_tasks_are_answered_and_scored_at_1k(random_model, tokenizer, data, 
         assert result["scores"] == cell.summary == {"score": pytest.approx(sum(found) / len(found))}
 
 
-def test_the_built_in_model_finds_a_needle_at_4k(smollm2):
+def test_the_built_in_model_finds_a_needle(smollm2):
     task = parse_task("ruler:niah_single_1")
-    (sample,) = task.make_samples(smollm2[1], 4096, 1, seed=0)
-    assert 3500 < len(sample.prompt) <= 4096
+    (sample,) = task.make_samples(smollm2[1], 2048, 1, seed=0)
+    assert 1500 < len(sample.prompt) <= 2048
     sample = dataclasses.replace(sample, max_new_tokens=16)  # the harness allows 128, which takes a minute
     ((_, answer),) = task.generate_answers(TextGenerator(*smollm2), [sample])
     assert task.score(sample, answer) == {"score": 1.0}
