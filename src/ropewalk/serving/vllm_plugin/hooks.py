@@ -1,0 +1,278 @@
+"""Every private part of vLLM that the plugin relies on.
+
+`install` replaces two functions, which pass calls on unchanged unless the model asks for request factors: `get_rope`,
+which builds the rotary modules in the process of a model, and `InputProcessor`, which admits requests. The first call
+of `get_rope` for such a model also hooks its runner. The versions and the signatures are checked before the server
+starts, and a feature that would be wrong is refused there.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ropewalk.serving.vllm_plugin.request_factors import ROPE_TYPE, RequestFactors
+
+TESTED_VERSIONS = ("0.32.0",)
+FACTOR_ARGUMENT = "ropewalk_factor_index"  # key of SamplingParams.extra_args
+_SIGNATURES = {
+    "vllm.model_executor.layers.rotary_embedding.get_rope": (
+        "head_size", "max_position", "is_neox_style", "rope_parameters", "dtype", "dual_chunk_attention_config",
+        "mrope_positions_factor",
+    ),
+    "vllm.v1.engine.input_processor.InputProcessor.process_inputs": (
+        "self", "request_id", "prompt", "params", "supported_tasks", "arrival_time", "lora_request",
+        "tokenization_kwargs", "trace_headers", "priority", "data_parallel_rank", "resumable", "session_id",
+        "kv_hints",
+    ),
+    "vllm.v1.worker.gpu_model_runner.GPUModelRunner._preprocess": (
+        "self", "scheduler_output", "num_input_tokens", "intermediate_tensors",
+    ),
+}  # fmt: skip
+# Rotary modules that read nothing but `cos_sin_cache`, by row.
+_TABLE_CLASSES = (
+    "RotaryEmbedding", "YaRNScalingRotaryEmbedding", "LinearScalingRotaryEmbedding", "Llama3RotaryEmbedding",
+    "NTKScalingRotaryEmbedding", "Gemma4RotaryEmbedding",
+)  # fmt: skip
+
+_modules: dict[str, Any] = {}  # rotary modules by the arguments of `get_rope`; layers with equal arguments share one
+
+
+class UnsupportedServerError(ValueError):
+    """Raised before the server starts, for a version or a feature of vLLM that request factors do not work with."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"ropewalk: rope_type {ROPE_TYPE} cannot be served: {reason}")
+
+
+def install() -> None:
+    """Replace `get_rope` and the methods of `InputProcessor` in this process, once."""
+    from vllm.model_executor.layers import rotary_embedding
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    if hasattr(rotary_embedding.get_rope, "__wrapped__"):
+        return
+    original = rotary_embedding.get_rope
+    replacement = _with_request_factors(original)
+    # Models import the function by name. getattr would make lazy modules import what they do not have yet.
+    for module in list(sys.modules.values()):
+        if vars(module).get("get_rope") is original:
+            module.get_rope = replacement  # type: ignore[attr-defined]
+    _wrap_method(InputProcessor, "__init__", _init_input_processor)
+    _wrap_method(InputProcessor, "process_inputs", _process_inputs)
+
+
+def _wrap_method(cls: Any, name: str, replacement: Callable[..., Any]) -> None:
+    """Replace a method by a function that is called with the original method before all other arguments."""
+    original = getattr(cls, name)
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return replacement(original, self, *args, **kwargs)
+
+    setattr(cls, name, method)
+
+
+# --- The model: rotary tables -------------------------------------------------------------------------------------
+
+
+def _with_request_factors(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_rope(*args: Any, **kwargs: Any) -> Any:
+        from vllm.config import get_current_vllm_config_or_none
+
+        vllm_config = get_current_vllm_config_or_none()
+        factors = None if vllm_config is None else find_request_factors(vllm_config)
+        if factors is None:
+            return original(*args, **kwargs)
+        check_server(vllm_config)
+        _hook_runner()
+        arguments = inspect.signature(original).bind(*args, **kwargs)
+        arguments.apply_defaults()
+        key = repr((sorted(arguments.arguments.items()), factors))
+        if key not in _modules:
+            _modules[key] = _build_module(original, arguments.arguments, factors)
+        return _modules[key]
+
+    return get_rope
+
+
+def _build_module(original: Callable[..., Any], arguments: dict[str, Any], factors: RequestFactors) -> Any:
+    """Return a rotary module whose table holds the rows of all factors.
+
+    The rows are those of vLLM's own modules: unscaled for factor 1, YaRN for the others. Layers that are not scaled,
+    such as sliding-window layers, have the same rows for every factor.
+    """
+    import torch
+
+    rope_dict = arguments["rope_parameters"] or {}
+    if rope_dict.get("rope_type") == ROPE_TYPE:
+        changes = [_arguments_of_factor(rope_dict, factor, factors) for factor in factors.factors]
+        modules = [original(**{**arguments, **change}) for change in changes]
+    else:
+        modules = [original(**{**arguments, "max_position": factors.lengths[-1]})] * len(factors.factors)
+    parts = []
+    for module, length in zip(modules, factors.lengths, strict=True):
+        if type(module).__name__ not in _TABLE_CLASSES or module.use_aiter:
+            raise UnsupportedServerError(f"a rotary module of the class {type(module).__name__} has no plain table")
+        if len(module.cos_sin_cache) < length:
+            rows = f"{len(module.cos_sin_cache):,} rows"
+            raise UnsupportedServerError(f"the table of a {type(module).__name__} has {rows}, less than {length:,}")
+        parts.append(module.cos_sin_cache[:length])
+    combined = copy.deepcopy(modules[0])
+    combined.register_buffer("cos_sin_cache", torch.cat(parts), persistent=False)
+    combined.max_position_embeddings = len(combined.cos_sin_cache)
+    return combined
+
+
+def _arguments_of_factor(rope_dict: dict[str, Any], factor: float, factors: RequestFactors) -> dict[str, Any]:
+    """Return the arguments of `get_rope` for one factor."""
+    options = {key: value for key, value in rope_dict.items() if key != "factors"}
+    if factor == 1:
+        kept = ("rope_theta", "partial_rotary_factor", "rope_dim")
+        options = {key: options[key] for key in kept if key in options} | {"rope_type": "default"}
+    else:
+        options |= {"rope_type": "yarn", "factor": factor}
+    return {"rope_parameters": options, "max_position": factors.original_length}
+
+
+# --- The runner: positions ----------------------------------------------------------------------------------------
+
+
+def _hook_runner() -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    if not hasattr(GPUModelRunner._preprocess, "__wrapped__"):
+        _wrap_method(GPUModelRunner, "_preprocess", _preprocess)
+
+
+def _preprocess(
+    original: Callable[..., Any],
+    self: Any,
+    scheduler_output: Any,
+    num_input_tokens: int,
+    intermediate_tensors: Any = None,
+) -> Any:
+    """Shift the positions of every request to the rows of its factor.
+
+    Slot mappings and attention metadata have been formed from the unshifted positions at this point. The buffer is
+    changed in place, because CUDA graphs read it at a fixed address; vLLM fills it anew for every step.
+    """
+    import torch
+
+    result = original(self, scheduler_output, num_input_tokens, intermediate_tensors)
+    factors = find_request_factors(self.vllm_config)
+    if factors is None:
+        return result
+    request_ids = self.input_batch.req_ids
+    shifts = _choose_shifts([self.requests[request_id] for request_id in request_ids], factors)
+    if any(shifts):
+        tokens = [scheduler_output.num_scheduled_tokens[request_id] for request_id in request_ids]
+        token_shifts = torch.from_numpy(np.repeat(np.array(shifts, dtype=np.int64), tokens))
+        self.positions[: len(token_shifts)] += token_shifts.to(self.positions.device, non_blocking=True)
+    return result
+
+
+def _choose_shifts(requests: list[Any], factors: RequestFactors) -> list[int]:
+    """Return, for each request of a batch, the row of the table with its position 0."""
+    first_rows = factors.first_rows
+    return [first_rows[_factor_index(request)] for request in requests]
+
+
+def _factor_index(request: Any) -> int:
+    arguments = (request.sampling_params and request.sampling_params.extra_args) or {}
+    if FACTOR_ARGUMENT not in arguments:
+        raise RuntimeError(f"ropewalk: request {request.req_id} has no factor, because it bypassed InputProcessor")
+    return int(arguments[FACTOR_ARGUMENT])
+
+
+# --- The requests -------------------------------------------------------------------------------------------------
+
+
+def _init_input_processor(original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    if find_request_factors(vllm_config) is not None:
+        check_server(vllm_config)
+    original(self, vllm_config, *args, **kwargs)
+
+
+def _process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Give a request its factor, and make that a part of its cache salt."""
+    request = original(self, *args, **kwargs)
+    factors = find_request_factors(self.vllm_config)
+    if factors is None:
+        return request
+    if request.sampling_params is None or request.resumable:
+        raise ValueError(f"ropewalk: rope_type {ROPE_TYPE} serves requests that generate from one complete prompt")
+    prompt = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
+    tokens = min(len(prompt) + request.sampling_params.max_tokens, self.model_config.max_model_len)
+    index = factors.choose(tokens)
+    extra_args = request.sampling_params.extra_args or {}
+    request.sampling_params.extra_args = {**extra_args, FACTOR_ARGUMENT: index}
+    request.cache_salt = _add_to_salt(factors.factors[index], request.cache_salt)
+    return request
+
+
+def _add_to_salt(factor: float, salt: str | None) -> str:
+    """Return a cache salt that is the same only for the same factor and the same salt of the user."""
+    return f"ropewalk factor {factor:g}: {salt or ''}"
+
+
+# --- What can be served -------------------------------------------------------------------------------------------
+
+
+def find_request_factors(vllm_config: Any) -> RequestFactors | None:
+    """Return the factors that the configuration of the served model asks for, or None."""
+    if vllm_config.model_config is None:
+        return None
+    rope_parameters = getattr(vllm_config.model_config.hf_text_config, "rope_parameters", None) or {}
+    rope_dicts = [rope_parameters, *(value for value in rope_parameters.values() if isinstance(value, dict))]
+    asked = [rope_dict for rope_dict in rope_dicts if rope_dict.get("rope_type") == ROPE_TYPE]
+    return RequestFactors.from_rope_dict(asked[0]) if asked else None
+
+
+def check_server(vllm_config: Any) -> None:
+    """Raise UnsupportedServerError if this version of vLLM or one of the enabled features does not work."""
+    import vllm
+
+    if vllm.__version__.split("+")[0] not in TESTED_VERSIONS:
+        tested = " or ".join(TESTED_VERSIONS)
+        raise UnsupportedServerError(f"this is vLLM {vllm.__version__}, and it was tested with {tested}")
+    for path, expected in _SIGNATURES.items():
+        found = tuple(inspect.signature(_import(path)).parameters)
+        if found != expected:
+            raise UnsupportedServerError(f"the signature of {path} has changed to {', '.join(found)}")
+    model, speculative = vllm_config.model_config, vllm_config.speculative_config
+    text_config = model.hf_text_config
+    problems = {
+        "multimodal rotary positions (MRoPE)": model.uses_mrope,
+        "multi-head latent attention (MLA)": model.use_mla,
+        "attention scaled by position (attn_temperature)": getattr(text_config, "attn_temperature_tuning", False),
+        "dual chunk attention": getattr(text_config, "dual_chunk_attention_config", None) is not None,
+        "encoder-decoder models": model.is_encoder_decoder,
+        "pooling": model.runner_type != "generate",
+        "a KV connector": vllm_config.kv_transfer_config is not None,
+        "context parallelism": vllm_config.parallel_config.decode_context_parallel_size > 1,
+        "model runner V2 (set VLLM_USE_V2_MODEL_RUNNER=0)": vllm_config.use_v2_model_runner,
+        "speculative decoding other than by n-grams": speculative is not None and speculative.method != "ngram",
+    }
+    for feature, is_used in problems.items():
+        if is_used:
+            raise UnsupportedServerError(f"{feature} does not work with it")
+
+
+def _import(path: str) -> Any:
+    """Return the object with a dotted path, which may lead into a class."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found: Any = __import__(".".join(parts[:end]), fromlist=["_"])
+        except ModuleNotFoundError:
+            continue
+        return functools.reduce(getattr, parts[end:], found)
+    raise UnsupportedServerError(f"{path} does not exist")

@@ -1,0 +1,123 @@
+"""Run requests on vLLM servers, in vLLM's own Python: `python run_servers.py JOB_FILE RESULT_FILE`.
+
+The job is a list of servers, which run one after the other in this process:
+
+    {"path": checkpoint, "options": arguments of vllm.LLM, "fault": name of a fault to plant or null,
+     "batches": [[{"prompt": [token ids], "max_tokens": n, "cache_salt": text or null} ...] ...]}
+
+The requests of a batch are sent at once. The result has for each server an "error", or its number of "preemptions"
+and "batches": for each request "cached_tokens" and "logprobs", the ten likeliest of each generated token as
+[[token, log-probability] ...].
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# vLLM reads these variables when it is imported.
+os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+TOP = 10
+
+
+def main(job_file: str, result_file: str) -> None:
+    results = []
+    for server in json.loads(Path(job_file).read_text()):
+        try:
+            results.append(run_server(**server))
+        except Exception as error:
+            results.append({"error": " ".join(f"{type(error).__name__}: {error}".split())})
+        Path(result_file).write_text(json.dumps(results))
+
+
+def run_server(path: str, options: dict[str, Any], batches: list[Any], fault: str | None) -> dict[str, Any]:
+    import vllm
+    from ropewalk.serving.vllm_plugin import hooks
+    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    preempted = []
+    preempt = Scheduler._preempt_request
+    Scheduler._preempt_request = lambda self, request, *args: (
+        preempted.append(request),
+        preempt(self, request, *args),
+    )[1]
+    hooks._modules.clear()
+    restore = plant(fault)
+    try:
+        engine = vllm.LLM(
+            path, dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_logprobs=TOP, **options
+        )
+        return {"batches": [run_batch(engine, batch) for batch in batches], "preemptions": len(preempted)}
+    finally:
+        Scheduler._preempt_request = preempt
+        restore()
+        engine = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def run_batch(engine: Any, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    import vllm
+
+    prompts, samplings = [], []
+    for request in batch:
+        salt = {"cache_salt": request["cache_salt"]} if request.get("cache_salt") else {}
+        prompts.append({"prompt_token_ids": request["prompt"], **salt})
+        samplings.append(
+            vllm.SamplingParams(
+                max_tokens=request["max_tokens"], temperature=0, logprobs=TOP, detokenize=False, ignore_eos=True
+            )
+        )
+    outputs = engine.generate(prompts, samplings, use_tqdm=False)
+    return [
+        {
+            "logprobs": [
+                [(token, entry.logprob) for token, entry in step.items()] for step in output.outputs[0].logprobs
+            ],
+            "cached_tokens": output.num_cached_tokens,
+        }
+        for output in outputs
+    ]
+
+
+def plant(fault: str | None) -> Any:
+    """Break one part of the plugin; return a function that mends it."""
+    from ropewalk.serving.vllm_plugin import hooks
+
+    if fault == "positions not shifted":
+        name, broken = "_choose_shifts", lambda requests, factors: [0] * len(requests)
+    elif fault == "rows of equal strides":
+
+        def broken(requests, factors):
+            return [hooks._factor_index(request) * factors.original_length for request in requests]
+
+        name = "_choose_shifts"
+    elif fault == "no salt":
+        name, broken = "_add_to_salt", lambda factor, salt: salt
+    elif fault == "attention factor of another factor":
+        name, arguments_of_factor = "_arguments_of_factor", hooks._arguments_of_factor
+
+        def broken(rope_dict, factor, factors):
+            arguments = arguments_of_factor(rope_dict, factor, factors)
+            if factor == factors.factors[1]:
+                arguments["rope_parameters"]["attention_factor"] = 0.1 * math.log(factors.factors[2]) + 1
+            return arguments
+    elif fault is None:
+        return lambda: None
+    else:
+        raise ValueError(fault)
+    previous = getattr(hooks, name)
+    setattr(hooks, name, broken)
+    return lambda: setattr(hooks, name, previous)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
