@@ -74,6 +74,7 @@ class DynamicYaRN(ByParts):
     """YaRN with a factor that follows the text, s = max(1, l/L) (arXiv 2309.00071, sec. 3.3)."""
 
     name = "dynamic-yarn"
+    aliases = ("ropewalk-dynamic-yarn",)  # the rope type of the plugin for vLLM
     formula = "YaRN with s = max(1, l/L)"
     source = "arXiv 2309.00071 sec. 3.3"
     is_dynamic = True

@@ -138,7 +138,7 @@ def _describe_deviations(
     """Return the notes of an export: what the engine does differently, or a length that the scaling is not made for."""
     if scaling.is_dynamic:
         if engine.interpret(candidate.config, length).main_layer.scaling.is_dynamic:
-            return ("the frequencies follow the length of the text, but cached keys keep their old rotation",)
+            return (engine.describe_dynamic(candidate.config),)
         return (f"{engine.title} fixes the scaling when it starts: short texts are scaled as if of {length:,} tokens",)
     scaled_length = _scaled_length(scaling, model_config)
     if length > scaled_length:

@@ -17,6 +17,8 @@ import json
 import math
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +35,26 @@ def main(job_file: str, result_file: str) -> None:
         try:
             results.append(run_server(**server))
         except Exception as error:
+            traceback.print_exc()
             results.append({"error": " ".join(f"{type(error).__name__}: {error}".split())})
         Path(result_file).write_text(json.dumps(results))
 
 
 def run_server(path: str, options: dict[str, Any], batches: list[Any], fault: str | None) -> dict[str, Any]:
     import vllm
-    from ropewalk.serving.vllm_plugin import hooks
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.v1.core.sched.scheduler import Scheduler
 
+    from ropewalk.serving.vllm_plugin import hooks
+
     preempted = []
     preempt = Scheduler._preempt_request
-    Scheduler._preempt_request = lambda self, request, *args: (
-        preempted.append(request),
-        preempt(self, request, *args),
-    )[1]
+
+    def count_and_preempt(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        preempted.append(request)
+        return preempt(self, request, *args, **kwargs)
+
+    Scheduler._preempt_request = count_and_preempt
     hooks._modules.clear()
     restore = plant(fault)
     try:
@@ -88,35 +94,34 @@ def run_batch(engine: Any, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def plant(fault: str | None) -> Any:
-    """Break one part of the plugin; return a function that mends it."""
+def plant(fault: str | None) -> Callable[[], None]:
+    """Replace one part of the plugin by a broken one; return a function that puts it back."""
     from ropewalk.serving.vllm_plugin import hooks
 
-    if fault == "positions not shifted":
-        name, broken = "_choose_shifts", lambda requests, factors: [0] * len(requests)
-    elif fault == "rows of equal strides":
-
-        def broken(requests, factors):
-            return [hooks._factor_index(request) * factors.original_length for request in requests]
-
-        name = "_choose_shifts"
-    elif fault == "no salt":
-        name, broken = "_add_to_salt", lambda factor, salt: salt
-    elif fault == "attention factor of another factor":
-        name, arguments_of_factor = "_arguments_of_factor", hooks._arguments_of_factor
-
-        def broken(rope_dict, factor, factors):
-            arguments = arguments_of_factor(rope_dict, factor, factors)
-            if factor == factors.factors[1]:
-                arguments["rope_parameters"]["attention_factor"] = 0.1 * math.log(factors.factors[2]) + 1
-            return arguments
-    elif fault is None:
+    if fault is None:
         return lambda: None
-    else:
-        raise ValueError(fault)
-    previous = getattr(hooks, name)
+    arguments_of_factor = hooks._arguments_of_factor
+
+    def rows_of_equal_strides(requests: Any, factors: Any) -> list[int]:
+        return [hooks._factor_index(request) * factors.original_length for request in requests]
+
+    def attention_factor_of_the_next(rope_dict: Any, factor: float, factors: Any) -> Any:
+        arguments = arguments_of_factor(rope_dict, factor, factors)
+        if factor == factors.factors[1]:
+            arguments["rope_parameters"]["attention_factor"] = 0.1 * math.log(factors.factors[2]) + 1
+        return arguments
+
+    name, broken = {
+        "positions not shifted": ("_choose_shifts", lambda requests, factors: [0] * len(requests)),
+        "rows of equal strides": ("_choose_shifts", rows_of_equal_strides),
+        "no salt": ("_add_to_salt", lambda factor, salt: salt),
+        "attention factor of the next": ("_arguments_of_factor", attention_factor_of_the_next),
+        "another version": ("TESTED_VERSIONS", ("0.0.1",)),
+        "another signature": ("_SIGNATURES", {**hooks._SIGNATURES, next(iter(hooks._SIGNATURES)): ("head_dim",)}),
+    }[fault]
+    original = getattr(hooks, name)
     setattr(hooks, name, broken)
-    return lambda: setattr(hooks, name, previous)
+    return lambda: setattr(hooks, name, original)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.engines
 ORIGINAL, FACTORS, VOCABULARY = 128, (1, 2, 4), 512
-NEW_TOKENS = 8
-SHARED_PREFIX = 96  # tokens that prompts of all factors begin with
-LENGTHS = (20, 110, 119, 121, 200, 247, 249, 300, 500)
+SHARED_PREFIX = 96  # tokens that all prompts begin with
+PROMPTS = (20, 110, 119, 121, 200, 247, 249, 300, 500)  # tokens; each generates 8
+LONG_ANSWERS = (60, 62, 64, 66, 150, 152, 154)  # tokens; each generates 40
 NOISE = 1e-4  # nats; batching changes the order of float32 sums. The faults below differ by more than 0.1.
 BASE = {"rope_theta": 10_000.0}
 ROPE_DICTS = {
@@ -39,23 +39,51 @@ ROPE_DICTS = {
     "4": {**BASE, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL},
 }
 OPTIONS = {"max_model_len": max(FACTORS) * ORIGINAL, "block_size": 32}
-SMALL_CACHE = {"num_gpu_blocks_override": 24}  # the prompts need 65 blocks
-FAULTS = ("positions not shifted", "rows of equal strides", "no salt", "attention factor of another factor")
+CACHED = {"enable_prefix_caching": True}
+N_GRAMS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
+FAULTS = ("positions not shifted", "rows of equal strides", "no salt", "attention factor of the next")
+REFUSALS = {"another version": "it was tested with 0.0.1", "another signature": "the signature of vllm.model_executor"}
+
+
+def _shuffle(seed):
+    return tuple(random.Random(seed).sample(PROMPTS, len(PROMPTS)))
+
+
+# For each server: its checkpoint, its options, and the lengths of the prompts that it gets at once.
+SERVERS = {
+    **{factor: (factor, {}, (PROMPTS, LONG_ANSWERS)) for factor in ("1", "2", "4")},
+    "at once": ("dynamic", {}, (PROMPTS,)),
+    "shuffled": ("dynamic", {}, tuple(map(_shuffle, range(5)))),
+    "one by one": ("dynamic", CACHED, tuple((length,) for length in reversed(PROMPTS))),
+    "chunked": ("dynamic", {"max_num_batched_tokens": 64, "max_num_seqs": 4}, (PROMPTS,)),
+    "small cache": ("dynamic", {"num_gpu_blocks_override": 24}, (LONG_ANSWERS,)),  # the prompts alone need 23 blocks
+    **{fault: ("dynamic", CACHED, tuple((length,) for length in PROMPTS)) for fault in FAULTS},
+    **{fault: ("dynamic", {}, (PROMPTS,)) for fault in REFUSALS},
+    # Last, because it loads numba, after which vLLM cannot be started a second time in a process.
+    "n-grams": ("dynamic", {"speculative_config": N_GRAMS}, (PROMPTS, LONG_ANSWERS)),
+}
+
+
+def new_tokens(length):
+    return 40 if length in LONG_ANSWERS else 8
 
 
 def factor_of(length):
-    return next(factor for factor in FACTORS if length + NEW_TOKENS <= factor * ORIGINAL)
-
-
-def request(prompt, salt=None):
-    return {"prompt": prompt, "max_tokens": NEW_TOKENS, "cache_salt": salt}
+    return next(factor for factor in FACTORS if length + new_tokens(length) <= factor * ORIGINAL)
 
 
 @pytest.fixture(scope="module")
-def prompts():
+def requests():
+    """A request for each length of a prompt."""
     generator = random.Random(0)
-    tokens = [generator.randrange(VOCABULARY) for _ in range(SHARED_PREFIX)]
-    return [(tokens + [generator.randrange(VOCABULARY) for _ in range(max(LENGTHS))])[:length] for length in LENGTHS]
+    prefix = [generator.randrange(VOCABULARY) for _ in range(SHARED_PREFIX)]
+    return {
+        length: {
+            "prompt": (prefix + [generator.randrange(VOCABULARY) for _ in range(length)])[:length],
+            "max_tokens": new_tokens(length),
+        }
+        for length in (*PROMPTS, *LONG_ANSWERS)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -86,29 +114,25 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(checkpoints, prompts, tmp_path_factory):
-    """The results of all servers by name; they run in one process, because starting vLLM takes long."""
+def results(checkpoints, requests, tmp_path_factory):
+    """The results of all servers by name. They run in one process, because importing vLLM takes long."""
     try:
         python = find_python(find_engine("vllm"))
     except MissingPackageError:
         pytest.skip("vLLM is not installed (make engines)")
-    in_order = [request(prompt) for prompt in prompts]
-    shuffled = [random.Random(seed).sample(in_order, len(in_order)) for seed in range(5)]
-    dynamic = str(checkpoints["dynamic"])
-    servers = {
-        **{name: (str(folder), {}, [in_order]) for name, folder in checkpoints.items()},
-        "shuffled": (dynamic, {"enable_prefix_caching": False}, shuffled),
-        "one by one": (dynamic, {"enable_prefix_caching": True}, [[each] for each in reversed(in_order)]),
-        "salted": (dynamic, {"enable_prefix_caching": True}, [[request(prompts[1], salt)] for salt in ("a", "b", "a")]),
-        "chunked": (dynamic, {"max_num_batched_tokens": 64, "max_num_seqs": 4}, [in_order]),
-        "small cache": (dynamic, SMALL_CACHE, [in_order]),
-        **{fault: (dynamic, {"enable_prefix_caching": True}, [[each] for each in in_order]) for fault in FAULTS},
-    }
     job = [
-        {"path": path, "options": {**OPTIONS, **options}, "batches": batches}
-        | {"fault": name if name in FAULTS else None}
-        for name, (path, options, batches) in servers.items()
+        {
+            "path": str(checkpoints[checkpoint]),
+            "options": {**OPTIONS, **options},
+            "batches": [[requests[length] for length in batch] for batch in batches],
+            "fault": name if name in (*FAULTS, *REFUSALS) else None,
+        }
+        for name, (checkpoint, options, batches) in SERVERS.items()
     ]
+    salted = [[{**requests[119], "cache_salt": salt}] for salt in ("a", "b", "a")]
+    job.append(
+        {"path": str(checkpoints["dynamic"]), "options": {**OPTIONS, **CACHED}, "batches": salted, "fault": None}
+    )
     folder = tmp_path_factory.mktemp("job")
     (folder / "job.json").write_text(json.dumps(job))
     script = Path(__file__).with_name("run_servers.py")
@@ -118,7 +142,7 @@ def results(checkpoints, prompts, tmp_path_factory):
         check=True,
         env={**environment, "VLLM_LOGGING_LEVEL": "ERROR"},
     )
-    return dict(zip(servers, json.loads((folder / "result.json").read_text()), strict=True))
+    return dict(zip(SERVERS, json.loads((folder / "result.json").read_text()), strict=True))
 
 
 def difference(found, expected):
@@ -133,38 +157,29 @@ def difference(found, expected):
     return worst
 
 
-def differences(results, name, prompts):
-    """Return for each prompt the difference of a server from the static server at the factor of the request."""
-    worst = {}
-    for batch, requests in zip(results[name]["batches"], _requests_of(name, prompts), strict=True):
-        for found, length in zip(batch, requests, strict=True):
-            index = LENGTHS.index(length)
-            expected = results[str(factor_of(length))]["batches"][0][index]
-            worst[length] = max(worst.get(length, 0.0), difference(found, expected))
-    return worst
-
-
-def _requests_of(name, prompts):
-    if name == "shuffled":
-        return [random.Random(seed).sample(LENGTHS, len(LENGTHS)) for seed in range(5)]
-    if name == "one by one":
-        return [[length] for length in reversed(LENGTHS)]
-    if name in FAULTS:
-        return [[length] for length in LENGTHS]
-    return [LENGTHS]
-
-
-@pytest.mark.parametrize("name", ["dynamic", "shuffled", "one by one", "chunked", "small cache"])
-def test_every_request_is_read_under_its_own_factor(results, prompts, name):
+def by_length(results, name):
+    """Yield the lengths of a server's prompts with their results."""
     assert "error" not in results[name], results[name]
-    assert max(differences(results, name, prompts).values()) < NOISE
+    for lengths, batch in zip(SERVERS[name][2], results[name]["batches"], strict=False):
+        yield from zip(lengths, batch, strict=True)
+
+
+def worst_difference(results, name):
+    """Return the largest difference of a server from the servers that are static at the factors of the requests."""
+    static = {factor: dict(by_length(results, str(factor))) for factor in FACTORS}
+    return max(difference(found, static[factor_of(length)][length]) for length, found in by_length(results, name))
+
+
+@pytest.mark.parametrize("name", ["at once", "shuffled", "one by one", "chunked", "small cache", "n-grams"])
+def test_every_request_is_read_under_its_own_factor(results, name):
+    assert worst_difference(results, name) < NOISE
 
 
 def test_static_servers_differ_from_each_other(results):
     """Otherwise the test above could not fail."""
     for name, other in (("1", "2"), ("2", "4"), ("1", "4")):
-        pairs = zip(results[name]["batches"][0], results[other]["batches"][0], strict=True)
-        assert min(difference(*pair) for pair in pairs) > 100 * NOISE
+        expected = dict(by_length(results, other))
+        assert min(difference(found, expected[length]) for length, found in by_length(results, name)) > 100 * NOISE
 
 
 def test_requests_are_preempted_when_the_cache_is_small(results):
@@ -172,20 +187,24 @@ def test_requests_are_preempted_when_the_cache_is_small(results):
 
 
 def test_prefixes_are_shared_within_a_factor_only(results):
-    by_length = dict(
-        zip(reversed(LENGTHS), (batch[0]["cached_tokens"] for batch in results["one by one"]["batches"]), strict=True)
-    )
-    first_of_factor = {factor: max(length for length in LENGTHS if factor_of(length) == factor) for factor in FACTORS}
-    for length, cached in by_length.items():
-        assert (cached > 0) == (length != first_of_factor[factor_of(length)] and length > SHARED_PREFIX), by_length
+    seen = set()
+    for length, found in by_length(results, "one by one"):
+        is_shared = factor_of(length) in seen and length > SHARED_PREFIX
+        assert (found["cached_tokens"] > 0) == is_shared, length
+        seen.add(factor_of(length))
 
 
 def test_the_salt_of_the_user_still_separates(results):
-    first, second, third = (batch[0]["cached_tokens"] for batch in results["salted"]["batches"])
+    first, second, third = (batch[0]["cached_tokens"] for batch in results["one by one"]["batches"][-3:])
     assert (first, second) == (0, 0)
     assert third > 0
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_are_found(results, prompts, fault):
-    assert max(differences(results, fault, prompts).values()) > 1000 * NOISE
+def test_planted_faults_are_found(results, fault):
+    assert worst_difference(results, fault) > 1000 * NOISE
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_unknown_versions_of_vllm_are_refused_before_serving(results, refusal):
+    assert REFUSALS[refusal] in results[refusal]["error"]

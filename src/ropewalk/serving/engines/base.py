@@ -138,6 +138,13 @@ class Engine(ABC):
             length: tokens to serve.
         """
 
+    def describe_dynamic(self, config: Config) -> str:
+        """Return how the engine follows the length of a text under a dynamic scaling, as a sentence for the user.
+
+        `config`: a configuration whose scaling the engine interprets as dynamic.
+        """
+        return "the frequencies follow the length of the text, but cached keys keep their old rotation"
+
     @abstractmethod
     def write_checkpoint(self, model: str, candidate: Candidate, out: Path, length: int) -> Path:
         """Write a checkpoint with the candidate's configuration and the model's weights, unchanged.

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ropewalk import config as configs
@@ -15,9 +16,9 @@ from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.ntk import NTK, DynamicNTK, compute_ntk_base
 from ropewalk.scaling.proportional import Proportional
-from ropewalk.scaling.yarn import YaRN
-from ropewalk.serving.engines.base import Config
-from ropewalk.serving.engines.checkpoint_folder import read_tokenizer_limit
+from ropewalk.scaling.yarn import DynamicYaRN, YaRN
+from ropewalk.serving.engines.base import Candidate, Config
+from ropewalk.serving.engines.checkpoint_folder import read_config, read_tokenizer_limit
 from ropewalk.serving.engines.config_edit import apply_changes
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.legacy_config import interpret_legacy_config
@@ -25,6 +26,7 @@ from ropewalk.serving.engines.load_checks import check_served_length, check_vllm
 from ropewalk.serving.engines.rope_dict import drop_softmax_factor, mscale_ratio, require_number
 from ropewalk.serving.engines.tables import load_table
 from ropewalk.serving.engines.trained_config import interpret_as_trained
+from ropewalk.serving.vllm_plugin.request_factors import ROPE_TYPE, RequestFactors, find_request_factors
 
 # vLLM renames these rope types. Source: patch_rope_parameters in vllm/transformers_utils/config.py.
 _RENAMED_TYPES = {"su": "longrope", "mrope": "default"}
@@ -33,7 +35,9 @@ _RENAMED_TYPES = {"su": "longrope", "mrope": "default"}
 _DECLARE_SCALED_LENGTH = {"longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
 _MROPE_POSITIONS_FACTOR = 4  # get_rope(mrope_positions_factor=4), which only some architectures override
 _GPT_OSS_FIELDS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
-_SUPPORTED_TYPES = "default, linear, ntk, dynamic, yarn, longrope, llama3, proportional"
+_SUPPORTED_TYPES = f"default, linear, ntk, dynamic, yarn, longrope, llama3, proportional, {ROPE_TYPE}"
+# The plugin hooks vLLM's first model runner, and GPUs use the second by default.
+_PLUGIN_ENVIRONMENT = "VLLM_USE_V2_MODEL_RUNNER=0"
 
 
 class VLLM(FolderEngine):
@@ -67,6 +71,8 @@ class VLLM(FolderEngine):
 
     def build_command(self, model: str, length: int, changes: Config | None = None) -> str:
         command = super().build_command(model, length, changes)
+        if find_request_factors(get_text_config_dict(read_config(model) if changes is None else changes)):
+            command = f"{_PLUGIN_ENVIRONMENT} {command}"
         # vLLM also refuses lengths above the tokenizer's limit. An exported folder has a raised limit.
         limit = None if changes is None else read_tokenizer_limit(model)
         return command if limit is None or limit >= length else f"VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 {command}"
@@ -77,7 +83,25 @@ class VLLM(FolderEngine):
             return {"rope_type": "ntk", "factor": float(scaling.factor), **mixed}
         if isinstance(scaling, DynamicNTK) and scaling.alpha is not None:
             return {"rope_type": "dynamic", "alpha": float(scaling.alpha), "factor": 1.0}
+        if isinstance(scaling, DynamicYaRN) and scaling.ramp == "index" and "mrope_section" not in layer.rope_dict:
+            return _request_factor_dict(scaling, layer, length)
         return super().to_rope_dict(scaling, layer, length)
+
+    def candidates(
+        self, config: Config, model_config: ModelConfig, scaling: Scaling, length: int
+    ) -> Iterator[Candidate]:
+        for candidate in super().candidates(config, model_config, scaling, length):
+            is_for_plugin = find_request_factors(get_text_config_dict(candidate.config)) is not None
+            yield dataclasses.replace(candidate, encoded_as="request factors") if is_for_plugin else candidate
+
+    def describe_dynamic(self, config: Config) -> str:
+        factors = find_request_factors(get_text_config_dict(config))
+        if factors is None:
+            return super().describe_dynamic(config)
+        return (
+            f"each request gets the smallest factor of {', '.join(f'{factor:g}' for factor in factors.factors)} that "
+            "covers its prompt and max_tokens (without max_tokens the largest); ropewalk must be installed beside vLLM"
+        )
 
     def explain(self, config: Config) -> str:
         name, row = self._find_architecture(config)
@@ -183,6 +207,10 @@ class VLLM(FolderEngine):
             return scaling, declared * positions_factor
         if rope_type == "longrope" and isinstance(scaling, LongRoPE):
             return self._interpret_longrope(scaling, layer, declared, length)
+        if rope_type == ROPE_TYPE:
+            if model_config.model_type in SOFTMAX_SCALED_MODEL_TYPES:
+                raise InputError("rope_type", rope_type, "another type, because the plugin does not support MLA")
+            return scaling, RequestFactors.from_rope_dict(rope_dict).lengths[-1]
         default_factor = 1.0 if "alpha" in rope_dict else None
         factor = check_number("factor", rope_dict.get("factor", default_factor), minimum=0, exclusive=True)
         if rope_type == "linear":
@@ -258,3 +286,17 @@ def _as_deepseek_attention(scaling: YaRN, rope_dict: Mapping[str, Any]) -> YaRN:
         mscale=None,
         mscale_all_dim=None if scaling.attention_factor == 1 else scaling.mscale_all_dim,
     )
+
+
+def _request_factor_dict(scaling: DynamicYaRN, layer: LayerRope, length: int) -> dict[str, Any]:
+    """Return the rope dict of the plugin (serving/vllm_plugin) with the powers of two up to `length`."""
+    original = scaling.resolve_original_length(layer.rope)
+    doublings = max(0, math.ceil(math.log2(length / original)))
+    return {
+        "rope_type": ROPE_TYPE,
+        "original_max_position_embeddings": original,
+        "factors": [2**power for power in range(doublings + 1)],
+        "beta_fast": float(scaling.beta_fast),
+        "beta_slow": float(scaling.beta_slow),
+        "truncate": scaling.truncate,
+    }

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ropewalk.serving.vllm_plugin.request_factors import ROPE_TYPE, RequestFactors
+from ropewalk.serving.vllm_plugin.request_factors import ROPE_TYPE, RequestFactors, find_request_factors
 
 TESTED_VERSIONS = ("0.32.0",)
 FACTOR_ARGUMENT = "ropewalk_factor_index"  # key of SamplingParams.extra_args
@@ -60,9 +60,8 @@ def install() -> None:
         return
     original = rotary_embedding.get_rope
     replacement = _with_request_factors(original)
-    # Models import the function by name. getattr would make lazy modules import what they do not have yet.
-    for module in list(sys.modules.values()):
-        if vars(module).get("get_rope") is original:
+    for name, module in list(sys.modules.items()):  # models import the function by name
+        if name.startswith("vllm.") and vars(module).get("get_rope") is original:
             module.get_rope = replacement  # type: ignore[attr-defined]
     _wrap_method(InputProcessor, "__init__", _init_input_processor)
     _wrap_method(InputProcessor, "process_inputs", _process_inputs)
@@ -88,7 +87,7 @@ def _with_request_factors(original: Callable[..., Any]) -> Callable[..., Any]:
         from vllm.config import get_current_vllm_config_or_none
 
         vllm_config = get_current_vllm_config_or_none()
-        factors = None if vllm_config is None else find_request_factors(vllm_config)
+        factors = _find_factors(vllm_config)
         if factors is None:
             return original(*args, **kwargs)
         check_server(vllm_config)
@@ -167,7 +166,7 @@ def _preprocess(
     import torch
 
     result = original(self, scheduler_output, num_input_tokens, intermediate_tensors)
-    factors = find_request_factors(self.vllm_config)
+    factors = _find_factors(self.vllm_config)
     if factors is None:
         return result
     request_ids = self.input_batch.req_ids
@@ -196,7 +195,7 @@ def _factor_index(request: Any) -> int:
 
 
 def _init_input_processor(original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-    if find_request_factors(vllm_config) is not None:
+    if _find_factors(vllm_config) is not None:
         check_server(vllm_config)
     original(self, vllm_config, *args, **kwargs)
 
@@ -204,7 +203,7 @@ def _init_input_processor(original: Callable[..., Any], self: Any, vllm_config: 
 def _process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Give a request its factor, and make that a part of its cache salt."""
     request = original(self, *args, **kwargs)
-    factors = find_request_factors(self.vllm_config)
+    factors = _find_factors(self.vllm_config)
     if factors is None:
         return request
     if request.sampling_params is None or request.resumable:
@@ -226,14 +225,11 @@ def _add_to_salt(factor: float, salt: str | None) -> str:
 # --- What can be served -------------------------------------------------------------------------------------------
 
 
-def find_request_factors(vllm_config: Any) -> RequestFactors | None:
+def _find_factors(vllm_config: Any) -> RequestFactors | None:
     """Return the factors that the configuration of the served model asks for, or None."""
-    if vllm_config.model_config is None:
+    if vllm_config is None or vllm_config.model_config is None:
         return None
-    rope_parameters = getattr(vllm_config.model_config.hf_text_config, "rope_parameters", None) or {}
-    rope_dicts = [rope_parameters, *(value for value in rope_parameters.values() if isinstance(value, dict))]
-    asked = [rope_dict for rope_dict in rope_dicts if rope_dict.get("rope_type") == ROPE_TYPE]
-    return RequestFactors.from_rope_dict(asked[0]) if asked else None
+    return find_request_factors(vars(vllm_config.model_config.hf_text_config))
 
 
 def check_server(vllm_config: Any) -> None:

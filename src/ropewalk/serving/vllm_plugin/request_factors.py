@@ -59,3 +59,16 @@ class RequestFactors:
             if tokens <= length:
                 return index
         raise InputError("tokens of the request", tokens, f"at most {self.lengths[-1]:,}")
+
+
+def find_request_factors(fields: Mapping[str, Any]) -> RequestFactors | None:
+    """Return the factors that the text part of a configuration asks for, in one of its rope dicts, or None.
+
+    Raises InputError if the rope dict is incomplete.
+    """
+    rope_parameters = fields.get("rope_parameters")
+    if not isinstance(rope_parameters, Mapping):
+        return None
+    rope_dicts = [rope_parameters, *(value for value in rope_parameters.values() if isinstance(value, Mapping))]
+    asked = next((rope_dict for rope_dict in rope_dicts if rope_dict.get("rope_type") == ROPE_TYPE), None)
+    return None if asked is None else RequestFactors.from_rope_dict(asked)
