@@ -18,7 +18,7 @@ from ropewalk.scaling.ntk import NTK, DynamicNTK, compute_ntk_base
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import DynamicYaRN, YaRN
 from ropewalk.serving.engines.base import Candidate, Config
-from ropewalk.serving.engines.checkpoint_folder import read_config, read_tokenizer_limit
+from ropewalk.serving.engines.checkpoint_folder import read_tokenizer_limit
 from ropewalk.serving.engines.config_edit import apply_changes
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.legacy_config import interpret_legacy_config
@@ -36,8 +36,6 @@ _DECLARE_SCALED_LENGTH = {"longrope", "llama3", "yarn", "deepseek_yarn", "deepse
 _MROPE_POSITIONS_FACTOR = 4  # get_rope(mrope_positions_factor=4), which only some architectures override
 _GPT_OSS_FIELDS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
 _SUPPORTED_TYPES = f"default, linear, ntk, dynamic, yarn, longrope, llama3, proportional, {ROPE_TYPE}"
-# The plugin hooks vLLM's first model runner, and GPUs use the second by default.
-_PLUGIN_ENVIRONMENT = "VLLM_USE_V2_MODEL_RUNNER=0"
 
 
 class VLLM(FolderEngine):
@@ -71,8 +69,6 @@ class VLLM(FolderEngine):
 
     def build_command(self, model: str, length: int, changes: Config | None = None) -> str:
         command = super().build_command(model, length, changes)
-        if find_request_factors(get_text_config_dict(read_config(model) if changes is None else changes)):
-            command = f"{_PLUGIN_ENVIRONMENT} {command}"
         # vLLM also refuses lengths above the tokenizer's limit. An exported folder has a raised limit.
         limit = None if changes is None else read_tokenizer_limit(model)
         return command if limit is None or limit >= length else f"VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 {command}"
@@ -93,6 +89,11 @@ class VLLM(FolderEngine):
         for candidate in super().candidates(config, model_config, scaling, length):
             is_for_plugin = find_request_factors(get_text_config_dict(candidate.config)) is not None
             yield dataclasses.replace(candidate, encoded_as="request factors") if is_for_plugin else candidate
+
+    def command_environment(self, config: Config) -> Mapping[str, str]:
+        # The plugin hooks vLLM's first model runner; on GPUs, vLLM uses the second one by default.
+        is_for_plugin = find_request_factors(get_text_config_dict(config)) is not None
+        return {"VLLM_USE_V2_MODEL_RUNNER": "0"} if is_for_plugin else {}
 
     def describe_dynamic(self, config: Config) -> str:
         factors = find_request_factors(get_text_config_dict(config))

@@ -12,6 +12,7 @@ from ropewalk.scaling.yarn import yarn_mscale
 from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, Path, RopeDict
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number, parse_number, token_count
+from ropewalk.serving.vllm_plugin.request_factors import ROPE_TYPE as PLUGIN_ROPE_TYPE
 
 # The rope types of transformers and the options of each in a rope dict.
 # Source: modeling_rope_utils.py of transformers 5, and the models that write `alpha` and the mscales.
@@ -126,7 +127,7 @@ def type_contradicts(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 @for_each_rope_dict()
 def type_unknown(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     """Transformers does not know the rope type."""
-    if rope_dict.method in _ROPE_TYPE_OPTIONS:
+    if rope_dict.method in _ROPE_TYPE_OPTIONS or rope_dict.rope_type == PLUGIN_ROPE_TYPE:
         return
     path = rope_dict.rope_type_path
     similar = get_close_matches(rope_dict.method.lower(), _ROPE_TYPE_OPTIONS, n=1, cutoff=_MISSPELLED_TYPE_SIMILARITY)
@@ -139,6 +140,17 @@ def type_unknown(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         means = f"only {reader} knows this type; transformers knows {known}"
     answers = (*(Answer(name, {path: name}) for name in methods), Answer("none", rope_dict.fix_without_scaling))
     yield Fault(path, rope_dict.rope_type, means, {path: similar[0]} if similar else {}, _METHOD_QUESTION, answers)
+
+
+@fault_kind("type-of-plugin", "suspicious")
+@for_each_rope_dict()
+def type_of_plugin(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+    """The rope type is that of ropewalk's plugin for vLLM, which no other reader knows."""
+    if rope_dict.rope_type == PLUGIN_ROPE_TYPE:
+        path = rope_dict.rope_type_path
+        means = "only vLLM with ropewalk installed beside it reads this type; transformers and other engines do not"
+        answers = (Answer("none", rope_dict.fix_without_scaling),)
+        yield Fault(path, PLUGIN_ROPE_TYPE, means, {}, "Is this folder to be served by vLLM only?", answers)
 
 
 @fault_kind("type-deepseek-yarn", "wrong")
