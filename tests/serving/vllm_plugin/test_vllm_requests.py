@@ -130,12 +130,10 @@ def results(checkpoints, requests, tmp_path_factory):
         for name, (checkpoint, options, batches) in SERVERS.items()
     ]
     salted = [[{**requests[119], "cache_salt": salt}] for salt in ("a", "b", "a")]
-    job.append(
-        {"path": str(checkpoints["dynamic"]), "options": {**OPTIONS, **CACHED}, "batches": salted, "fault": None}
-    )
+    next(server for server in job if server["options"].get("enable_prefix_caching"))["batches"] += salted
     folder = tmp_path_factory.mktemp("job")
     (folder / "job.json").write_text(json.dumps(job))
-    script = Path(__file__).with_name("run_servers.py")
+    script = Path(__file__).parents[3] / "benchmarks" / "vllm_servers.py"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run(
         [python, script, folder / "job.json", folder / "result.json"],

@@ -1,13 +1,13 @@
-"""Run requests on vLLM servers, in vLLM's own Python: `python run_servers.py JOB_FILE RESULT_FILE`.
+"""Run requests on vLLM servers, in vLLM's own Python: `python vllm_servers.py JOB_FILE RESULT_FILE`.
 
 The job is a list of servers, which run one after the other in this process:
 
     {"path": checkpoint, "options": arguments of vllm.LLM, "fault": name of a fault to plant or null,
      "batches": [[{"prompt": [token ids], "max_tokens": n, "cache_salt": text or null} ...] ...]}
 
-The requests of a batch are sent at once. The result has for each server an "error", or its number of "preemptions"
-and "batches": for each request "cached_tokens" and "logprobs", the ten likeliest of each generated token as
-[[token, log-probability] ...].
+The requests of a batch are sent at once. The result has for each server an "error", or its number of "preemptions", the
+"seconds" of each batch, and "batches": for each request "cached_tokens" and "logprobs", the ten likeliest of each
+generated token as [[token, log-probability] ...].
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,12 @@ def run_server(path: str, options: dict[str, Any], batches: list[Any], fault: st
         engine = vllm.LLM(
             path, dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_logprobs=TOP, **options
         )
-        return {"batches": [run_batch(engine, batch) for batch in batches], "preemptions": len(preempted)}
+        results, seconds = [], []
+        for batch in batches:
+            started = time.perf_counter()
+            results.append(run_batch(engine, batch))
+            seconds.append(time.perf_counter() - started)
+        return {"batches": results, "seconds": seconds, "preemptions": len(preempted)}
     finally:
         Scheduler._preempt_request = preempt
         restore()
