@@ -106,7 +106,10 @@ def measure_agreement(checkpoints: dict[str, str], tokens: list[int], lengths: l
     job = [
         {
             "path": checkpoints[name],
-            "options": {"max_model_len": ORIGINAL_LENGTH if name == "1" else SERVED_LENGTH},
+            "options": {
+                "max_model_len": ORIGINAL_LENGTH if name == "1" else SERVED_LENGTH,
+                "enable_prefix_caching": False,
+            },
             "batches": [[requests[n] for n in batch] for batch in batches[name]],
             "fault": None,
         }

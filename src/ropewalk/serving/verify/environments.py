@@ -48,7 +48,8 @@ def find_python(engine: Engine, python: str | None = None) -> str:
 
 def create_environment(engine: Engine) -> None:
     """Create the environment of an engine, unless it exists with the same requirements."""
-    folder, requirements = _environment_folder(engine), "\n".join(engine.requirements)
+    plugin = _find_own_source() if engine.has_plugin else []
+    folder, requirements = _environment_folder(engine), "\n".join([*engine.requirements, *plugin])
     installed = folder / "requirements"
     if installed.exists() and installed.read_text(encoding="utf-8") == requirements:
         return
@@ -60,6 +61,8 @@ def create_environment(engine: Engine) -> None:
     for count in range(1, len(engine.requirements) + 1):
         subprocess.run([*pip, "install", *engine.requirements[:count]], check=True)
     subprocess.run([*pip, "uninstall", "--yes", *_UNINSTALL], check=True, stderr=subprocess.DEVNULL)
+    if plugin:
+        subprocess.run([*pip, "install", "--no-deps", *plugin], check=True)
     installed.write_text(requirements, encoding="utf-8")
 
 
@@ -69,9 +72,20 @@ def _environment_folder(engine: Engine) -> Path:
 
 
 def _default_folder() -> Path:
-    package = Path(ropewalk.__file__).parent
-    checkout = package.parents[1]
-    return checkout / ".engines" if (checkout / "pyproject.toml").is_file() else package.with_name("ropewalk-engines")
+    checkout = _find_checkout()
+    return checkout / ".engines" if checkout else Path(ropewalk.__file__).parent.with_name("ropewalk-engines")
+
+
+def _find_own_source() -> list[str]:
+    """Return the arguments of `pip install` for this version of ropewalk: its checkout, or the release."""
+    checkout = _find_checkout()
+    return ["--editable", str(checkout)] if checkout else [f"ropewalk=={ropewalk.__version__}"]
+
+
+def _find_checkout() -> Path | None:
+    """Return the source checkout that this package is imported from, or None for an installed package."""
+    folder = Path(ropewalk.__file__).parents[2]
+    return folder if (folder / "pyproject.toml").is_file() else None
 
 
 def create_environments(names: list[str]) -> None:
