@@ -331,11 +331,11 @@ def test_an_engine_without_an_override_option_requires_a_folder(folder):
 
 
 def test_a_dynamic_scaling_is_refused_with_the_nearest_static_one(folder, tmp_path):
-    with pytest.raises(rw.InputError, match=r"vLLM .*\(the nearest is yarn:factor=4\)$"):
-        export_model(str(folder), "dynamic-yarn", "vllm", tmp_path / "out", 32_768)
+    with pytest.raises(rw.InputError, match=r"SGLang .*\(the nearest is yarn:factor=4\)$"):
+        export_model(str(folder), "dynamic-yarn", "sglang", tmp_path / "out", 32_768)
     assert not (tmp_path / "out").exists()
     with pytest.raises(rw.InputError, match="length: got None"):
-        export_model(str(folder), "dynamic-yarn", "vllm", tmp_path / "out")
+        export_model(str(folder), "dynamic-yarn", "sglang", tmp_path / "out")
 
 
 def test_the_suggested_nearest_scaling_can_be_exported(folder):

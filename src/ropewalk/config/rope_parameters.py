@@ -14,7 +14,7 @@ from ropewalk.scaling.base import Scaling
 SCALING_KEYS = {
     "rope_type", "type", "factor", "alpha", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
     "truncate", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "rope_theta",
-    "attn_factor", "short_mscale", "long_mscale",
+    "attn_factor", "short_mscale", "long_mscale", "factors",
 }  # fmt: skip
 
 

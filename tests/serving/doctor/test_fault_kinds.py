@@ -116,6 +116,9 @@ QUESTIONS = {
     "partial-impossible": {**LLAMA, "partial_rotary_factor": 50},
     "proportional-whole": with_scaling(LLAMA, {"rope_type": "proportional"}),
     "beta-impossible": with_scaling(LLAMA, {**YARN, "beta_fast": 30_000}),
+    "type-of-plugin": with_scaling(
+        LLAMA, {"rope_type": "ropewalk_dynamic_yarn", "original_max_position_embeddings": 131_072, "factors": [1, 2, 4]}
+    ),
     "mscale-alone": with_scaling(LLAMA, {**YARN, "mscale": 0.707}, model_type="deepseek_v3", qk_rope_head_dim=64),
     "llama3-incomplete": with_scaling(LLAMA, without(LLAMA3, "high_freq_factor")),
     "list-missing": with_scaling(LLAMA, without(LONGROPE, "short_factor")),

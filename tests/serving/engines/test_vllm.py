@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ropewalk as rw
+from ropewalk.errors import UnsupportedScalingError
 from ropewalk.serving.engines import ENGINES
 from ropewalk.serving.engines.encode import encode
 from ropewalk.serving.engines.trained_config import interpret_as_trained
@@ -151,3 +152,46 @@ def test_a_low_tokenizer_limit_is_overridden_by_an_environment_variable(tmp_path
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 8192}')
     assert VLLM.build_command(str(tmp_path), 32_768, {}).startswith("VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 vllm serve")
     assert VLLM.build_command(str(tmp_path), 8192, {}).startswith("vllm serve")
+
+
+class TestRequestFactors:
+    """The rope dict of the plugin (serving/vllm_plugin); tests/serving/vllm_plugin runs it on vLLM."""
+
+    def encode(self, **changes):
+        config = {**PLAIN, **changes}
+        return encode(VLLM, config, interpret_as_trained(config), rw.parse("dynamic-yarn:beta_fast=16"), 30_000)
+
+    def test_dynamic_yarn_is_written_with_the_powers_of_two_up_to_the_length(self):
+        candidate = self.encode()
+        assert candidate.encoded_as == "request factors"
+        assert candidate.changes["max_position_embeddings"] == 30_000
+        assert candidate.changes["rope_parameters"] == {
+            "rope_theta": 100_000.0,
+            "rope_type": "ropewalk_dynamic_yarn",
+            "original_max_position_embeddings": 8192,
+            "factors": [1, 2, 4],
+            "beta_fast": 16.0,
+            "beta_slow": 1.0,
+            "truncate": True,
+        }
+        assert VLLM.interpret(candidate.config, 30_000).main_layer.scaling == rw.parse("dynamic-yarn:beta_fast=16")
+        assert "smallest factor of 1, 2, 4" in VLLM.describe_dynamic(candidate.config)
+        assert VLLM.command_environment(candidate.config) == {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+        assert not VLLM.command_environment(PLAIN)
+
+    def test_longer_texts_than_the_largest_factor_covers_are_refused(self):
+        config = self.encode().config
+        with pytest.raises(rw.InputError, match="at most 32,768, the positions in its table"):
+            VLLM.interpret({**config, "max_position_embeddings": 40_000}, 40_000)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"rope_scaling": {"rope_type": "default", "mrope_section": [8, 12, 12]}},
+            {"model_type": "deepseek_v3", "qk_rope_head_dim": 64, "kv_lora_rank": 128},
+        ],
+        ids=["MRoPE", "MLA"],
+    )
+    def test_models_that_the_plugin_does_not_support_are_refused(self, changes):
+        with pytest.raises(UnsupportedScalingError, match="dynamic-yarn"):
+            self.encode(**changes)

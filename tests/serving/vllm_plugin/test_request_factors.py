@@ -34,7 +34,7 @@ def test_rows_of_the_factors_follow_one_another():
         ({"factors": [2, 4], "original_max_position_embeddings": 64}, r"factors: got \[2, 4\]; expected an ascending"),
         ({"factors": [1, 4, 2], "original_max_position_embeddings": 64}, "expected an ascending list"),
         ({"factors": [1, 2, 2], "original_max_position_embeddings": 64}, "expected an ascending list"),
-        ({"factors": [1, "2"], "original_max_position_embeddings": 64}, "factors: got 2"),
+        ({"factors": [1, "2"], "original_max_position_embeddings": 64}, "factors: got '2'"),
         ({"factors": 4, "original_max_position_embeddings": 64}, "factors: got 4"),
     ],
 )

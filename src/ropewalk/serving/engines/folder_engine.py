@@ -49,7 +49,7 @@ _ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_bas
 _LOCAL_BASE_FIELDS = ("local_rope_theta", "swa_rope_theta")
 # Keys of a rope dict that belong to its scaling, besides those that transformers knows: only some engines read them.
 _ENGINE_SCALING_KEYS = {
-    "original_max_position_embeddings", "short_mscale", "long_mscale", "mixed_b", "max_trained_positions", "factors",
+    "original_max_position_embeddings", "short_mscale", "long_mscale", "mixed_b", "max_trained_positions",
 }  # fmt: skip
 
 
