@@ -95,3 +95,13 @@ def test_wrong_calls_print_one_line_that_names_the_option(small_model, capsys, a
     assert named in captured.err
     assert captured.err.count("\n") == 1
     assert not captured.out
+
+
+def test_request_factors_of_vllm_are_not_compared_yet(small_model, capsys):
+    length = ["--length", "128", "--python", sys.executable]
+    with pytest.raises(SystemExit):
+        main(["verify", small_model, "--scaling", "dynamic-yarn", "--engine", "vllm", *length])
+    error = (
+        "ropewalk: error: scaling: got 'dynamic-yarn'; expected a static scaling; `make test-engines` tests the request"
+    )
+    assert capsys.readouterr().err.startswith(error)

@@ -36,6 +36,7 @@ _DECLARE_SCALED_LENGTH = {"longrope", "llama3", "yarn", "deepseek_yarn", "deepse
 _MROPE_POSITIONS_FACTOR = 4  # get_rope(mrope_positions_factor=4), which only some architectures override
 _GPT_OSS_FIELDS = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
 _SUPPORTED_TYPES = f"default, linear, ntk, dynamic, yarn, longrope, llama3, proportional, {ROPE_TYPE}"
+REQUEST_FACTORS = "request factors"  # what `encoded_as` says of a configuration for the plugin
 
 
 class VLLM(FolderEngine):
@@ -89,7 +90,7 @@ class VLLM(FolderEngine):
     ) -> Iterator[Candidate]:
         for candidate in super().candidates(config, model_config, scaling, length):
             is_for_plugin = find_request_factors(get_text_config_dict(candidate.config)) is not None
-            yield dataclasses.replace(candidate, encoded_as="request factors") if is_for_plugin else candidate
+            yield dataclasses.replace(candidate, encoded_as=REQUEST_FACTORS) if is_for_plugin else candidate
 
     def command_environment(self, config: Config) -> Mapping[str, str]:
         # The plugin hooks vLLM's first model runner; on GPUs, vLLM uses the second one by default.
