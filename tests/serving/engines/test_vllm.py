@@ -154,6 +154,12 @@ def test_a_low_tokenizer_limit_is_overridden_by_an_environment_variable(tmp_path
     assert VLLM.build_command(str(tmp_path), 8192, {}).startswith("vllm serve")
 
 
+@pytest.mark.parametrize("text_config", [None, 2, "yarn"])
+def test_a_composite_configuration_without_a_text_part_is_one_line(text_config):
+    with pytest.raises(rw.InputError):
+        VLLM.interpret({"model_type": "mistral3", "text_config": text_config, "head_dim": 0}, 4096)
+
+
 class TestRequestFactors:
     """The rope dict of the plugin (serving/vllm_plugin); tests/serving/vllm_plugin runs it on vLLM."""
 

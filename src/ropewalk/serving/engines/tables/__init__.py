@@ -49,8 +49,7 @@ class EngineTable:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def find_class(self, config: Mapping[str, Any]) -> str | None:
-        """Return the entry for a config.json in a table whose names are those in `architectures`, such as
-        "LlamaForCausalLM".
+        """Return the entry for a config.json, in a table by class names such as "LlamaForCausalLM".
 
         A configuration without `architectures` is looked up by its model type. None if there is no such entry.
         """
@@ -58,8 +57,9 @@ class EngineTable:
         name = next((name for name in names if name in self.architectures), None)
         if name is None or "text_part" not in self.architectures[name]:
             return name
-        inner = self.architectures[name]["text_part"]
-        return inner or self.find_class(get_text_config_dict(config))
+        inner: str | None = self.architectures[name]["text_part"]
+        text_config = get_text_config_dict(config)
+        return inner if inner or text_config is config else self.find_class(text_config)
 
     def _classes_of(self, model_type: str) -> list[str]:
         """Return the entries whose name begins with a model type, as "Qwen2_5_VLFor..." does with qwen2_5_vl_text."""
