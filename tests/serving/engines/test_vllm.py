@@ -155,9 +155,9 @@ def test_a_low_tokenizer_limit_is_overridden_by_an_environment_variable(tmp_path
 
 
 @pytest.mark.parametrize("text_config", [None, 2, "yarn"])
-def test_a_composite_configuration_without_a_text_part_is_one_line(text_config):
-    with pytest.raises(rw.InputError):
-        VLLM.interpret({"model_type": "mistral3", "text_config": text_config, "head_dim": 0}, 4096)
+def test_a_composite_configuration_without_a_text_part_has_the_defaults_of_its_class(text_config):
+    rope = VLLM.interpret({"model_type": "mistral3", "text_config": text_config}, 4096).main_layer.rope
+    assert (rope.dim, rope.base, rope.original_length) == (128, 10_000.0, 131_072)
 
 
 class TestRequestFactors:
