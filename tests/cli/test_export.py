@@ -22,7 +22,7 @@ def test_json_is_the_only_output(run, tiny_folder):
 
 
 def test_an_unsupported_scaling_is_an_input_error_with_the_nearest_one(run, tiny_folder):
-    options = ("--scaling", "dynamic-yarn", "--engine", "vllm", "--length", "256")
+    options = ("--scaling", "dynamic-yarn", "--engine", "sglang", "--length", "256")
     status, out, err = run("export", tiny_folder, *options)
     assert (status, out) == (2, "")
     assert "the nearest is yarn:factor=4" in err

@@ -47,8 +47,9 @@ def test_engines_lists_the_support_of_every_method(run):
     support = {(entry["engine"], entry["method"]): entry for entry in json.loads(out)["engines"]}
     assert status == 0
     assert set(support) == {(engine, method) for engine in ENGINES for method in REGISTRY}
-    assert support["vllm", "dynamic-yarn"] == {
-        "engine": "vllm",
+    assert support["vllm", "dynamic-yarn"]["detail"] == "request factors"
+    assert support["sglang", "dynamic-yarn"] == {
+        "engine": "sglang",
         "method": "dynamic-yarn",
         "how": "no",
         "detail": "yarn:factor=4",

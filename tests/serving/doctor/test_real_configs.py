@@ -239,8 +239,10 @@ def test_every_offered_change_mends_the_configuration(name, target):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_gives_a_verdict_on_every_case(engine):
-    for config in CASES.values():
+def test_every_engine_gives_a_verdict(engine):
+    """Each engine examines a third of the cases, each case is examined by a third of the engines."""
+    number = list(ENGINES).index(engine)
+    for config in list(CASES.values())[number % 3 :: 3]:
         is_loaded = (ENGINES[engine].checkpoint_format == "gguf") == config.is_gguf
         if not is_loaded:
             continue
