@@ -87,7 +87,7 @@ def plan(model_or_config: Any, target: int) -> Plan:
     the scaling.
     """
     check_length("target", target)
-    model_config, config = configs.read(model_or_config), _load_config(model_or_config)
+    model_config, config = _read(model_or_config)
     layer = model_config.main_layer
     is_scaled = layer.scaling != NoScaling()
     original = layer.scaling.resolve_original_length(layer.rope)
@@ -129,25 +129,26 @@ def compute_kv_cache_bytes(shape: AttentionShape, length: int) -> int:
     return sum(layer.count_numbers(length) for layer in shape.layers) * shape.bytes_per_number
 
 
-def _load_config(source: Any) -> Mapping[str, Any] | None:
-    """Return the configuration of transformers that a source contains; None for a ModelConfig and a GGUF file."""
-    if isinstance(source, ModelConfig):
-        return None
-    if isinstance(source, Mapping):
-        return source
+def _read(source: Any) -> tuple[ModelConfig, Mapping[str, Any] | None]:
+    """Return the parsed configuration of a source, and the one of transformers that it contains.
+
+    The latter is None for a ModelConfig and for a GGUF file.
+    """
     if isinstance(source, str | Path):
         path = configs.locate(str(source))
-        if path is None:
-            return configs.fetch_hub_config(str(source))
-        return None if path.suffix == ".gguf" else configs.read_json_object(path)
-    content: dict[str, Any] = getattr(source, "config", source).to_dict()
-    return content
+        if path is not None and path.suffix == ".gguf":
+            return configs.read(path), None
+        source = configs.fetch_hub_config(str(source)) if path is None else configs.read_json_object(path)
+    model_config = configs.read(source)
+    if isinstance(source, ModelConfig):
+        return model_config, None
+    return model_config, source if isinstance(source, Mapping) else getattr(source, "config", source).to_dict()
 
 
 def _compute_current_length(model_config: ModelConfig) -> int:
     """Return the tokens that a model reads as it is."""
     layer = model_config.main_layer
-    scaled_length = layer.scaling.resolve_original_length(layer.rope) * layer.scaling.extension_factor(layer.rope)
+    scaled_length = layer.scaling.scaled_length(layer.rope)
     if layer.scaling != NoScaling() and model_config.max_length:
         return max(round(scaled_length), model_config.max_length)
     return round(scaled_length)
@@ -257,8 +258,7 @@ def _choose_declared_length(
     main_dict = (rope_parameters or {}).get(model_config.main_layer_type, rope_parameters or {})
     original = layer.scaling.resolve_original_length(layer.rope)
     if layer.scaling != NoScaling() and (model_config.max_length or 0) > original:  # it declares the scaled length
-        scaled_length = scaling.resolve_original_length(layer.rope) * scaling.extension_factor(layer.rope)
-        return max(target, round(scaled_length))
+        return max(target, round(scaling.scaled_length(layer.rope)))
     declared = configs.compute_max_position_embeddings(scaling, layer.rope, main_dict)
     return max(declared, target) if main_dict.get("original_max_position_embeddings") else declared
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.config import architectures
-from ropewalk.config.fields import NUM_HEADS_FIELDS, compute_head_dim, get_count, get_first
+from ropewalk.config.fields import compute_head_dim, get_count, get_first
+from ropewalk.config.layer_overrides import override_for_layer
 from ropewalk.config.layer_types import check_layer_count, is_local
 
-_NUM_LAYERS_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_NUM_KV_HEADS_FIELDS = ("num_key_value_heads", "num_kv_heads", "num_key_value_heads_per_layer")
+_NUM_KV_HEADS_FIELDS = ("num_key_value_heads", "num_key_value_heads_per_layer")
 # Parts of the names of layer types that keep no keys and values.
 _CACHELESS_LAYER_TYPES = ("linear", "mamba", "conv", "recurrent", "moe", "mlp")
 # Tokens that share a compressed entry, by layer type. Source: configuration_deepseek_v4.py of transformers 5.23.
@@ -82,11 +82,11 @@ def parse_attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
     """Return the sizes of the KV cache, or None if the configuration does not contain them.
 
     Args:
-        config: the text part of a configuration of transformers, with the type of each layer in `layer_types`.
+        config: the result of `normalize`.
 
     Raises InputError for sizes that are not whole numbers above 0.
     """
-    num_layers = get_count(config, *_NUM_LAYERS_FIELDS)
+    num_layers = get_count(config, "num_hidden_layers")
     if not (num_layers and _parse_kv_heads(config, 0) is not None and compute_head_dim(config)):
         return None
     num_layers *= _count_attentions_per_layer(config)
@@ -101,7 +101,7 @@ def _parse_layer(config: Mapping[str, Any], index: int, layer_type: str) -> Laye
     """Return the sizes of one layer."""
     if not has_kv_cache(layer_type):
         return LayerShape(layer_type, 0, 0, 0)
-    config = _override_for_layer(config, index, layer_type)
+    config = override_for_layer(config, index, layer_type)
     kv_heads, key_dim, value_dim = _parse_token_sizes(config, index)
     if _reads_keys_of_another_layer(config, index):
         kv_heads = 0
@@ -117,26 +117,6 @@ def _parse_layer(config: Mapping[str, Any], index: int, layer_type: str) -> Laye
         indexer_dim=_parse_indexer_dim(config, index, layer_type),
         compression=compression,
     )
-
-
-def _override_for_layer(config: Mapping[str, Any], index: int, layer_type: str) -> Mapping[str, Any]:
-    """Return the configuration with the sizes that differ for one layer or its type."""
-    overrides: dict[str, Any] = {}
-    if "sliding" in layer_type:  # MiMo, Inkling, dots3: swa_head_dim, swa_num_key_value_heads, ...
-        multiplier = architectures.SLIDING_KV_HEADS_MULTIPLIER.get(str(config.get("model_type")))
-        if multiplier is not None:
-            overrides["num_key_value_heads"] = multiplier * (get_count(config, "num_key_value_heads") or 0)
-        overrides |= {name.removeprefix("swa_"): config[name] for name in config if name.startswith("swa_")}
-    elif layer_type == "full_attention":  # Gemma 4
-        overrides["head_dim"] = config.get("global_head_dim")
-        if config.get("attention_k_eq_v", True):
-            overrides["num_key_value_heads"] = config.get("num_global_key_value_heads")
-    per_layer_config = config.get("per_layer_config")
-    if isinstance(per_layer_config, Mapping):  # transformers writes the layers as 5 or "05"
-        for key, layer_overrides in per_layer_config.items():
-            if str(key).isdecimal() and int(key) == index and isinstance(layer_overrides, Mapping):
-                overrides.update(layer_overrides)
-    return {**config, **{name: value for name, value in overrides.items() if value is not None}}
 
 
 def _count_attentions_per_layer(config: Mapping[str, Any]) -> int:
@@ -171,14 +151,14 @@ def _parse_kv_heads(config: Mapping[str, Any], index: int) -> int | None:
         return 1
     attention = config.get("attn_config")  # DBRX
     stated = get_count(attention, "kv_n_heads") if isinstance(attention, Mapping) else None
-    return stated or get_count(config, *_NUM_KV_HEADS_FIELDS, *NUM_HEADS_FIELDS)
+    return stated or get_count(config, *_NUM_KV_HEADS_FIELDS, "num_attention_heads")
 
 
 def _parse_kv_heads_of_block(config: Mapping[str, Any], attention: Any) -> int:
     """Return the KV heads of a layer of Nemotron-NAS (configuration_decilm.py as published with the models)."""
     if not isinstance(attention, Mapping) or attention.get("no_op") or attention.get("replace_with_linear"):
         return 0
-    heads, group_size = get_count(config, *NUM_HEADS_FIELDS) or 0, get_count(attention, "n_heads_in_group") or 1
+    heads, group_size = get_count(config, "num_attention_heads") or 0, get_count(attention, "n_heads_in_group") or 1
     return heads // group_size
 
 
@@ -187,7 +167,7 @@ def _reads_keys_of_another_layer(config: Mapping[str, Any], index: int) -> bool:
     sources = config.get("kv_source_layers")  # Mistral Large 4
     if isinstance(sources, list | tuple) and index < len(sources):
         return bool(sources[index] != index)
-    num_layers, num_shared = get_count(config, *_NUM_LAYERS_FIELDS), get_count(config, "num_kv_shared_layers")
+    num_layers, num_shared = get_count(config, "num_hidden_layers"), get_count(config, "num_kv_shared_layers")
     return index >= (num_layers or 0) - num_shared if num_shared else False  # Gemma 3n and Gemma 4
 
 
@@ -197,7 +177,7 @@ def _parse_window(config: Mapping[str, Any], layer_type: str, compression: int |
         return get_count(config, "attention_chunk_size")
     if compression is None and not is_local(layer_type):
         return None
-    window = get_count(config, "sliding_window", "attention_window_size")
+    window = get_count(config, "sliding_window")
     local_attention = get_count(config, "local_attention")  # ModernBERT: on both sides of a token
     return window or (local_attention // 2 if local_attention else None)
 

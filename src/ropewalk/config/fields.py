@@ -21,7 +21,6 @@ FIELD_NAMES = {
     "sliding_window": ("sliding_window_size", "attention_window_size"),
     "layer_types": ("layers_block_type",),
 }
-NUM_HEADS_FIELDS = ("num_attention_heads", *FIELD_NAMES["num_attention_heads"])
 
 
 def rename_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +54,10 @@ def get_count(config: Mapping[str, Any], *names: str) -> int | None:
 
 
 def compute_head_dim(config: Mapping[str, Any]) -> int | None:
-    """Return the size of a head, stated or computed from the width of the model; None if the file omits both."""
-    head_dim = get_count(config, "head_dim", "attention_head_dim", "kv_channels")
-    hidden_size, heads = get_count(config, "hidden_size", "n_embd", "d_model"), get_count(config, *NUM_HEADS_FIELDS)
+    """Return the size of a head, stated or computed from the width of the model; None if both are missing.
+
+    `config`: a configuration with the names of `rename_fields`.
+    """
+    head_dim, hidden_size = get_count(config, "head_dim"), get_count(config, "hidden_size")
+    heads = get_count(config, "num_attention_heads")
     return head_dim or (hidden_size // heads if hidden_size and heads else None)

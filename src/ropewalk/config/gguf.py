@@ -29,6 +29,7 @@ from ropewalk.config.gguf_architectures import (
 )
 from ropewalk.config.gguf_attention_shape import compute_gguf_head_dim, parse_gguf_attention_shape
 from ropewalk.config.gguf_header import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, read_gguf_header
+from ropewalk.config.gguf_layer_types import get_gguf_field
 from ropewalk.config.model_config import ALL_LAYERS, LayerRope, ModelConfig
 from ropewalk.errors import IncompleteConfigError, InputError, UnsupportedModelError
 from ropewalk.rope import Layout, Rope
@@ -81,7 +82,7 @@ class _GgufParser:
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a field of the architecture, or the default."""
-        return self.fields.get(f"{self.architecture}.{key}", default)
+        return get_gguf_field(self.fields, key, default)
 
     def parse(self) -> ModelConfig:
         head_dim = compute_gguf_head_dim(self.fields)

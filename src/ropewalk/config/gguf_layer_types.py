@@ -10,7 +10,7 @@ from ropewalk.config.layer_types import check_layer_count
 
 
 def get_gguf_field(fields: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """Return a field of the architecture, whose name is the prefix of the key, or the default."""
+    """Return the field `ARCHITECTURE.key` of a file, or the default."""
     return fields.get(f"{fields.get('general.architecture', '')}.{key}", default)
 
 

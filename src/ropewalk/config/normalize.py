@@ -80,25 +80,6 @@ def get_rope_theta(fields: Config, rope_dict: Config) -> Any:
     return rope_dict.get("rope_theta") or rename_fields(fields).get("rope_theta")
 
 
-def override_for_layer_type(fields: Config, layer_type: str) -> Config:
-    """Return normalized fields with the sizes that differ for one layer type.
-
-    The layers of Gemma 4 that attend to the whole text have larger heads than its sliding-window layers.
-    """
-    per_layer_config, layer_types = fields.get("per_layer_config"), fields.get("layer_types") or ()
-    if isinstance(per_layer_config, Mapping):
-        for index, overrides in per_layer_config.items():
-            if not str(index).isdecimal() or not isinstance(overrides, Mapping):
-                continue
-            if tuple(layer_types[int(index) :][:1]) == (layer_type,):
-                return {**fields, **overrides}
-    if fields.get("global_head_dim") is not None and not is_local(layer_type):
-        return {**fields, "head_dim": fields["global_head_dim"]}
-    if is_local(layer_type):
-        return {**fields, **{name[4:]: value for name, value in fields.items() if name.startswith("swa_") and value}}
-    return fields
-
-
 def _find_text_part(config: Config) -> tuple[str, Config]:
     """Return the architecture of the text decoder, and its part of the configuration."""
     key, model_type = find_text_config_key(config), str(config.get("model_type") or "")

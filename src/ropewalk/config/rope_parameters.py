@@ -61,7 +61,6 @@ def compute_max_position_embeddings(
         rope_dict: the result of `build_rope_parameters`.
         length: the text length, in tokens, at which a dynamic scaling is fixed.
     """
-    original_length = scaling.resolve_original_length(rope)
     if not rope_dict.get("original_max_position_embeddings"):
-        return original_length
-    return round(original_length * scaling.extension_factor(rope, length))
+        return scaling.resolve_original_length(rope)
+    return round(scaling.scaled_length(rope, length))

@@ -18,7 +18,7 @@ from ropewalk.config.architectures import (
     SHORT_LONG_MSCALE_MODEL_TYPES,
 )
 from ropewalk.config.layer_types import is_local
-from ropewalk.config.model_config import ALL_LAYERS, ModelConfig, compute_layer_frequencies
+from ropewalk.config.model_config import ALL_LAYERS, LayerRope, ModelConfig, compute_layer_frequencies
 from ropewalk.config.normalize import get_text_config_dict
 from ropewalk.config.rope_parameters import build_rope_parameters
 from ropewalk.config.transformers import from_dict
@@ -47,6 +47,26 @@ def frequencies_match(left: Frequencies, right: Frequencies) -> bool:
         and np.allclose(left.inv_freq, right.inv_freq, rtol=_FLOAT32_TOLERANCE, atol=0)
         and abs(left.attention_factor / right.attention_factor - 1) < _FLOAT32_TOLERANCE
         and abs(left.softmax_factor / right.softmax_factor - 1) < _FLOAT32_TOLERANCE
+    )
+
+
+def has_scaling(
+    ropes: Mapping[str, LayerRope], model_config: ModelConfig, scaling: Scaling, length: int | None
+) -> bool:
+    """Return whether embeddings have the frequencies of a model under a scaling, on every layer type.
+
+    Args:
+        ropes: the embeddings to compare, by layer type.
+        model_config: the model.
+        scaling: the scaling of its layers that attend to the whole text.
+        length: tokens of the text; by default the original length.
+    """
+    return ropes.keys() == model_config.ropes.keys() and all(
+        frequencies_match(
+            compute_layer_frequencies(ropes[layer_type].scaling, ropes[layer_type], length),
+            compute_layer_frequencies(layer_scaling, model_config.ropes[layer_type], length),
+        )
+        for layer_type, layer_scaling in expected_scalings(model_config, scaling).items()
     )
 
 
@@ -92,11 +112,4 @@ def gives_scaling(
     text: Any = get_text_config_dict(changed)
     text.pop("rope_scaling", None)  # transformers prefers it to rope_parameters
     text.update(rope_parameters=copy.deepcopy(rope_parameters), max_position_embeddings=max_position_embeddings)
-    reread = from_dict(changed)
-    return reread.ropes.keys() == model_config.ropes.keys() and all(
-        frequencies_match(
-            compute_layer_frequencies(reread.ropes[layer_type].scaling, reread.ropes[layer_type], None),
-            compute_layer_frequencies(layer_scaling, model_config.ropes[layer_type], None),
-        )
-        for layer_type, layer_scaling in expected_scalings(model_config, scaling).items()
-    )
+    return has_scaling(from_dict(changed).ropes, model_config, scaling, None)

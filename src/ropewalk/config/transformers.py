@@ -15,8 +15,9 @@ from ropewalk.config.attention_shape import parse_attention_shape
 from ropewalk.config.class_defaults import find_class_defaults
 from ropewalk.config.fields import compute_head_dim, get_count
 from ropewalk.config.installed_class import fill_from_installed_class
+from ropewalk.config.layer_overrides import override_for_layer_type
 from ropewalk.config.model_config import ALL_LAYERS, LayerRope, ModelConfig
-from ropewalk.config.normalize import get_rope_type, normalize, override_for_layer_type
+from ropewalk.config.normalize import get_rope_type, normalize
 from ropewalk.errors import IncompleteConfigError, InputError, UnsupportedModelError, check_number
 from ropewalk.rope import Rope
 from ropewalk.scaling import from_rope_dict

@@ -103,6 +103,14 @@ class Scaling(ABC):
             raise InputError("length", None, f"the length of the text, which {self.name} needs")
         return check_length("length", length) / self.resolve_original_length(rope)
 
+    def scaled_length(self, rope: Rope, length: int | None = None) -> float:
+        """Return the length that the scaling is made for, in tokens: the original length times the factor.
+
+        `length`: the text length, in tokens, at which a dynamic scaling is fixed. Raises InputError if the original
+        length is unknown.
+        """
+        return self.resolve_original_length(rope) * self.extension_factor(rope, length)
+
     def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:
         """Return the `rope_parameters` dict that makes transformers compute these frequencies, or None.
 

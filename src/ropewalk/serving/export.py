@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import ModelConfig, compute_layer_frequencies
-from ropewalk.config.scaled_fields import expected_scalings, frequencies_match
+from ropewalk.config import ModelConfig
+from ropewalk.config.scaled_fields import has_scaling
 from ropewalk.errors import InputError, check_length
 from ropewalk.files import file_state, replace_folder_atomically, write_text_atomically
 from ropewalk.scaling import Scaling, parse
@@ -125,13 +125,7 @@ def _choose_length(length: int | None, scaling: Scaling, model_config: ModelConf
         return check_length("length", length)
     if scaling.is_dynamic and not getattr(scaling, "factor", None):
         raise InputError("length", None, f"the number of tokens to serve, because {scaling} has no factor")
-    return max(round(_scaled_length(scaling, model_config)), model_config.max_length or 0)
-
-
-def _scaled_length(scaling: Scaling, model_config: ModelConfig) -> float:
-    """Return the original length times the factor of the scaling, in tokens."""
-    rope = model_config.main_layer.rope
-    return scaling.resolve_original_length(rope) * scaling.extension_factor(rope)
+    return max(round(scaling.scaled_length(model_config.main_layer.rope)), model_config.max_length or 0)
 
 
 def _describe_deviations(
@@ -142,7 +136,7 @@ def _describe_deviations(
         if engine.interpret(candidate.config, length).main_layer.scaling.is_dynamic:
             return (engine.describe_dynamic(candidate.config),)
         return (f"{engine.title} fixes the scaling when it starts: short texts are scaled as if of {length:,} tokens",)
-    scaled_length = _scaled_length(scaling, model_config)
+    scaled_length = scaling.scaled_length(model_config.main_layer.rope)
     if length > scaled_length:
         return (f"{length:,} tokens are more than the {scaled_length:,.0f} that {scaling} is designed for",)
     return ()
@@ -187,13 +181,7 @@ def _is_read_as(config: Config, engine: Engine, scaling: Scaling, model_config: 
         ropes = interpret_as_trained(config).ropes
     except InputError:
         return False
-    return ropes.keys() == model_config.ropes.keys() and all(
-        frequencies_match(
-            compute_layer_frequencies(ropes[layer_type].scaling, ropes[layer_type], length),
-            compute_layer_frequencies(expected, model_config.ropes[layer_type], length),
-        )
-        for layer_type, expected in expected_scalings(model_config, scaling).items()
-    )
+    return has_scaling(ropes, model_config, scaling, length)
 
 
 def _check_loads_in_installed_transformers(config: Config) -> None:

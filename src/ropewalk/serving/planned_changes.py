@@ -38,8 +38,7 @@ def find_planned_changes(model: str, planned: Plan) -> Config:
     engine = find_engine("llama.cpp" if is_gguf else "transformers")
     config, model_config = engine.load_config(model)
     rope = model_config.main_layer.rope
-    scaled_length = planned.scaling.resolve_original_length(rope) * planned.scaling.extension_factor(rope)
-    length = max(planned.target, planned.max_position_embeddings, round(scaled_length))
+    length = max(planned.target, planned.max_position_embeddings, round(planned.scaling.scaled_length(rope)))
     scaling = without_unused_fields(LayerRope(rope, planned.scaling), model_config.model_type)
     candidate = encode(engine, config, model_config, scaling, length)
     before = ExaminedConfig.from_model(model, planned.target, engine.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+LENGTH_TOLERANCE = 1.03  # ratio of lengths that count as equal: 128k is 131,072 and also 128,000
 _MAX_NUMBER = 1e12  # formulas overflow for larger numbers
 
 

@@ -11,12 +11,11 @@ from typing import Any, TypeAlias
 from ropewalk.scaling.yarn import yarn_mscale
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path
 from ropewalk.serving.doctor.fault_kinds import Answer, Check, Fault, Faults, Severity, fault_kind
-from ropewalk.serving.doctor.values import finite_number, token_count
+from ropewalk.serving.doctor.values import LENGTH_TOLERANCE, finite_number, token_count
 
 _TYPES = ("none", "linear", "yarn", "longrope")
 _DEFAULT_TYPE = "linear"  # of llama.cpp
 _MISSPELLED_TYPE_SIMILARITY = 0.75
-_LENGTH_TOLERANCE = 1.03  # authors round lengths: 128k is 131,072 and also 128,000
 _ATTENTION_TOLERANCE = 1e-3
 
 _TYPE = "rope.scaling.type"
@@ -162,7 +161,7 @@ def gguf_factor_too_small(gguf: GgufFields) -> Faults:
     original, context, factor = gguf.original_length, gguf.context_length, gguf.factor
     if gguf.type != "yarn" or not original or not context or not factor or factor < 0:
         return
-    if original <= context and factor * original * _LENGTH_TOLERANCE < context:
+    if original <= context and factor * original * LENGTH_TOLERANCE < context:
         path = gguf.path_of(_FACTOR)
         means = f"the factor is enough for {factor:g} x {original:,} tokens, but context_length is {context:,}"
         yield Fault(path, factor, means, {path: context / original})
@@ -174,7 +173,7 @@ def gguf_context_too_small(gguf: GgufFields) -> Faults:
     original, context, factor = gguf.original_length, gguf.context_length, gguf.factor
     if gguf.type != "yarn" or not original or not context or not factor:
         return
-    if factor * original > context * _LENGTH_TOLERANCE:
+    if factor * original > context * LENGTH_TOLERANCE:
         path = gguf.path_of(_CONTEXT)
         scaled = round(factor * original)
         means = f"the scaling is made for {scaled:,} tokens, but llama.cpp warns past {context:,}, where Ollama stops"

@@ -11,11 +11,10 @@ from ropewalk.errors import InputError
 from ropewalk.planning import Plan, plan
 from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, Path, RopeDict
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
-from ropewalk.serving.doctor.values import finite_number, parse_token_count, token_count
+from ropewalk.serving.doctor.values import LENGTH_TOLERANCE, finite_number, parse_token_count, token_count
 from ropewalk.serving.engines import ENGINES
 from ropewalk.serving.engines.encode import encode
 
-_LENGTH_TOLERANCE = 1.03  # authors round lengths: 128k is 131,072 and also 128,000
 # Positions of MRoPE grow more slowly than tokens, since an image takes as many positions as its longer side. The makers
 # of Qwen3-VL advise a factor of 2 or 3 for four times the original length.
 # Source: README.md of QwenLM/Qwen3-VL, "Processing Long Texts".
@@ -48,7 +47,7 @@ def factor_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     if not original or not declared or not factor or original > declared or config.model_published_like_this:
         return
     tokens_per_position = _MROPE_TOKENS_PER_POSITION if rope_dict.values.get("mrope_section") else 1.0
-    if factor * original * tokens_per_position * _LENGTH_TOLERANCE < declared:
+    if factor * original * tokens_per_position * LENGTH_TOLERANCE < declared:
         path = rope_dict.path_of("factor")
         scaled = f"{factor:g} x {original:,} = {factor * original:,.0f}"
         means = f"the scaling is made for {scaled} tokens, but the configuration declares {declared:,}"
@@ -70,10 +69,10 @@ def declared_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     original, declared, factor = config.original_length(rope_dict), config.declared_length, rope_dict.factor
     if not original or not declared or not factor or original > declared:
         return
-    if factor * original > declared * _LENGTH_TOLERANCE and config.model_published_like_this is None:
+    if factor * original > declared * LENGTH_TOLERANCE and config.model_published_like_this is None:
         path = config.path_of(config.length_field)
         needed = declared / original
-        cheaper = "no scaling" if needed <= _LENGTH_TOLERANCE else f"a factor of {needed:.4g}"
+        cheaper = "no scaling" if needed <= LENGTH_TOLERANCE else f"a factor of {needed:.4g}"
         means = (
             f"the scaling is made for {factor:g} x {original:,} tokens, but engines that take their maximum length "
             f"from this field stop at {declared:,}; if that is enough, {cheaper} costs less quality"
@@ -171,7 +170,7 @@ def factor_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     if finite_number(rope_dict.values.get("factor")) != 1 or rope_dict.values.get("alpha") is not None:
         return
     original, declared = config.original_length(rope_dict), config.declared_length
-    if original and declared and original * _LENGTH_TOLERANCE < declared:
+    if original and declared and original * LENGTH_TOLERANCE < declared:
         return  # the model declares more, so the factor itself is wrong: factor-too-small
     means = "nothing is scaled, and some engines use slower code for scaled models"
     yield Fault(rope_dict.path_of("factor"), rope_dict.values["factor"], means, rope_dict.fix_without_scaling)
