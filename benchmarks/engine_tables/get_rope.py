@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.engine_tables.syntax import (
     find_assigned_values,
@@ -97,6 +98,16 @@ class ModelFiles:
         if len({self._summary(name) for name in modules}) > 1:
             return "unknown"
         return next(kind for kind in _KINDS if kind in kinds)
+
+    def read_columns(self, module: str) -> dict[str, Any]:
+        """Return the columns that follow from the scaling that a module passes on."""
+        scaling = self.classify_scaling(module)
+        return {
+            "scaling": scaling,
+            "longrope": scaling == "any",
+            "attention_factor": scaling in ("any", "own"),
+            "softmax_factor": self.mentions(module, "mscale_all_dim"),
+        }
 
     def mentions(self, module: str, *words: str) -> bool:
         """Return whether a module, or the module that it has its text layers from, mentions one of the words."""

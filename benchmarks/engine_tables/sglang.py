@@ -25,12 +25,8 @@ def read_table(folder: Path) -> dict[str, Any]:
 
 
 def _read_row(module: str, files: ModelFiles) -> dict[str, Any]:
-    scaling = files.classify_scaling(module)
     return {
-        "scaling": scaling,
-        "longrope": scaling == "any",
-        "attention_factor": scaling in ("any", "own"),
-        "softmax_factor": files.mentions(module, "mscale_all_dim"),
+        **files.read_columns(module),
         "partial_rotary_factor": files.mentions(module, "partial_rotary_factor", "rotary_pct", "rotary_dim"),
         "mrope": files.mentions(module, "mrope_section"),
     }

@@ -36,13 +36,11 @@ def _read_row(module: str, files: ModelFiles, modules: dict[str, str]) -> dict[s
     if inner is not None and not files.find_rope_calls(module):
         known = [name for name in inner if name in modules]
         return {"text_part": known[0] if known else None}
-    scaling = files.classify_scaling(module)
+    columns = files.read_columns(module)
     return {
-        "scaling": scaling,
-        "longrope": scaling == "any",
-        "attention_factor": scaling in ("any", "own"),
-        "softmax_factor": files.mentions(module, "mscale_all_dim"),
-        "partial_rotary_factor": scaling == "any" or files.mentions(module, "partial_rotary_factor", "rotary_dim"),
+        **columns,
+        "partial_rotary_factor": columns["scaling"] == "any"
+        or files.mentions(module, "partial_rotary_factor", "rotary_dim"),
         "legacy_fields": files.has_legacy_fields(module),
         "mrope": files.mentions(module, "SupportsMRoPE"),
         "mrope_positions_factor": _positions_factor(module, files),

@@ -86,8 +86,8 @@ IGNORED_FIELDS: dict[str, tuple[str, ...]] = {
 # Source: the code published with MiMo-V2-Flash; configuration_dots3_note.py of transformers 5.
 BASES_BESIDE_MODEL_TYPES = frozenset({"deepseek_v4", "dots3_note_text", "mimo_v2_flash"})
 
-# Architectures with `qk_rope_head_dim` whose partial rotary factor is that size, as a fraction of the whole head. For
-# all others, the factor is a fraction of `qk_rope_head_dim`.
+# Architectures in which `partial_rotary_factor` is `qk_rope_head_dim` divided by the size of a head, so that both
+# fields say the same. In all other architectures with `qk_rope_head_dim`, this fraction of it is rotated.
 # Source: configuration_*.py of transformers 5.
 WHOLE_HEAD_PARTIAL_MODEL_TYPES = frozenset({"deepseek_v4", "dots3_note_text", "mistral4"})
 
@@ -143,7 +143,8 @@ ATTENTIONS_PER_LAYER = {"longcat_flash": 2}
 # Source: modeling_mimo_v2_flash.py of transformers 5.23.
 SLIDING_KV_HEADS_MULTIPLIER = {"mimo_v2_flash": 2}
 
-# Architectures whose layers that attend to the whole text have no rotary embedding, if other layers have a window.
+# Architectures that have both layers with a window and layers that attend to the whole text, and rotate only in the
+# former. Without a window, all layers rotate.
 # "llama4" is also the name of GGUF files.
 # Source: the attention classes of modeling_*.py in transformers 5.23.
 NO_ROPE_IN_FULL_ATTENTION_MODEL_TYPES = frozenset({

@@ -24,7 +24,7 @@ class ClassDefaults:
         rope_theta: the base of a rope dict without one; a dict if it depends on the layer type.
         partial_rotary_factor: the same for the fraction of each head that is rotated.
         rope_parameters: the rope dict of a configuration without any; None if it is not scaled and has these defaults.
-        fixed_bases: layer types whose base does not follow a `rope_theta` beside the rope dicts.
+        fixed_bases: layer types for which the class ignores the field `rope_theta` beside the rope dicts.
     """
 
     fields: dict[str, Any]

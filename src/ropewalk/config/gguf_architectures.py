@@ -44,8 +44,8 @@ FIXED_SLIDING_BASE_GGUF_ARCHITECTURES = frozenset({"olmo2", "mellum"})
 # Architectures whose sliding-window layers ignore rope.scaling.attn_factor.
 UNSCALED_SLIDING_GGUF_ARCHITECTURES = frozenset({"laguna", "olmo2", "mellum"})
 
-# Default period n of layers with a sliding window, for architectures whose layers are not all of one kind: of n layers,
-# the last one attends to the whole text. The field attention.sliding_window_pattern overrides it.
+# Architectures with both kinds of layers: the last of every n layers attends to the whole text, the others to a sliding
+# window. This is n; the field attention.sliding_window_pattern overrides it.
 # Source: load_arch_hparams of src/models/*.cpp.
 SLIDING_WINDOW_PERIOD = {
     "afmoe": 4, "cohere2": 4, "exaone4": 4, "gemma-embedding": 6, "gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2,
@@ -59,7 +59,8 @@ FULL_FIRST_GGUF_ARCHITECTURES = frozenset({"smallthinker"})
 # Windows that llama.cpp assumes if the file contains none. Source: load_arch_hparams of src/models/*.cpp.
 DEFAULT_SLIDING_WINDOW = {"gemma2": 4096, "llama4": 8192}
 
-# Architectures whose windows are chunks: a token attends to the tokens of its own chunk. Source: src/models/llama4.cpp.
+# Architectures that divide the text into chunks of the size of the window: a token attends to its own chunk only.
+# Source: src/models/llama4.cpp.
 CHUNKED_GGUF_ARCHITECTURES = frozenset({"llama4"})
 
 # Default period n of full attention among layers of linear attention: every n-th layer attends to the whole text. The
