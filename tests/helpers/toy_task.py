@@ -52,7 +52,7 @@ class ToyTask(Task):
         log: file that gets a line for each answer, with the process that gave it, before the answer is stored.
         dies_at: index of the sample, in cells of 16 tokens, that kills its worker.
         dies_once: whether it does so only the first time.
-        delay: seconds per answer.
+        delay: seconds per answer, and before a worker dies.
         error: name of an error to raise: "input" for an InputError, anything else for a KeyError.
     """
 
@@ -89,6 +89,7 @@ class ToyTask(Task):
                 Path(f"{self.log}.died").touch(exist_ok=False)
             except FileExistsError:
                 return
+        time.sleep(self.delay)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def score(self, sample, answer):
