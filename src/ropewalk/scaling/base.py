@@ -3,60 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from ropewalk.errors import InputError, check_length, check_number
+from ropewalk.errors import InputError, check_length
 from ropewalk.frequencies import Frequencies
+from ropewalk.method import Method, above, at_least
 from ropewalk.rope import Rope
-from ropewalk.spec import format_spec, non_default_options
 
-
-def at_least(minimum: float) -> dict[str, Any]:
-    """Return the metadata of an option that must be a number of at least `minimum`, or its default of None."""
-    return {"minimum": minimum}
-
-
-def above(minimum: float) -> dict[str, Any]:
-    """Return the metadata of an option that must be a number above `minimum`, or its default of None."""
-    return {"minimum": minimum, "exclusive": True}
+__all__ = ["Scaling", "above", "at_least"]
 
 
 @dataclass(frozen=True, repr=False)
-class Scaling(ABC):
+class Scaling(Method, ABC):
     """One RoPE scaling method with its options.
 
-    A subclass is a frozen dataclass (with repr=False, so that it keeps the short repr defined here) that sets the class
-    variables and implements `frequencies`. Being defined in this package registers it. A numeric option declares its
-    range: `factor: float = field(metadata=at_least(1))`.
-
-    Class variables:
-        name: the name in specs and on the command line.
-        formula, source: the formula of its frequencies and where it was published, for `ropewalk methods`.
-        aliases: other names that are accepted, such as those of transformers.
-
-    Args:
-        original_length: tokens the model was trained on; overrides that of the Rope.
+    A subclass is a frozen dataclass (with repr=False, so that it keeps the short repr of `Method`) that sets the class
+    variables of `Method` and implements `frequencies`. Being defined in this package registers it.
     """
-
-    name: ClassVar[str]
-    formula: ClassVar[str]
-    source: ClassVar[str]
-    aliases: ClassVar[tuple[str, ...]] = ()
-
-    original_length: int | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, np.generic):  # JSON cannot represent numpy scalars
-                object.__setattr__(self, f.name, value.item())
-            if f.metadata and not (value is None and f.default is None):
-                check_number(f"{self.name}: {f.name}", value, **f.metadata)
-        if self.original_length is not None:
-            check_length(f"{self.name}: original_length", self.original_length)
 
     @property
     def is_dynamic(self) -> bool:
@@ -137,20 +101,3 @@ class Scaling(ABC):
             "attention_factor": scaled.attention_factor,
             "original_max_position_embeddings": self.resolve_original_length(rope),
         }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the name and the options, ready for JSON; `parse` turns it back into an equal scaling."""
-        options = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.original_length is None:
-            del options["original_length"]
-        as_lists = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-        return {"name": self.name, **as_lists}
-
-    def __str__(self) -> str:
-        """Return the spec, such as `yarn:factor=4`, with the options that differ from their defaults."""
-        return format_spec(self)
-
-    def __repr__(self) -> str:
-        """Return the constructor call, such as `YaRN(factor=4)`, with the options that differ from their defaults."""
-        options = ", ".join(f"{option}={value!r}" for option, value in non_default_options(self).items())
-        return f"{type(self).__name__}({options})"

@@ -1,0 +1,79 @@
+"""What scaling methods and position methods have in common: a name, options with ranges, and their specs.
+
+A method is a frozen dataclass. A numeric option declares its range: `factor: float = field(metadata=at_least(1))`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ropewalk.errors import check_length, check_number
+from ropewalk.spec import format_spec, non_default_options
+
+
+def at_least(minimum: float) -> dict[str, Any]:
+    """Return the metadata of an option that must be a number of at least `minimum`, or its default of None."""
+    return {"minimum": minimum}
+
+
+def above(minimum: float) -> dict[str, Any]:
+    """Return the metadata of an option that must be a number above `minimum`, or its default of None."""
+    return {"minimum": minimum, "exclusive": True}
+
+
+def whole(unit: str) -> dict[str, Any]:
+    """Return the metadata of an option that must be a whole number of at least 1, in `unit`, or its default of None."""
+    return {"unit": unit}
+
+
+@dataclass(frozen=True, repr=False)
+class Method:
+    """A method with its options.
+
+    Class variables:
+        name: the name in specs and on the command line.
+        formula, source: what it computes and where it was published, for `ropewalk methods`.
+        aliases: other names that are accepted, such as those of transformers.
+
+    Args:
+        original_length: tokens the model was trained on; overrides that of the Rope.
+    """
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+
+    original_length: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, np.generic):  # JSON cannot represent numpy scalars
+                object.__setattr__(self, f.name, value.item())
+            if not f.metadata or (value is None and f.default is None):
+                continue
+            check = check_length if "unit" in f.metadata else check_number
+            check(f"{self.name}: {f.name}", value, **f.metadata)
+        if self.original_length is not None:
+            check_length(f"{self.name}: original_length", self.original_length)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the name and the options, ready for JSON; `parse` turns it back into an equal method."""
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.original_length is None:
+            del options["original_length"]
+        as_lists = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        return {"name": self.name, **as_lists}
+
+    def __str__(self) -> str:
+        """Return the spec, such as `yarn:factor=4`, with the options that differ from their defaults."""
+        return format_spec(self)
+
+    def __repr__(self) -> str:
+        """Return the constructor call, such as `YaRN(factor=4)`, with the options that differ from their defaults."""
+        options = ", ".join(f"{option}={value!r}" for option, value in non_default_options(self).items())
+        return f"{type(self).__name__}({options})"

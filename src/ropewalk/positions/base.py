@@ -1,0 +1,207 @@
+"""The base class of all position methods.
+
+A position method leaves the frequencies and the weights as they are and changes the distances that attention sees. For
+a query at m, the keys are split by position into consecutive ranges:
+
+    [0, start of the last far segment) ... [start of the first far segment, near_start)  [near_start, m]
+     far, farthest                          far, nearest                                  near
+
+Near keys have their trained distance, m - n. For a far key at n, the query is rotated as if it were at
+`query_position(m)` and the key as if it were at `key_position(n)`, so that no distance exceeds those of the training. A
+query at a position below the original length has no far keys: short texts are exact, and a text that is read at once
+gives the same result as the same text read through a KV cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ropewalk.errors import InputError
+from ropewalk.frequencies import Frequencies
+from ropewalk.method import Method
+from ropewalk.rope import Rope
+
+# Positions are arrays of numpy or tensors of torch, integers [...]. The formulas below use only what both have.
+Positions = Any
+
+LOGIT_SCALINGS = ("log-n", "llama-4", "yarn")
+_LLAMA_4_COEFFICIENT = 0.1  # attn_scale of Llama 4, llama_4_scaling_beta of Ministral 3
+_FACTOR_STEP = 0.25  # a factor that follows the text grows in steps of it, so that far keys are seldom rotated again
+
+
+@dataclass(frozen=True)
+class FarSegment:
+    """A range of far keys that share one position of the query.
+
+    Attributes:
+        start: maps query positions to the position of the first key of the range, integers [...].
+        query_position: maps query positions to the position by which the query is rotated, [...].
+    """
+
+    start: Callable[[Positions], Positions]
+    query_position: Callable[[Positions], Positions]
+
+
+@dataclass(frozen=True, repr=False)
+class PositionMethod(Method, ABC):
+    """One position method with its options.
+
+    A subclass is a frozen dataclass (with repr=False) that sets the class variables of `Method`. Being defined in this
+    package registers it. It implements `choose_options`, which fills in the options that are None, and the methods that
+    describe the distances; those are called on a resolved method only.
+
+    Args:
+        logit_scaling: multiplies the attention logits of a query at m > L, near and far: "log-n" by ln(m + 1) / ln L
+            (Su, kexue.fm 8823; part of the published ReRoPE), "llama-4" by 1 + 0.1 ln(1 + floor(m / L)) (Llama 4,
+            Ministral 3), "yarn" by 1 + 0.1 ln((m + 1) / L) (Qwen2.5-1M, arXiv 2501.15383). A temperature that a model
+            applies itself, such as `llama_4_scaling_beta`, stays in place with or without it.
+    """
+
+    logit_scaling: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.logit_scaling not in (None, *LOGIT_SCALINGS):
+            raise InputError(f"{self.name}: logit_scaling", self.logit_scaling, ", ".join(LOGIT_SCALINGS))
+
+    def resolve(self, original_length: int, length: int) -> Self:
+        """Return the method with every option filled in for texts of `length` tokens.
+
+        Options that are set stay as they are. The result is equal for all lengths if no option depends on the length.
+
+        Args:
+            original_length: tokens the model was trained on; the option of that name overrides it.
+            length: tokens of the text so far.
+
+        Raises InputError if an option does not fit the original length.
+        """
+        original_length = self.original_length or original_length
+        options = self.choose_options(original_length, length)
+        return dataclasses.replace(self, original_length=original_length, **options)
+
+    @abstractmethod
+    def choose_options(self, original_length: int, length: int) -> dict[str, Any]:
+        """Return the options that `resolve` fills in, by name; those that are set keep their values.
+
+        An option that follows the text must grow with the length, or stay, so that `blocks` finds where it changes.
+        """
+
+    @abstractmethod
+    def near_start(self, queries: Positions) -> Positions:
+        """Return the position of the first near key of each query, integers [...]; 0 below the original length.
+
+        It never decreases from one query position to the next.
+        """
+
+    @property
+    @abstractmethod
+    def far_segments(self) -> tuple[FarSegment, ...]:
+        """The ranges of far keys, the nearest first. The last one starts at 0."""
+
+    @abstractmethod
+    def key_position(self, keys: Positions) -> Positions:
+        """Return the positions by which far keys are rotated, [...]."""
+
+    def far_frequencies(self, rope: Rope) -> Frequencies | None:
+        """Return the frequencies that rotate far queries and keys; None for the trained ones.
+
+        The attention factor multiplies both, and therefore the far logits by its square.
+        """
+        return None
+
+    def far_query_phase(self, rope: Rope) -> NDArray[np.float64] | None:
+        """Return the angle, in rad, to add to the rotation of far queries, [dim/2]; None for 0."""
+        return None
+
+    def logit_factor(self, queries: Positions) -> NDArray[np.float64] | None:
+        """Return the factor of the logits of each query, near and far, [...] float64 of numpy; None for 1."""
+        if self.logit_scaling is None:
+            return None
+        assert self.original_length is not None  # resolved
+        ratio = np.maximum((np.asarray(queries, dtype=np.float64) + 1) / self.original_length, 1.0)
+        if self.logit_scaling == "log-n":
+            return np.asarray(1 + np.log(ratio) / math.log(self.original_length))
+        if self.logit_scaling == "yarn":
+            return np.asarray(1 + 0.1 * np.log(ratio))
+        whole_lengths = np.asarray(queries) // self.original_length
+        return np.asarray(1 + _LLAMA_4_COEFFICIENT * np.log1p(whole_lengths))
+
+    def blocks(self, original_length: int, start: int, stop: int) -> list[tuple[int, int, Self]]:
+        """Split a range of queries where the options change, which follow the text if they are not set.
+
+        A query at m is resolved for the text up to and including it, m + 1 tokens.
+
+        Args:
+            original_length: tokens the model was trained on.
+            start, stop: the range of query positions, with start < stop.
+
+        Returns a list of (start, stop, resolved method) that covers the range.
+        """
+        blocks = []
+        while start < stop:
+            resolved = self.resolve(original_length, start + 1)
+            low, high = start + 1, stop  # the block ends in [low, high]; options change monotonically with the length
+            if self.resolve(original_length, stop) == resolved:
+                low = stop
+            while low < high:
+                middle = (low + high + 1) // 2
+                if self.resolve(original_length, middle) == resolved:
+                    low = middle
+                else:
+                    high = middle - 1
+            blocks.append((start, low, resolved))
+            start = low
+        return blocks
+
+    def is_past_training(self, queries: Positions) -> Positions:
+        """Return which queries are at positions past the original length, booleans [...]."""
+        return queries >= self.original_length
+
+
+class WindowedMethod(PositionMethod):
+    """A position method with one far segment, behind a window of near keys. A subclass has the option `window`."""
+
+    window: int | None
+
+    def near_start(self, queries: Positions) -> Positions:
+        return (queries - self.window + 1).clip(min=0) * self.is_past_training(queries)
+
+    @property
+    def far_segments(self) -> tuple[FarSegment, ...]:
+        return (FarSegment(lambda queries: queries * 0, self.query_position),)
+
+    @abstractmethod
+    def query_position(self, queries: Positions) -> Positions:
+        """Return the positions by which queries are rotated for far keys, [...]."""
+
+
+def resolve_window(window: int | None, original_length: int) -> int:
+    """Return the window in tokens, by default half of the original length."""
+    return window or max(1, original_length // 2)
+
+
+def smallest_factor(original_length: int, window: int, length: int, step: float = _FACTOR_STEP) -> float:
+    """Return the smallest multiple of `step` by which to divide far positions so that no distance exceeds the training.
+
+    A key at 0 and a query at T - 1 come to the distance (T - W) / k + W, which must not exceed L.
+
+    Args:
+        original_length: L.
+        window: W, the distance from which on distances are divided.
+        length: T.
+
+    Raises InputError for a window that leaves no trained distances for far keys.
+    """
+    if window >= original_length > 1:
+        raise InputError("window", window, f"fewer tokens than the original length, {original_length:,}")
+    if length <= original_length:
+        return 1.0
+    return math.ceil((length - window) / (original_length - window) / step) * step
