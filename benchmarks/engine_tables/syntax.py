@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 
@@ -12,11 +12,10 @@ def parse_file(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def find_calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
-    """Yield every call with the dotted name that is called, such as `nn.RoPE`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+@functools.cache
+def find_calls(tree: ast.AST) -> tuple[tuple[str, ast.Call], ...]:
+    """Return every call with the dotted name that is called, such as `nn.RoPE`."""
+    return tuple((_dotted_name(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call))
 
 
 def get_argument(call: ast.Call, name: str, position: int) -> ast.expr | None:
@@ -29,16 +28,7 @@ def get_argument(call: ast.Call, name: str, position: int) -> ast.expr | None:
 
 def mentions(tree: ast.AST, *words: str) -> bool:
     """Return whether an attribute, a name, a keyword or a string constant is one of these words."""
-    for node in ast.walk(tree):
-        found = (
-            getattr(node, "attr", None),
-            getattr(node, "id", None),
-            getattr(node, "arg", None),
-            getattr(node, "value", None) if isinstance(node, ast.Constant) else None,
-        )
-        if any(isinstance(word, str) and word in words for word in found):
-            return True
-    return False
+    return not _words(tree).isdisjoint(words)
 
 
 def reads_attribute(tree: ast.AST, name: str) -> bool:
@@ -46,7 +36,7 @@ def reads_attribute(tree: ast.AST, name: str) -> bool:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Load):
             return True
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and mentions(node.args[1], name):
+        if isinstance(node, ast.Call) and _dotted_name(node.func) == "getattr" and mentions(node.args[1], name):
             return True
     return False
 
@@ -69,7 +59,7 @@ def is_bound_to_literals(function: ast.AST, name: str) -> bool:
         return False
     for node in ast.walk(function):
         is_unpacked = isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Store) and mentions(node, name)
-        is_updated = isinstance(node, ast.Call) and ast.unparse(node.func) == f"{name}.update"
+        is_updated = isinstance(node, ast.Call) and _dotted_name(node.func) == f"{name}.update"
         if is_unpacked or is_updated:
             return False
     values = find_assigned_values(function, name)
@@ -82,3 +72,17 @@ def read_dict_literal(tree: ast.Module, name: str) -> dict[object, object]:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return dict(ast.literal_eval(node.value))
     raise ValueError(f"the module assigns no {name}")
+
+
+@functools.cache
+def _words(tree: ast.AST) -> frozenset[str]:
+    """Return the attributes, names, keywords and string constants of a piece of code."""
+    found = (getattr(node, field, None) for node in ast.walk(tree) for field in ("attr", "id", "arg", "value"))
+    return frozenset(word for word in found if isinstance(word, str))
+
+
+def _dotted_name(node: ast.expr) -> str:
+    """Return the source code of a name with attributes; "" for every other expression."""
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted_name(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
