@@ -14,11 +14,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ropewalk import positions as _positions
 from ropewalk import scaling as _scaling
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
+from ropewalk.positions import PositionMethod, parse
 from ropewalk.rope import Rope
-from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling import Scaling
 from ropewalk.scaling.policies import ContinuousPolicy, RequestPolicy, SteppedPolicy
 
 if TYPE_CHECKING:  # names that are defined dynamically below, for editors and type checkers
@@ -28,6 +30,11 @@ if TYPE_CHECKING:  # names that are defined dynamically below, for editors and t
     from ropewalk.models.load import load
     from ropewalk.ops import rotate
     from ropewalk.planning import plan
+    from ropewalk.positions.dual_chunk import DualChunk
+    from ropewalk.positions.jet_long import JetLong
+    from ropewalk.positions.near_exact import NearExact
+    from ropewalk.positions.rerope import LeakyReRoPE, ReRoPE
+    from ropewalk.positions.self_extend import SelfExtend
     from ropewalk.scaling.abf import ABF
     from ropewalk.scaling.by_parts import DynamicNTKByParts, NTKByParts
     from ropewalk.scaling.critical_base import CriticalBase
@@ -60,12 +67,13 @@ _LAZY_IMPORTS = {
 _UNLISTED_IMPORTS = {"LogNTK": "ropewalk.scaling.tutorial", "PowerNTK": "ropewalk.scaling.tutorial"}
 
 # Every other registered method is a public name, so that a new method needs no change here.
-_METHODS = {cls.__name__: cls for cls in _scaling.REGISTRY.values() if cls.__name__ not in _UNLISTED_IMPORTS}
+_REGISTERED = (*_scaling.REGISTRY.values(), *_positions.REGISTRY.values())
+_METHODS: dict[str, type] = {cls.__name__: cls for cls in _REGISTERED if cls.__name__ not in _UNLISTED_IMPORTS}
 globals().update(_METHODS)
 
 __all__ = [  # noqa: PLE0604
-    "ContinuousPolicy", "Frequencies", "InputError", "RequestPolicy", "Rope", "Scaling", "SteppedPolicy", "parse",
-    *_LAZY_IMPORTS, *_METHODS,
+    "ContinuousPolicy", "Frequencies", "InputError", "PositionMethod", "RequestPolicy", "Rope", "Scaling",
+    "SteppedPolicy", "parse", *_LAZY_IMPORTS, *_METHODS,
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ Every concrete `Scaling` in this package is registered under its name; see `rope
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -16,9 +16,9 @@ from ropewalk.registry import discover_subclasses, find_by_name
 from ropewalk.scaling.base import Scaling
 
 REGISTRY: dict[str, type[Scaling]] = discover_subclasses(__name__, __path__, Scaling)  # type: ignore[type-abstract]
-__all__ = ["REGISTRY", "Scaling", "find_scaling", "from_rope_dict", "parse"]
+__all__ = ["BY_NAME_OR_ALIAS", "REGISTRY", "Scaling", "find_scaling", "from_rope_dict", "parse", "parse_method"]
 
-_BY_NAME_OR_ALIAS = {name: cls for cls in REGISTRY.values() for name in (cls.name, *cls.aliases)}
+BY_NAME_OR_ALIAS = {name: cls for cls in REGISTRY.values() for name in (cls.name, *cls.aliases)}
 
 # Keys of transformers' rope dicts whose names differ from the options of our classes.
 _OPTION_NAMES = {"original_max_position_embeddings": "original_length", "partial_rotary_factor": "p"}
@@ -35,20 +35,23 @@ def parse(spec: str | Mapping[str, Any] | Scaling) -> Scaling:
 
     Raises InputError that names the wrong option, its value and the allowed values.
     """
-    if isinstance(spec, Scaling):
-        return spec
+    return spec if isinstance(spec, Scaling) else parse_method(spec, find_scaling)
+
+
+def parse_method(spec: str | Mapping[str, Any], find_class: Callable[[object], type[Any]]) -> Any:
+    """Parse a method as `parse` does, with the class that `find_class` returns for its name."""
     if isinstance(spec, str) and spec.lstrip().startswith("{"):
         try:
             spec = json.loads(spec)
         except (ValueError, RecursionError) as error:
             raise InputError("scaling", spec, f"valid JSON ({error})") from None
     if isinstance(spec, str):
-        return specs.parse_spec(spec, find_scaling)
+        return specs.parse_spec(spec, find_class)
     if not isinstance(spec, Mapping):
         raise InputError("scaling", spec, "a spec such as yarn:factor=4, a dict, or its JSON")
     if "name" in spec:
         options = {key: value for key, value in spec.items() if key != "name"}
-        return specs.build_from_options(find_scaling(spec["name"]), options)
+        return specs.build_from_options(find_class(spec["name"]), options)
     if "rope_type" in spec or "type" in spec:
         return from_rope_dict(spec, strict=True)
     raise InputError("scaling", spec, "a dict with a name (ropewalk) or a rope_type (transformers)")
@@ -59,7 +62,7 @@ def find_scaling(name: object) -> type[Scaling]:
 
     Raises UnknownNameError.
     """
-    return find_by_name("scaling", name, _BY_NAME_OR_ALIAS, REGISTRY)
+    return find_by_name("scaling", name, BY_NAME_OR_ALIAS, REGISTRY)
 
 
 def from_rope_dict(rope_dict: Mapping[str, Any], *, strict: bool) -> Scaling:
