@@ -3,11 +3,25 @@
 The job is a list of servers, which run one after the other in this process:
 
     {"path": checkpoint, "options": arguments of vllm.LLM, "fault": name of a fault to plant or null,
-     "batches": [[{"prompt": [token ids], "max_tokens": n, "cache_salt": text or null} ...] ...]}
+     "batches": [[{"prompt": [token ids], "max_tokens": n} ...] ...]}
+
+A server with "batches" null is not started: its configuration is checked only. Options of a request:
+
+    "cache_salt": text         "score_prompt": bool
+    "sampling": arguments of vllm.SamplingParams
+    "lora": folder of an adapter
+    "embeddings": bool         send the embeddings of the prompt instead of its token ids
+    "priority": number
+    "abort_after": n           send it once before, and abort it after n steps
+    "reload_weights": bool     load the weights again before
+    "beams": n                 beam search; the result has also "replayed", the log-probabilities of each of its tokens
+                               from a request for that token alone
 
 The requests of a batch are sent at once. The result has for each server an "error", or its number of "preemptions", the
-"seconds" of each batch, and "batches": for each request "cached_tokens" and "logprobs", the ten likeliest of each
-generated token as [[token, log-probability] ...].
+"seconds" of each batch, and "batches": for each request "cached_tokens", the generated "tokens" and their "logprobs",
+the ten likeliest of each as [[token, log-probability] ...] (of all n texts, one after the other), and with
+`score_prompt` the "prompt_logprobs" of all tokens of the prompt but the first. A beam search gives the likeliest
+sequence.
 """
 
 from __future__ import annotations
@@ -41,7 +55,7 @@ def main(job_file: str, result_file: str) -> None:
         Path(result_file).write_text(json.dumps(results))
 
 
-def run_server(path: str, options: dict[str, Any], batches: list[Any], fault: str | None) -> dict[str, Any]:
+def run_server(path: str, options: dict[str, Any], batches: list[Any] | None, fault: str | None) -> dict[str, Any]:
     import vllm
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -58,10 +72,12 @@ def run_server(path: str, options: dict[str, Any], batches: list[Any], fault: st
     Scheduler._preempt_request = count_and_preempt
     hooks._modules.clear()
     restore = plant(fault)
+    defaults = {"dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True, "max_logprobs": TOP}
     try:
-        engine = vllm.LLM(
-            path, dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_logprobs=TOP, **options
-        )
+        if batches is None:
+            hooks.check_server(vllm.EngineArgs(model=path, **defaults | options).create_engine_config())
+            return {"batches": []}
+        engine = vllm.LLM(path, **defaults | options)
         results, seconds = [], []
         for batch in batches:
             started = time.perf_counter()
@@ -77,27 +93,91 @@ def run_server(path: str, options: dict[str, Any], batches: list[Any], fault: st
 
 
 def run_batch(engine: Any, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    import vllm
-
-    prompts, samplings = [], []
-    for request in batch:
-        salt = {"cache_salt": request["cache_salt"]} if request.get("cache_salt") else {}
-        prompts.append({"prompt_token_ids": request["prompt"], **salt})
-        samplings.append(
-            vllm.SamplingParams(
-                max_tokens=request["max_tokens"], temperature=0, logprobs=TOP, detokenize=False, ignore_eos=True
-            )
-        )
-    outputs = engine.generate(prompts, samplings, use_tqdm=False)
+    if batch[0].get("beams"):
+        return [run_beam_search(engine, request) for request in batch]
+    if any(request.get("reload_weights") for request in batch):
+        engine.collective_rpc("reload_weights")
+    prompts = [make_prompt(engine, request) for request in batch]
+    samplings = [make_sampling(request) for request in batch]
+    for request, prompt, sampling in zip(batch, prompts, samplings, strict=True):
+        if "abort_after" in request:
+            request_id = engine.llm_engine.add_request("aborted", prompt, sampling)
+            for _ in range(request["abort_after"]):
+                engine.llm_engine.step()
+            engine.llm_engine.abort_request([request_id], internal=True)
+    outputs = engine.generate(
+        prompts,
+        samplings,
+        use_tqdm=False,
+        lora_request=[make_lora_request(request) for request in batch],
+        priority=[request.get("priority", 0) for request in batch],
+    )
     return [
         {
-            "logprobs": [
-                [(token, entry.logprob) for token, entry in step.items()] for step in output.outputs[0].logprobs
-            ],
+            "logprobs": [logprobs for text in output.outputs for logprobs in list_logprobs(text.logprobs)],
+            "tokens": [token for text in output.outputs for token in text.token_ids],
+            "prompt_logprobs": output.prompt_logprobs and _logprobs_of_tokens(output),
             "cached_tokens": output.num_cached_tokens,
         }
         for output in outputs
     ]
+
+
+def make_prompt(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
+    salt = {"cache_salt": request["cache_salt"]} if request.get("cache_salt") else {}
+    if not request.get("embeddings"):
+        return {"prompt_token_ids": request["prompt"], **salt}
+    import torch
+
+    embeddings = engine.apply_model(lambda model: model.embed_input_ids(torch.tensor(request["prompt"])))[0]
+    return {"prompt_embeds": embeddings, **salt}
+
+
+def make_sampling(request: dict[str, Any]) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    options = request.get("sampling", {})
+    if "structured_outputs" in options:
+        options = {**options, "structured_outputs": StructuredOutputsParams(**options["structured_outputs"])}
+    arguments = {
+        "max_tokens": request["max_tokens"],
+        "temperature": 0,
+        "logprobs": TOP,
+        "prompt_logprobs": 0 if request.get("score_prompt") else None,
+        "detokenize": False,
+        "ignore_eos": True,
+    }
+    return SamplingParams(**arguments | options)
+
+
+def make_lora_request(request: dict[str, Any]) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, request["lora"]) if request.get("lora") else None
+
+
+def run_beam_search(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
+    from vllm.sampling_params import BeamSearchParams
+
+    params = BeamSearchParams(beam_width=request["beams"], max_tokens=request["max_tokens"], ignore_eos=True)
+    best = engine.beam_search([{"prompt_token_ids": request["prompt"]}], params)[0].sequences[0]
+    lengths = range(len(request["prompt"]), len(best.tokens))
+    replayed = run_batch(engine, [{"prompt": best.tokens[:length], "max_tokens": 1} for length in lengths])
+    return {
+        "logprobs": list_logprobs(best.logprobs),
+        "tokens": best.tokens[len(request["prompt"]) :],
+        "replayed": [result["logprobs"][0] for result in replayed],
+    }
+
+
+def list_logprobs(steps: list[Any]) -> list[list[tuple[int, float]]]:
+    return [[(token, entry.logprob) for token, entry in step.items()] for step in steps]
+
+
+def _logprobs_of_tokens(output: Any) -> list[float]:
+    pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+    return [entries[token].logprob for token, entries in pairs]
 
 
 def plant(fault: str | None) -> Callable[[], None]:

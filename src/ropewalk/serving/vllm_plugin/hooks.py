@@ -1,9 +1,9 @@
 """Every private part of vLLM that the plugin relies on.
 
-`install` replaces two functions, which pass calls on unchanged unless the model asks for request factors: `get_rope`,
-which builds the rotary modules in the process of a model, and `InputProcessor`, which admits requests. The first call
-of `get_rope` for such a model also hooks its runner. The versions and the signatures are checked before the server
-starts, and a feature that would be wrong is refused there.
+`install` replaces three functions, which pass calls on unchanged unless the model asks for request factors: `get_rope`,
+which builds the rotary modules, `InputProcessor`, which admits requests, and a method of `WorkerWrapperBase` that runs
+after the model has been loaded, where the model is checked and its runner is changed. The versions and the signatures
+are checked before the server starts, and a feature that would be wrong is refused there.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _SIGNATURES = {
         "tokenization_kwargs", "trace_headers", "priority", "data_parallel_rank", "resumable", "session_id",
         "kv_hints",
     ),
+    "vllm.v1.worker.worker_base.WorkerWrapperBase.initialize_from_config": ("self", "kv_cache_configs"),
     "vllm.v1.worker.gpu_model_runner.GPUModelRunner._preprocess": (
         "self", "scheduler_output", "num_input_tokens", "intermediate_tensors",
     ),
@@ -40,6 +41,17 @@ _TABLE_CLASSES = (
     "RotaryEmbedding", "YaRNScalingRotaryEmbedding", "LinearScalingRotaryEmbedding", "Llama3RotaryEmbedding",
     "NTKScalingRotaryEmbedding", "Gemma4RotaryEmbedding",
 )  # fmt: skip
+# Models of vLLM 0.32.0 that cannot be served, by the beginning of the architecture's name: those that use positions for
+# more than the rotation (found by listing every use of `positions` in vllm/models and vllm/model_executor/models), and
+# those that write a rope dict of their own. Multi-head latent attention and MRoPE are refused by vLLM's own properties.
+_MODELS = {
+    "Moondream3": "attention scaled by position",
+    "HfMoondream": "attention scaled by position",
+    "Qwen4Exp": "n-gram embeddings and sparse attention by position",
+    "DeepseekV": "sparse attention by position, or a rope dict of its own",
+    "AXK1": "a rope dict of its own",
+    "GptOss": "a rope dict of its own",
+}
 
 _modules: dict[str, Any] = {}  # rotary modules by the arguments of `get_rope`; layers with equal arguments share one
 
@@ -52,9 +64,10 @@ class UnsupportedServerError(ValueError):
 
 
 def install() -> None:
-    """Replace `get_rope` and the methods of `InputProcessor` in this process, once."""
+    """Replace the three functions in this process, once."""
     from vllm.model_executor.layers import rotary_embedding
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
 
     if hasattr(rotary_embedding.get_rope, "__wrapped__"):
         return
@@ -65,6 +78,7 @@ def install() -> None:
             module.get_rope = replacement  # type: ignore[attr-defined]
     _wrap_method(InputProcessor, "__init__", _init_input_processor)
     _wrap_method(InputProcessor, "process_inputs", _process_inputs)
+    _wrap_method(WorkerWrapperBase, "initialize_from_config", _initialize_from_config)
 
 
 def _wrap_method(cls: Any, name: str, replacement: Callable[..., Any]) -> None:
@@ -91,7 +105,6 @@ def _with_request_factors(original: Callable[..., Any]) -> Callable[..., Any]:
         if factors is None:
             return original(*args, **kwargs)
         check_server(vllm_config)
-        _hook_runner()
         arguments = inspect.signature(original).bind(*args, **kwargs)
         arguments.apply_defaults()
         key = repr((sorted(arguments.arguments.items()), factors))
@@ -127,6 +140,7 @@ def _build_module(original: Callable[..., Any], arguments: dict[str, Any], facto
     combined = copy.deepcopy(modules[0])
     combined.register_buffer("cos_sin_cache", torch.cat(parts), persistent=False)
     combined.max_position_embeddings = len(combined.cos_sin_cache)
+    combined.has_request_factors = rope_dict.get("rope_type") == ROPE_TYPE
     return combined
 
 
@@ -144,16 +158,37 @@ def _arguments_of_factor(rope_dict: dict[str, Any], factor: float, factors: Requ
 # --- The runner: positions ----------------------------------------------------------------------------------------
 
 
-def _hook_runner() -> None:
+def _initialize_from_config(original: Callable[..., Any], self: Any, kv_cache_configs: Any) -> Any:
+    """Check a loaded model, and let its runner shift positions."""
+    factors = _find_factors(self.vllm_config)
+    if factors is not None:
+        runner = self.worker.model_runner
+        check_model(runner)
+        if "_preprocess" not in vars(runner):
+            runner._preprocess = functools.partial(_preprocess, runner._preprocess, runner, factors)
+    return original(self, kv_cache_configs)
+
+
+def check_model(runner: Any) -> None:
+    """Raise UnsupportedServerError if another class runs the model, or if it was built without the shared tables."""
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    if not hasattr(GPUModelRunner._preprocess, "__wrapped__"):
-        _wrap_method(GPUModelRunner, "_preprocess", _preprocess)
+    if not isinstance(runner, GPUModelRunner):
+        raise UnsupportedServerError(f"models are run by {type(runner).__qualname__}, not by {GPUModelRunner.__name__}")
+    model = runner.get_model()
+    rotary = [module for module in model.modules() if isinstance(module, RotaryEmbeddingBase)]
+    own = next((module for module in rotary if not hasattr(module, "has_request_factors")), None)
+    if own is not None:
+        raise UnsupportedServerError(f"{type(model).__name__} builds a {type(own).__name__} without get_rope")
+    if not any(module.has_request_factors for module in rotary):
+        raise UnsupportedServerError(f"{type(model).__name__} does not read the rope dict of its configuration")
 
 
 def _preprocess(
     original: Callable[..., Any],
     self: Any,
+    factors: RequestFactors,
     scheduler_output: Any,
     num_input_tokens: int,
     intermediate_tensors: Any = None,
@@ -163,18 +198,15 @@ def _preprocess(
     Slot mappings and attention metadata have been formed from the unshifted positions at this point. The buffer is
     changed in place, because CUDA graphs read it at a fixed address; vLLM fills it anew for every step.
     """
-    import torch
+    from vllm.utils.torch_utils import async_tensor_h2d
 
-    result = original(self, scheduler_output, num_input_tokens, intermediate_tensors)
-    factors = _find_factors(self.vllm_config)
-    if factors is None:
-        return result
+    result = original(scheduler_output, num_input_tokens, intermediate_tensors)
     request_ids = self.input_batch.req_ids
     shifts = _choose_shifts([self.requests[request_id] for request_id in request_ids], factors)
     if any(shifts):
         tokens = [scheduler_output.num_scheduled_tokens[request_id] for request_id in request_ids]
-        token_shifts = torch.from_numpy(np.repeat(np.array(shifts, dtype=np.int64), tokens))
-        self.positions[: len(token_shifts)] += token_shifts.to(self.positions.device, non_blocking=True)
+        token_shifts = np.repeat(np.array(shifts, dtype=np.int64), tokens)
+        self.positions[: len(token_shifts)] += async_tensor_h2d(token_shifts, device=self.positions.device)
     return result
 
 
@@ -233,8 +265,9 @@ def _find_factors(vllm_config: Any) -> RequestFactors | None:
 
 
 def check_server(vllm_config: Any) -> None:
-    """Raise UnsupportedServerError if this version of vLLM or one of the enabled features does not work."""
+    """Raise UnsupportedServerError if this version of vLLM, the model or one of the enabled features does not work."""
     import vllm
+    from vllm import envs
 
     if vllm.__version__.split("+")[0] not in TESTED_VERSIONS:
         tested = " or ".join(TESTED_VERSIONS)
@@ -243,23 +276,41 @@ def check_server(vllm_config: Any) -> None:
         found = tuple(inspect.signature(_import(path)).parameters)
         if found != expected:
             raise UnsupportedServerError(f"the signature of {path} has changed to {', '.join(found)}")
-    model, speculative = vllm_config.model_config, vllm_config.speculative_config
-    text_config = model.hf_text_config
+    model, parallel, speculative = vllm_config.model_config, vllm_config.parallel_config, vllm_config.speculative_config
+    configs = (model.hf_config, model.hf_text_config)
+    factors = _find_factors(vllm_config)
+    longest = factors.lengths[-1] if factors else 0
+    # The first one found is reported.
     problems = {
         "multimodal rotary positions (MRoPE)": model.uses_mrope,
         "multi-head latent attention (MLA)": model.use_mla,
-        "attention scaled by position (attn_temperature)": getattr(text_config, "attn_temperature_tuning", False),
-        "dual chunk attention": getattr(text_config, "dual_chunk_attention_config", None) is not None,
+        "attention scaled by position (Llama 4, Ministral 3)": any(map(_scales_attention_by_position, configs)),
+        "dual chunk attention": any(getattr(config, "dual_chunk_attention_config", None) for config in configs),
+        **{f"{model.architecture} ({reason})": model.architecture.startswith(name) for name, reason in _MODELS.items()},
+        "transformers' own model code (--model-impl transformers)": model.using_transformers_backend(),
         "encoder-decoder models": model.is_encoder_decoder,
+        "diffusion": model.is_diffusion,
         "pooling": model.runner_type != "generate",
+        f"--max-model-len {model.max_model_len} (at most {longest})": factors and model.max_model_len > longest,
         "a KV connector": vllm_config.kv_transfer_config is not None,
-        "context parallelism": vllm_config.parallel_config.decode_context_parallel_size > 1,
+        "context parallelism": parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1,
+        "the Rust frontend (unset VLLM_USE_RUST_FRONTEND)": envs.VLLM_USE_RUST_FRONTEND,
         "model runner V2 (set VLLM_USE_V2_MODEL_RUNNER=0)": vllm_config.use_v2_model_runner,
         "speculative decoding other than by n-grams": speculative is not None and speculative.method != "ngram",
     }
     for feature, is_used in problems.items():
         if is_used:
             raise UnsupportedServerError(f"{feature} does not work with it")
+
+
+def _scales_attention_by_position(config: Any) -> bool:
+    """Whether a configuration enables one of the two ways to do it (vllm/model_executor/models/llama4.py, mistral.py).
+
+    transformers stores Ministral 3's in the rope dict.
+    """
+    rope_dict = getattr(config, "rope_parameters", None) or {}
+    names = ("attn_temperature_tuning", "llama_4_scaling")
+    return "llama_4_scaling_beta" in rope_dict or any(getattr(config, name, None) for name in names)
 
 
 def _import(path: str) -> Any:
