@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +58,12 @@ def _print_result(result: Verification) -> None:
     from ropewalk.report.tables import make_table
 
     rows = []
-    for name, comparison in (("tables", result.tables), ("log-probabilities", result.behaviour)):
+    comparisons = {
+        "tables": result.tables,
+        "log-probabilities": result.behaviour,
+        "log-probabilities in a batch": result.batch,
+    }
+    for name, comparison in comparisons.items():
         if comparison is not None:
             numbers = [f"{comparison[key]:.3g}" for key in ("difference", "control", "ratio")]
             rows.append([f"{name}, {comparison['unit']}", *numbers, comparison["verdict"]])
@@ -66,6 +72,10 @@ def _print_result(result: Verification) -> None:
         title += f", written as {result.through}"
     headings = ["compared", "difference", "control", "ratio", "verdict"]
     console.print(make_table(title, headings, rows, text_columns=(0, 4)))
+    if result.behaviour["factors"] is not None:
+        requests = Counter(result.behaviour["factors"])
+        counts = ", ".join(f"{count} under factor {factor:g}" for factor, count in requests.items())
+        console.print(f"requests: {counts}; one after the other, then all at once")
     ignored = result.behaviour["ignored"]
     if ignored is not None:
         console.print(f"an engine that ignored the scaling would differ by {ignored:.3g} nats")

@@ -1,7 +1,8 @@
-"""The real engines, each in its own environment, on the built-in model: `make test-engines`.
+"""The real engines, each in its own environment: `make test-engines`.
 
-benchmarks/verify_engines.py runs every engine with every scaling at 12,000 tokens and keeps the results. Here each
-engine runs once past the original length, and two engines get each fault that can be exported, on a short text.
+benchmarks/verify_engines.py runs every engine with every scaling on the built-in model at 12,000 tokens and keeps the
+results. Here all scalings and faults are made for texts of 64 tokens and verified on 128, because positions past the
+original length are what counts, not many of them. A small random model is that long; the built-in one is told so.
 """
 
 from __future__ import annotations
@@ -10,62 +11,59 @@ import json
 
 import pytest
 
+from ropewalk.serving.engines import find_engine
 from ropewalk.serving.export import export_model
 from ropewalk.serving.verify import verify
+from ropewalk.serving.verify.environments import find_python
 
 pytestmark = pytest.mark.engines
 
-PAST_ORIGINAL_LENGTH = 8704  # tokens; the original length is 8,192
-SHORT_LENGTH = 1024
-EXPECTED = "yarn:factor=2"
-LISTS_ONLY = "ntk-by-parts:factor=2,ramp=rotations"  # engines have no name for it: longrope lists or a tensor
+ORIGINAL_LENGTH, LENGTH = 64, 128  # tokens
+EXPECTED = f"yarn:factor=2,original_length={ORIGINAL_LENGTH}"
+SCALINGS = [
+    "none",
+    "linear:factor=2",
+    "ntk:factor=2",
+    f"yarn:factor=4,original_length={ORIGINAL_LENGTH}",
+    f"llama3:factor=4,original_length={ORIGINAL_LENGTH}",
+    # Engines have no name for it: longrope lists or a tensor.
+    f"ntk-by-parts:factor=2,ramp=rotations,original_length={ORIGINAL_LENGTH}",
+]
 ATTENTION_FACTOR = 1.0693147180559945  # 0.1 ln 2 + 1
 FAULTS = {
-    "factor off by a quarter": "yarn:factor=2.25",
+    "factor off by a quarter": EXPECTED.replace("factor=2", "factor=2.25"),
     "scaling ignored": "none",
-    "attention factor dropped": "yarn:factor=2,attention_factor=1",
-    "attention factor twice": f"yarn:factor=2,attention_factor={ATTENTION_FACTOR**2}",
-    "wrong original length": "yarn:factor=2,original_length=4096",
+    "attention factor dropped": f"{EXPECTED},attention_factor=1",
+    "attention factor twice": f"{EXPECTED},attention_factor={ATTENTION_FACTOR**2}",
+    "wrong original length": EXPECTED.replace("length=64", "length=32"),
 }
 
 
-@pytest.fixture(scope="module")
-def model_folder(work):
-    """The built-in model as a folder, for engines that cannot load a GGUF file."""
-    import ropewalk as rw
-
-    model, tokenizer = rw.load("smollm2", dtype="float32")
-    model.save_pretrained(work / "smollm2")
-    tokenizer.save_pretrained(work / "smollm2")
-    return str(work / "smollm2")
-
-
-def model_for(engine, model_folder):
-    return "smollm2" if engine == "llama.cpp" else model_folder
+def model_for(engine, small_model):
+    """The model to verify: llama.cpp loads only GGUF files."""
+    return "smollm2" if engine == "llama.cpp" else small_model
 
 
 @pytest.mark.parametrize("engine", ["transformers", "transformers4", "vllm", "llama.cpp"])
-def test_passes_past_the_original_length(engine, model_folder, work):
-    result = verify(model_for(engine, model_folder), EXPECTED, engine, length=PAST_ORIGINAL_LENGTH, work=work)
+def test_passes_past_the_original_length(engine, work):
+    result = verify("smollm2", EXPECTED, engine, length=LENGTH, work=work)
     assert result.verdict == "pass", result.why
     assert result.behaviour["ignored"] > 100 * result.behaviour["control"]
 
 
 @pytest.mark.parametrize("engine", ["transformers4", "vllm", "llama.cpp"])
-@pytest.mark.parametrize(
-    "scaling", ["none", "linear:factor=2", "ntk:factor=2", "yarn:factor=4", "llama3:factor=4", LISTS_ONLY]
-)
-def test_exported_scaling_passes(engine, scaling, model_folder, work):
-    result = verify(model_for(engine, model_folder), scaling, engine, length=SHORT_LENGTH, work=work)
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_exported_scaling_passes(engine, scaling, small_model, work):
+    result = verify(model_for(engine, small_model), scaling, engine, length=LENGTH, work=work)
     assert result.verdict == "pass", result.why
 
 
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_exported_fault_fails(engine, fault, model_folder, work, tmp_path):
-    model = model_for(engine, model_folder)
-    export = export_model(model, FAULTS[fault], engine, tmp_path, SHORT_LENGTH)
-    result = verify(model, EXPECTED, engine, length=SHORT_LENGTH, served=export.path, work=work)
+def test_exported_fault_fails(engine, fault, small_model, work, tmp_path):
+    model = model_for(engine, small_model)
+    export = export_model(model, FAULTS[fault], engine, tmp_path, LENGTH)
+    result = verify(model, EXPECTED, engine, length=LENGTH, served=export.path, work=work)
     assert result.behaviour["verdict"] == "fail"
     assert result.behaviour["ratio"] >= 10
     if engine == "vllm":
@@ -75,17 +73,41 @@ def test_exported_fault_fails(engine, fault, model_folder, work, tmp_path):
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param({"rope_theta": 125_000.0}, id="base wrong"),
+        pytest.param({"rope_theta": 12_500.0}, id="base wrong"),
         pytest.param({"beta_fast": 1.0, "beta_slow": 32.0}, id="betas swapped"),
     ],
 )
-def test_fault_written_into_the_config_fails(fields, model_folder, work, tmp_path):
-    export = export_model(model_folder, EXPECTED, "vllm", tmp_path, SHORT_LENGTH)
+def test_fault_written_into_the_config_fails(fields, small_model, work, tmp_path):
+    export = export_model(small_model, EXPECTED, "vllm", tmp_path, LENGTH)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     config["rope_parameters"].update(fields)
     path.write_text(json.dumps(config))
-    result = verify(model_folder, EXPECTED, "vllm", length=SHORT_LENGTH, served=export.path, work=work)
+    result = verify(small_model, EXPECTED, "vllm", length=LENGTH, served=export.path, work=work)
     assert result.tables["ratio"] >= 10
     assert result.behaviour["ratio"] >= 10
     assert result.verdict == "fail"
+
+
+@pytest.fixture
+def vllm_without_shifts(tmp_path):
+    """A Python of vLLM in which the plugin does not shift the positions of a request to the rows of its factor."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from ropewalk.serving.vllm_plugin import hooks\n"
+        "assert hooks._choose_shifts\n"
+        "hooks._choose_shifts = lambda requests, factors: [0] * len(requests)\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {find_python(find_engine("vllm"))} "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+def test_request_factors_of_vllm_pass_and_fail_if_positions_are_not_shifted(small_model, vllm_without_shifts, work):
+    right = verify(small_model, "dynamic-yarn", "vllm", length=256, work=work)
+    assert right.verdict == "pass", right.why
+    assert right.behaviour["ignored"] > 100 * right.behaviour["control"]
+    assert set(right.batch["factors"]) == {1, 2, 4}
+    wrong = verify(small_model, "dynamic-yarn", "vllm", length=256, work=work, python=vllm_without_shifts)
+    assert wrong.tables["verdict"] == "pass"
+    assert wrong.behaviour["verdict"] == wrong.batch["verdict"] == "fail"

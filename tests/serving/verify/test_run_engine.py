@@ -15,7 +15,7 @@ from ropewalk.serving.verify import run_engine as run_engine_module
 from ropewalk.serving.verify.environments import find_python
 from ropewalk.serving.verify.run_engine import find_runner, run_engine
 
-JOB = {"path": "/nowhere", "length": 64, "prompts": [[1]], "top": 4, "positions": [0]}
+JOB = {"path": "/nowhere", "length": 64, "prompts": [[1]], "top": 4, "positions": [0], "environment": {}}
 
 
 def run_job(engine):
@@ -95,13 +95,3 @@ def test_wrong_calls_print_one_line_that_names_the_option(small_model, capsys, a
     assert named in captured.err
     assert captured.err.count("\n") == 1
     assert not captured.out
-
-
-def test_request_factors_of_vllm_are_not_compared_yet(small_model, capsys):
-    length = ["--length", "128", "--python", sys.executable]
-    with pytest.raises(SystemExit):
-        main(["verify", small_model, "--scaling", "dynamic-yarn", "--engine", "vllm", *length])
-    error = (
-        "ropewalk: error: scaling: got 'dynamic-yarn'; expected a static scaling; `make test-engines` tests the request"
-    )
-    assert capsys.readouterr().err.startswith(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from ropewalk.evaluate.texts import BUILT_IN, read_text
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.none import NoScaling
 from ropewalk.serving.verify.engine_under_test import EngineUnderTest, LocalEngine
+from ropewalk.serving.verify.length_rule import LengthRule, TablePart
 from ropewalk.serving.verify.prompts import Prompts, build_prompts
 from ropewalk.serving.verify.run_engine import TOP_K, EngineOutput, TopLogprobs
 from ropewalk.serving.verify.tables import TableDeviation, choose_positions, largest_deviation
@@ -49,53 +51,63 @@ class EngineRun:
     Attributes:
         engine: the engine under test.
         expected: scaling that it should apply.
-        fixed_length: length at which the engine fixes a dynamic scaling, tokens; None if it does not.
+        rule: how the engine should follow the length of a request if the scaling is dynamic.
         prompts: inputs for the log-probabilities.
-        positions: positions of the tables.
+        positions: positions of the tables without scaling.
         scaled: output under the scaling.
         unscaled: output without scaling; None if the engine cannot be run without it.
     """
 
     engine: EngineUnderTest
     expected: Scaling
-    fixed_length: int | None
+    rule: LengthRule
     prompts: Prompts
     positions: list[int]
     scaled: EngineOutput
     unscaled: EngineOutput | None
+
+    @property
+    def table_parts(self) -> list[TablePart]:
+        """The parts of the tables with the scaling."""
+        return self.rule.table_parts(self.engine.length, self.positions)
 
 
 def run_with_and_without_scaling(engine: EngineUnderTest, expected: Scaling) -> EngineRun:
     """Run the engine on the built-in text with the expected scaling, and without scaling if possible."""
     reference = engine.reference
     original_length = reference.model_config.main_layer.rope.original_length
-    fixed_length = engine.find_fixed_length(expected)
+    rule = engine.find_length_rule(expected)
     text = read_text(BUILT_IN).content[: _MAX_CHARACTERS_PER_TOKEN * engine.length]
     token_ids = reference.tokenizer(text, verbose=False)["input_ids"]
     prompts = build_prompts(
         token_ids,
         engine.length - 1,  # leaves room for the predicted token
         original_length,
-        restart_past_original=expected.is_dynamic and fixed_length is None,
+        restart_past_original=rule.follows_text,
+        factor_lengths=rule.request_factors.lengths if rule.request_factors else (),
     )
     positions = choose_positions(engine.length, original_length)
     unscaled: EngineOutput | None
     if isinstance(engine, LocalEngine) and engine.served is None and expected == NoScaling():
         scaled = unscaled = engine.run_unscaled(prompts, positions)  # the same checkpoint: run it once
     else:
-        scaled = engine.run_scaled(expected, prompts, positions)
+        rows = [row for part in rule.table_parts(engine.length, positions) for row in part.rows]
+        scaled = engine.run_scaled(expected, prompts, rows)
         unscaled = engine.run_unscaled(prompts, positions)
-    return EngineRun(engine, expected, fixed_length, prompts, positions, scaled, unscaled)
+    return EngineRun(engine, expected, rule, prompts, positions, scaled, unscaled)
 
 
-def compare_logprobs(run: EngineRun) -> Comparison:
-    """Compare log-probabilities at all depths; the difference is the mean over the depths, in nats."""
+def compare_logprobs(run: EngineRun, *, in_batch: bool = False) -> Comparison:
+    """Compare log-probabilities at all depths; the difference is the mean over the depths, in nats.
+
+    `in_batch`: compare those of the prompts that were sent at once, instead of those sent one after the other.
+    """
     reference, prompts = run.engine.reference, run.prompts
     scaled_top, single_token_top = prompts.split(run.scaled.top_logprobs)
-    exact_DV = reference.log_probs(run.expected, prompts, run.fixed_length)
-    exact_unscaled_DV = reference.log_probs(NoScaling(), prompts, None)
+    exact_DV = reference.log_probs(run.expected, prompts, run.rule)
+    exact_unscaled_DV = reference.log_probs(NoScaling(), prompts, run.rule)
 
-    differences = logprob_differences(exact_DV, scaled_top)
+    differences = logprob_differences(exact_DV, run.scaled.batch_top_logprobs if in_batch else scaled_top)
     single_token_differences = logprob_differences(reference.single_token_log_probs(prompts), single_token_top)
     single_token_noise = float(np.mean(single_token_differences))
     # None for 0: the scaling changes nothing, so nothing can tell an engine that ignores it.
@@ -110,7 +122,8 @@ def compare_logprobs(run: EngineRun) -> Comparison:
         controls, control = None, explained_noise
         hint += ", or control_url,"
     else:
-        controls = logprob_differences(exact_unscaled_DV, prompts.split(run.unscaled.top_logprobs)[0])
+        unscaled_top = run.unscaled.batch_top_logprobs if in_batch else prompts.split(run.unscaled.top_logprobs)[0]
+        controls = logprob_differences(exact_unscaled_DV, unscaled_top)
         control = max(min(float(np.mean(controls)), _MAX_CONTROL_RATIO * explained_noise), _MIN_CONTROL)
     verdict = judge(
         "nats", float(np.mean(differences)), control, difference_if_ignored, f"{hint} gives a clearer verdict"
@@ -120,6 +133,7 @@ def compare_logprobs(run: EngineRun) -> Comparison:
         "ignored": difference_if_ignored,
         "alone": single_token_noise,
         "depths": list(prompts.depths),
+        "factors": run.rule.find_factors(prompts.depths),
         "differences": differences,
         "controls": controls,
     }
@@ -160,12 +174,13 @@ def compare_tables(run: EngineRun) -> Comparison | None:
     """
     if not run.scaled.tables or run.unscaled is None or not run.unscaled.tables:
         return None
-    deviation = _table_deviation(run, run.expected, run.scaled.tables)
-    control = _table_deviation(run, NoScaling(), run.unscaled.tables)
+    unscaled_part = TablePart(run.engine.length, 0, run.positions)
+    deviation = _table_deviation(run, run.expected, run.scaled.tables, run.table_parts)
+    control = _table_deviation(run, NoScaling(), run.unscaled.tables, [unscaled_part])
     verdict = judge("roundings of float32", deviation.roundings, min(control.roundings, _MAX_TABLE_CONTROL))
     details = {
         **asdict(verdict),
-        "positions": len(run.positions),
+        "positions": sum(len(part.positions) for part in run.table_parts),
         "position": deviation.position,
         "pair": deviation.pair,
         "off_by": deviation.absolute,
@@ -173,12 +188,19 @@ def compare_tables(run: EngineRun) -> Comparison | None:
     return Comparison(verdict, details)
 
 
-def _table_deviation(run: EngineRun, scaling: Scaling, tables: list[dict[str, Any]]) -> TableDeviation:
+def _table_deviation(
+    run: EngineRun, scaling: Scaling, tables: list[dict[str, Any]], parts: Sequence[TablePart]
+) -> TableDeviation:
     """Return the largest deviation of the tables from those that the model has with the scaling."""
     model_config = run.engine.reference.model_config
     scalings = expected_scalings(model_config, scaling)
-    frequencies = [
-        configs.compute_layer_frequencies(scalings[layer_type], layer, run.engine.length)
-        for layer_type, layer in model_config.ropes.items()
-    ]
-    return largest_deviation(tables, frequencies, run.positions)
+    deviations, end = [], 0
+    for part in parts:
+        start, end = end, end + len(part.positions)
+        rows = [{name: table[name][start:end] for name in ("cos", "sin")} for table in tables]
+        frequencies = [
+            configs.compute_layer_frequencies(scalings[layer_type], layer, part.frequency_length)
+            for layer_type, layer in model_config.ropes.items()
+        ]
+        deviations.append(largest_deviation(rows, frequencies, part.positions))
+    return max(deviations, key=attrgetter("roundings"))

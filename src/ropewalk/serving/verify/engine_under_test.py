@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ropewalk import config as configs
+from ropewalk.config import get_text_config_dict
 from ropewalk.errors import InputError
 from ropewalk.files import write_text_atomically
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.none import NoScaling
 from ropewalk.serving.engines.base import Engine
 from ropewalk.serving.engines.encode import encode
-from ropewalk.serving.engines.vllm import REQUEST_FACTORS
 from ropewalk.serving.export import export_model
 from ropewalk.serving.verify.checkpoints import convert_gguf_to_float32, link_checkpoint, prepare_checkpoint
+from ropewalk.serving.verify.length_rule import LengthRule
 from ropewalk.serving.verify.logprob_client import LogprobClient
 from ropewalk.serving.verify.prompts import Prompts
 from ropewalk.serving.verify.reference import ReferenceModel
 from ropewalk.serving.verify.run_engine import TOP_K, EngineOutput, run_engine
+from ropewalk.serving.vllm_plugin.request_factors import find_request_factors
 
 OnProgress = Callable[[str], None]
 
@@ -45,28 +48,22 @@ class EngineUnderTest(ABC):
     encoded_as: str = field(default="", init=False)
 
     @abstractmethod
-    def run_scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
-        """Run the engine with the scaling; read its tables at `positions` if it has any."""
+    def run_scaled(self, scaling: Scaling, prompts: Prompts, rows: list[int]) -> EngineOutput:
+        """Run the engine with the scaling; read these rows of its tables if it has any."""
 
     @abstractmethod
     def run_unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput | None:
         """Run the engine without scaling, as the control. None if that is not possible."""
 
-    def find_fixed_length(self, scaling: Scaling) -> int | None:
-        """Return the length at which the engine fixes a dynamic scaling when it starts, tokens.
-
-        None if the scaling is static, or if the engine follows the length of the text. Raises InputError for request
-        factors of vLLM, whose tables and prompts this package does not compare yet.
-        """
+    def find_length_rule(self, scaling: Scaling) -> LengthRule:
+        """Return how the engine follows the length of a request if it serves an export of the scaling."""
         if not scaling.is_dynamic:
-            return None
+            return LengthRule(fixed_length=self.length)
         config, model_config = self.engine.load_config(prepare_checkpoint(self.engine, self.reference))
         candidate = encode(self.engine, config, model_config, scaling, self.length)
-        if candidate.encoded_as == REQUEST_FACTORS:
-            expected = f"a static scaling; `make test-engines` tests the {REQUEST_FACTORS} of {self.engine.title}"
-            raise InputError("scaling", str(scaling), expected)
-        interpreted = self.engine.interpret(candidate.config, self.length)
-        return None if interpreted.main_layer.scaling.is_dynamic else self.length
+        if not self.engine.interpret(candidate.config, self.length).main_layer.scaling.is_dynamic:
+            return LengthRule(fixed_length=self.length)
+        return LengthRule(request_factors=find_request_factors(get_text_config_dict(candidate.config)))
 
 
 @dataclass(kw_only=True)
@@ -83,23 +80,23 @@ class LocalEngine(EngineUnderTest):
     served: str | None
     python: str
 
-    def run_scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
+    def run_scaled(self, scaling: Scaling, prompts: Prompts, rows: list[int]) -> EngineOutput:
         if self.served is None:
             checkpoint, self.encoded_as = self._export(scaling, "scaled")
-            return self._run_checkpoint(checkpoint, prompts, positions)
+            return self._run_checkpoint(checkpoint, prompts, rows)
         checkpoint = Path(self.served)
         if not checkpoint.exists():
             raise InputError("served", self.served, "an existing folder, config.json or .gguf file")
         if checkpoint.suffix == ".json":
             trained = Path(prepare_checkpoint(self.engine, self.reference))
             checkpoint = link_checkpoint(checkpoint, trained, self.folder / "served")
-        return self._run_checkpoint(checkpoint, prompts, positions)
+        return self._run_checkpoint(checkpoint, prompts, rows)
 
     def run_unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput:
         """Run the engine without scaling. The output is kept for the next verification of this engine."""
         key = {
             "engine": self.engine.name, "python": self.python, "model": self.reference.digest, "length": self.length,
-            "prompts": prompts.in_order, "positions": positions,
+            "prompts": prompts.in_order, "batch": prompts.batch, "positions": positions,
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         file = self.reference.cache_folder / f"control-{digest}.json"
@@ -119,13 +116,16 @@ class LocalEngine(EngineUnderTest):
         assert export.path is not None  # it is None only for an export without an output folder
         return Path(export.path), export.encoded_as
 
-    def _run_checkpoint(self, checkpoint: Path, prompts: Prompts, positions: list[int]) -> EngineOutput:
+    def _run_checkpoint(self, checkpoint: Path, prompts: Prompts, rows: list[int]) -> EngineOutput:
         """Run the engine on a checkpoint in a subprocess; a GGUF file is converted to float32 before."""
+        environment: Mapping[str, str] = {}
         if checkpoint.suffix == ".gguf":
             checkpoint = convert_gguf_to_float32(checkpoint, self.folder / "float32.gguf")
+        else:
+            environment = self.engine.command_environment(configs.read_json_object(checkpoint / "config.json"))
         job = {
             "path": str(checkpoint), "length": self.length, "prompts": prompts.in_order, "top": TOP_K,
-            "positions": positions,
+            "positions": rows, "batch": prompts.batch, "environment": dict(environment),
         }  # fmt: skip
         return run_engine(self.engine, self.python, job, self.on_progress)
 
@@ -142,8 +142,10 @@ class RemoteEngine(EngineUnderTest):
     client: LogprobClient
     control_client: LogprobClient | None
 
-    def run_scaled(self, scaling: Scaling, prompts: Prompts, positions: list[int]) -> EngineOutput:
-        return self.client.run(prompts.in_order, self.on_progress)
+    def run_scaled(self, scaling: Scaling, prompts: Prompts, rows: list[int]) -> EngineOutput:
+        return self.client.run(prompts.in_order, self.on_progress, prompts.batch)
 
     def run_unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput | None:
-        return self.control_client.run(prompts.in_order, self.on_progress) if self.control_client else None
+        if self.control_client is None:
+            return None
+        return self.control_client.run(prompts.in_order, self.on_progress, prompts.batch)

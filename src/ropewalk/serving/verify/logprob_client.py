@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -45,24 +46,45 @@ class LogprobClient:
         self.url, self.reference = self._completions.url, reference
         self._top_k_to_try: tuple[int, ...] = _TOP_K_TO_TRY
 
-    def run(self, prompts: list[list[int]], on_progress: Callable[[str], None]) -> EngineOutput:
+    def run(
+        self, prompts: list[list[int]], on_progress: Callable[[str], None], batch: Sequence[list[int]] = ()
+    ) -> EngineOutput:
         """Return the version of the server and the likeliest next tokens after each prompt.
+
+        Args:
+            prompts: prompts to send one after the other.
+            on_progress: called with one line of text after each prompt.
+            batch: prompts to send at once after them, for a server of vLLM; their last tokens are generated.
 
         Raises InputError for a server that reports no log-probabilities.
         """
         top_logprobs = []
         for done, prompt in enumerate(prompts, 1):
-            logprobs = self._complete(prompt).get("logprobs")
-            try:
-                top = self._parse(logprobs)
-            except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
-                raise InputError("url", f"{self.url}, with logprobs {logprobs}", _EXPECTED) from None
-            if not top:
-                raise InputError("url", self.url, _EXPECTED)
-            top_logprobs.append(top)
+            top_logprobs.append(self._request(prompt, max_tokens=1))
             if len(prompt) > 1:
                 on_progress(f"{self.url}: {done} of {len(prompts)} prompts, {len(prompt)} tokens")
-        return EngineOutput(self._request_version(), None, top_logprobs)
+        with ThreadPoolExecutor(max(1, len(batch))) as executor:
+            batch_top_logprobs = list(executor.map(self._request_last_generated, batch))
+        return EngineOutput(self._request_version(), None, top_logprobs, batch_top_logprobs)
+
+    def _request_last_generated(self, prompt: list[int]) -> TopLogprobs:
+        """Return the top tokens after a prompt whose last token the server generates, because it may do nothing else.
+
+        vLLM reports log-probabilities as they were before that restriction, unless it is started with another
+        `--logprobs-mode`.
+        """
+        return self._request(prompt[:-1], max_tokens=2, allowed_token_ids=prompt[-1:], ignore_eos=True)
+
+    def _request(self, prompt: list[int], **options: Any) -> TopLogprobs:
+        """Return the top tokens at the place of the last generated token."""
+        logprobs = self._complete(prompt, **options).get("logprobs")
+        try:
+            top = self._parse(logprobs)
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+            raise InputError("url", f"{self.url}, with logprobs {logprobs}", _EXPECTED) from None
+        if not top:
+            raise InputError("url", self.url, _EXPECTED)
+        return top
 
     def _request_version(self) -> str:
         """Return the version that the server reports, or "unknown"."""
@@ -72,12 +94,12 @@ class LogprobClient:
                 return version
         return "unknown"
 
-    def _complete(self, prompt: list[int]) -> dict[str, Any]:
+    def _complete(self, prompt: list[int], **options: Any) -> dict[str, Any]:
         """Request as many top tokens as the server accepts, and return the choice."""
         while True:
             try:
                 return self._completions.complete(
-                    prompt, max_tokens=1, logprobs=self._top_k_to_try[0], return_tokens_as_token_ids=True
+                    prompt, logprobs=self._top_k_to_try[0], return_tokens_as_token_ids=True, **options
                 )
             except RequestRefusedError as error:
                 if len(self._top_k_to_try) == 1 or "logprobs" not in error.server_message:
@@ -85,20 +107,20 @@ class LogprobClient:
                 self._top_k_to_try = self._top_k_to_try[1:]
 
     def _parse(self, logprobs: Any) -> TopLogprobs:
-        """Parse the `logprobs` of a choice of one token. Returns nothing if the server reports none.
+        """Parse the `logprobs` of a choice, for its last token. Returns nothing if the server reports none.
 
-        llama.cpp reports a list of objects with ids. vLLM and SGLang follow OpenAI, with one dict from token to
-        log-probability; a token is `token_id:N` in vLLM and its text in SGLang.
+        llama.cpp reports a list of objects with ids. vLLM and SGLang follow OpenAI, with one dict for each token from
+        candidate to log-probability; a candidate is `token_id:N` in vLLM and its text in SGLang.
 
         Raises AttributeError, LookupError, TypeError, ValueError or OverflowError for anything else.
         """
         if logprobs is None:
             return []
         if logprobs.get("content"):
-            entries = logprobs["content"][0].get("top_logprobs") or []
+            entries = logprobs["content"][-1].get("top_logprobs") or []
             pairs = [(entry["id"], entry["logprob"]) for entry in entries if "id" in entry]
         else:
-            by_token = (logprobs.get("top_logprobs") or [None])[0] or {}
+            by_token = (logprobs.get("top_logprobs") or [None])[-1] or {}
             pairs = [(self._find_token_id(token), logprob) for token, logprob in by_token.items()]
         return [self._check_pair(token_id, logprob) for token_id, logprob in pairs if token_id is not None]
 

@@ -19,6 +19,7 @@ from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import extended
 from ropewalk.models.load import load, load_config
 from ropewalk.scaling import Scaling
+from ropewalk.serving.verify.length_rule import LengthRule
 from ropewalk.serving.verify.prompts import Prompts
 
 
@@ -58,39 +59,37 @@ class ReferenceModel:
     def _model_and_tokenizer(self) -> tuple[Any, Any]:
         return load(self.model_name, dtype="float32", device="cpu")
 
-    def log_probs(self, scaling: Scaling, prompts: Prompts, fixed_length: int | None) -> NDArray[np.float32]:
+    def log_probs(self, scaling: Scaling, prompts: Prompts, rule: LengthRule) -> NDArray[np.float32]:
         """Return the log-probabilities of the next token at each depth, [depths, vocabulary].
 
         Args:
             scaling: scaling of the model.
             prompts: the text and its depths.
-            fixed_length: length at which the engine fixes a dynamic scaling, tokens. None: each depth has the
-                frequencies of its own length.
+            rule: length that the frequencies at each depth are computed for if the scaling is dynamic.
 
         They are kept in the cache folder for later calls with the same arguments.
         """
-        key = [self.digest, str(scaling), fixed_length, prompts.text, prompts.depths]
+        lengths = [rule.frequency_length(depth) if scaling.is_dynamic else None for depth in prompts.depths]
+        key = [self.digest, str(scaling), lengths, prompts.text, prompts.depths]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         path = self.cache_folder / f"reference-{digest}.npy"
         if not path.exists():
             # Replace the file in one step, so that no other process reads half of it.
             unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-            np.save(unfinished, self._compute_log_probs(scaling, prompts, fixed_length))
+            np.save(unfinished, self._compute_log_probs(scaling, prompts, lengths))
             os.replace(unfinished, path)
         return np.asarray(np.load(path))
 
-    def _compute_log_probs(self, scaling: Scaling, prompts: Prompts, fixed_length: int | None) -> NDArray[np.float32]:
-        follows_text = scaling.is_dynamic and fixed_length is None
+    def _compute_log_probs(self, scaling: Scaling, prompts: Prompts, lengths: list[int | None]) -> NDArray[np.float32]:
+        """Compute `log_probs`; `lengths`: what the frequencies at each depth are computed for, None if static."""
         # One pass over the text serves all depths that have the same frequencies.
-        depths_by_frequencies: dict[Frequencies, list[int]] = {}
-        for depth in prompts.depths:
-            frequencies = scaling.frequencies(
-                self.model_config.main_layer.rope, depth if follows_text else fixed_length
-            )
-            depths_by_frequencies.setdefault(frequencies, []).append(depth)
+        passes: dict[Frequencies, tuple[int | None, list[int]]] = {}
+        for depth, length in zip(prompts.depths, lengths, strict=True):
+            frequencies = scaling.frequencies(self.model_config.main_layer.rope, length)
+            passes.setdefault(frequencies, (length, []))[1].append(depth)
         rows: dict[int, NDArray[np.float32]] = {}
-        for depths in depths_by_frequencies.values():
-            with extended(self.model, scaling, length=depths[0] if follows_text else fixed_length):
+        for length, depths in passes.values():
+            with extended(self.model, scaling, length=length):
                 rows.update(zip(depths, self._log_probs_at(prompts.text[: depths[-1]], depths), strict=True))
         return np.stack([rows[depth] for depth in prompts.depths])
 

@@ -4,13 +4,17 @@ The engine runs in a subprocess, `runners/main.py RUNNER JOB_FILE`, which import
 The job file is JSON:
 
     {"path": checkpoint to load, "length": tokens to serve, "prompts": [[token ids] ...], "top": tokens to report per
-     prompt, "positions": [positions of the tables]}
+     prompt, "positions": [rows of the tables], "batch": [[token ids] ...], "environment": {variables to set}}
+
+The prompts are processed one after the other, and those of the batch, if there are any, at once after them. The engine
+is made to generate the last token of each prompt of the batch.
 
 The runner writes one JSON object per line to standard output, and everything else to standard error:
 
     {"event": "progress", "done": prompts done, "total": prompts, "tokens": tokens of the last prompt}
     {"event": "result", "version": version of the engine, "tables": [{"cos": [[x ...] ...], "sin": ...} ...] or null if
-     they cannot be read, "top_logprobs": for each prompt [[token id, log-probability] ...]}
+     they cannot be read, "top_logprobs": for each prompt [[token id, log-probability] ...], "batch_top_logprobs": the
+     same for the batch, or missing}
     {"event": "error", "message": exception of the engine}
 """
 
@@ -21,7 +25,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -48,11 +52,13 @@ class EngineOutput:
         tables: `cos` and `sin` of each kind of rotary module, [positions, dim/2] or [positions, dim]; None if they
             cannot be read.
         top_logprobs: the likeliest next tokens after each prompt.
+        batch_top_logprobs: those after each prompt of the batch.
     """
 
     version: str
     tables: list[dict[str, Any]] | None
     top_logprobs: list[TopLogprobs]
+    batch_top_logprobs: list[TopLogprobs] = field(default_factory=list)
 
 
 def find_runner(engine: Engine) -> str:

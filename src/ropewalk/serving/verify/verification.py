@@ -45,7 +45,9 @@ class Verification:
         unit, difference, control, ratio, verdict, why: of the comparison with the more severe verdict (see `Verdict`).
         tables: comparison of cos and sin, in roundings of float32; None if the tables cannot be read.
         behaviour: comparison of log-probabilities, in nats. `ignored` is the difference of an engine that ignores the
-            scaling, `alone` the noise of this engine on single tokens.
+            scaling, `alone` the noise of this engine on single tokens, `factors` the factor of each request if an
+            engine gives each its own.
+        batch: the same for requests that were sent at once; None unless each request has its own factor.
     """
 
     engine: str
@@ -65,6 +67,7 @@ class Verification:
     why: str
     tables: dict[str, Any] | None
     behaviour: dict[str, Any]
+    batch: dict[str, Any] | None
 
     @property
     def passed(self) -> bool:
@@ -140,7 +143,8 @@ def _verify_engine(under_test: EngineUnderTest, expected: Scaling, given: str) -
     run = run_with_and_without_scaling(under_test, expected)
     under_test.on_progress("computing the reference")
     logprobs, tables = compare_logprobs(run), compare_tables(run)
-    verdicts = [logprobs.verdict] if tables is None else [logprobs.verdict, tables.verdict]
+    batch = compare_logprobs(run, in_batch=True) if run.prompts.has_batch else None
+    verdicts = [comparison.verdict for comparison in (logprobs, tables, batch) if comparison is not None]
     return Verification(
         engine=under_test.engine.name,
         version=run.scaled.version,
@@ -154,6 +158,7 @@ def _verify_engine(under_test: EngineUnderTest, expected: Scaling, given: str) -
         **asdict(most_severe(verdicts)),
         tables=None if tables is None else tables.details,
         behaviour=logprobs.details,
+        batch=None if batch is None else batch.details,
     )
 
 
