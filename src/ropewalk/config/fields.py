@@ -44,13 +44,14 @@ def get_count(config: Mapping[str, Any], *names: str) -> int | None:
 
     Raises InputError if its value is not a whole number above 0.
     """
-    name = next((name for name in names if config.get(name) not in (None, 0)), None)
-    if name is None:
-        return None
-    value = config[name]
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**53:
-        raise InputError(name, value, "a whole number from 1 to 2^53")
-    return value
+    for name in names:
+        value = config.get(name)
+        if value in (None, 0):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**53:
+            raise InputError(name, value, "a whole number from 1 to 2^53")
+        return value
+    return None
 
 
 def compute_head_dim(config: Mapping[str, Any]) -> int | None:

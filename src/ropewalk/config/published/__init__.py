@@ -45,7 +45,7 @@ class PublishedModel:
         length_fields = [{"max_position_embeddings": declared}, {}] if declared else [{}]
         return tuple(_apply(self.config, scaling, fields) for scaling in scalings for fields in length_fields)
 
-    @property
+    @functools.cached_property
     def model_config(self) -> ModelConfig:
         """The published configuration, parsed."""
         return configs.from_dict(self.config)
