@@ -141,19 +141,28 @@ class CurveStore:
         """Return the stored rows. Raises InputError if they are damaged, or of another run."""
         if not self.json_path.exists():
             return {}
-        try:
-            stored = check_fields(parse_json(self.json_path.read_bytes()), _HEADER_CHECKS)
-            rows = [_complete_row(fields) for fields in stored["rows"]]
-        except (OSError, ValueError) as error:
-            raise InputError(
-                "out", f"{self.json_path}, which cannot be read ({error})", "a folder of a curve, or a new one"
-            ) from None
+        stored, rows = read_curve(self.folder, "out")
         for name, value in self.header.items():
             if name != "model" and stored.get(name) != value:
                 difference = describe_difference(name, stored.get(name), value)
                 expected = "a new folder, or one of the same model, text and dtype"
                 raise InputError("out", str(self.json_path), expected, difference)
         return {row_key(row): row for row in rows}
+
+
+def read_curve(folder: str | Path, field: str) -> tuple[dict[str, Any], list[CurveRow]]:
+    """Return the header and the rows of a stored curve.
+
+    `field`: the option that names the folder. Raises InputError if there is no curve, or a damaged one.
+    """
+    path = Path(folder).expanduser() / _FILE
+    try:
+        header = check_fields(parse_json(path.read_bytes()), _HEADER_CHECKS)
+        rows = [_complete_row(fields) for fields in header.pop("rows")]
+    except (OSError, ValueError) as error:
+        expected = "a folder of a curve, or a new one" if field == "out" else "a folder that ropewalk curve wrote"
+        raise InputError(field, f"{path}, which cannot be read ({error})", expected) from None
+    return header, rows
 
 
 def _complete_row(fields: Any) -> CurveRow:

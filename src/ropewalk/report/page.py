@@ -8,12 +8,11 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ropewalk.errors import InputError, MissingPackageError
+from ropewalk.errors import InputError
 from ropewalk.evaluate.evaluation_store import CellResult, EvaluationStore
 from ropewalk.files import ensure_writable_folder, write_text_atomically
 from ropewalk.lengths import format_length
@@ -24,13 +23,10 @@ from ropewalk.report.grouping import group_by_column, group_by_kind, is_suite, l
 from ropewalk.report.pictures import PictureWriter
 from ropewalk.report.samples import choose_samples, list_scores
 from ropewalk.report.score_rows import ScoreRow, all_rows, group_rows, length_bin_rows, task_rows
+from ropewalk.report.templates import escape_invisible, load_template
 from ropewalk.rope import Rope
 
 _CSS_PIXELS_PER_INCH = 96
-# Invisible characters that change how a text looks: control characters but tab and newline, and the marks that set the
-# direction of writing. The page shows their escapes instead.
-_INVISIBLE = {*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - {*b"\t\n"}
-_ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _INVISIBLE}
 
 
 def write_report(store: EvaluationStore, out: Path) -> list[Path]:
@@ -44,7 +40,8 @@ def write_report(store: EvaluationStore, out: Path) -> list[Path]:
         raise InputError("folder", str(store.folder), "the folder of an evaluation that has started")
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError("out", str(out), "a file whose name ends in .html")
-    template = _load_template()
+    filters = {"group_by_task": _group_by_task, "allow_breaks": _allow_breaks, "format_length": format_length}
+    template = load_template(__package__, "page.html.j2", "ropewalk report", shorten=shorten_middle, **filters)
     folder = ensure_writable_folder(out.parent)
     model = str(store.model.get("model", ""))
     rope = load_rope(model)
@@ -72,27 +69,6 @@ def write_report(store: EvaluationStore, out: Path) -> list[Path]:
     return [out, *(path for path, _ in pictures)]
 
 
-def _load_template() -> Any:
-    try:
-        import jinja2
-    except ImportError:
-        raise MissingPackageError("ropewalk report", "jinja2", "pip install 'ropewalk[plot]'") from None
-
-    # autoescape is set explicitly, since a model's answers are untrusted text and the template's name ends in .j2
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.lstrip_blocks = True
-    environment.finalize = _escape_invisible
-    environment.filters.update(
-        group_by_task=_group_by_task, allow_breaks=_allow_breaks, format_length=format_length, shorten=shorten_middle
-    )
-    return environment.from_string(resources.files(__package__).joinpath("page.html.j2").read_text("utf-8"))
-
-
-def _escape_invisible(value: Any) -> Any:
-    # Markup, a subclass of str, has been through here before.
-    return value.translate(_ESCAPES) if type(value) is str else value
-
-
 def _group_by_task(rows: Sequence[ScoreRow]) -> list[list[ScoreRow]]:
     """Return adjacent rows of the same task and score together; the table shows their name once."""
     return [list(group) for _, group in groupby(rows, key=lambda row: (row.task, row.score))]
@@ -102,7 +78,7 @@ def _allow_breaks(spec: str) -> Any:
     """Return a scaling's name, escaped, in which a line may break after each of its parts."""
     from markupsafe import Markup, escape
 
-    parts = re.findall(r"[^:,=]+[:,=]*|[:,=]+", _escape_invisible(spec))
+    parts = re.findall(r"[^:,=]+[:,=]*|[:,=]+", escape_invisible(spec))
     return Markup("<wbr>").join(escape(part) for part in parts)
 
 
