@@ -63,3 +63,31 @@ def view_base(tensor: Tensor) -> Tensor | None:
 def cpu_has_bfloat16_instructions() -> bool:
     """Return whether this CPU multiplies bfloat16 in hardware, with AMX or AVX-512 BF16."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def fused_attention_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, is_causal: bool, bias: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """Return the output of a fused attention kernel and the log-sum-exp of its logits; None if no kernel fits.
+
+    The public `scaled_dot_product_attention` calls the same kernels and drops the log-sum-exp.
+
+    Args:
+        q: [B, H, T, D].
+        k, v: [B, K, N, D], where K divides H.
+        scale: multiplies the logits.
+        is_causal: whether query i sees keys 0 .. i only; T and N must be equal.
+        bias: added to the logits, [B or 1, 1, T, N] in the dtype of q.
+
+    Returns [B, H, T, D] and [B, H, T] float32 or float64. The second one has no gradient.
+    """
+    if q.shape[-1] != v.shape[-1]:
+        return None
+    if q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
+            q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale
+        )
+    if q.device.type == "cuda" and bias is None and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0:
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)
+        return out, lse
+    return None

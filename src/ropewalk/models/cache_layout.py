@@ -79,16 +79,11 @@ def find_rotated_channels(decoder: Any, tables: Mapping[str, RotaryTable]) -> li
     Raises RuntimeError if a rotation does not explain how the cache depends on the frequencies, or if the decoder
     needs a cache whose keys cannot be rotated.
     """
-    generator = torch.Generator().manual_seed(0)
-    angles = {
-        name: torch.rand(len(table.channel_layout.columns_U), generator=generator, dtype=torch.float64) * 2 + 0.5
-        for name, table in tables.items()
-    }
-    zeros = {name: torch.zeros_like(angle_U) for name, angle_U in angles.items()}
+    angles, zeros = probe_angles(tables)
     with _probe_lock:
-        unrotated_cache = _cache_one_token(decoder, tables, zeros)
-        rotated_cache = _cache_one_token(decoder, tables, angles)
-        scaled_cache = _cache_one_token(decoder, tables, zeros, _PROBE_FACTOR)
+        unrotated_cache = cache_one_token(decoder, tables, zeros)
+        rotated_cache = cache_one_token(decoder, tables, angles)
+        scaled_cache = cache_one_token(decoder, tables, zeros, _PROBE_FACTOR)
     found = []
     for layer, cache_layer in enumerate(unrotated_cache.layers):
         for name, unrotated in vars(cache_layer).items():
@@ -97,7 +92,7 @@ def find_rotated_channels(decoder: Any, tables: Mapping[str, RotaryTable]) -> li
             rotated = getattr(rotated_cache.layers[layer], name)
             if _close(unrotated, rotated):
                 continue
-            channels = _explain_rotation(unrotated, rotated, layer, name, tables, angles)
+            channels = explain_rotation(unrotated, rotated, layer, name, tables, angles)
             if channels is None:
                 raise RuntimeError(f"{name} of layer {layer} depend on the frequencies, but not by a rotation")
             scaled = _is_scaled(unrotated, getattr(scaled_cache.layers[layer], name), channels)
@@ -106,6 +101,16 @@ def find_rotated_channels(decoder: Any, tables: Mapping[str, RotaryTable]) -> li
     if reason is not None:
         raise RuntimeError(reason)
     return found
+
+
+def probe_angles(tables: Mapping[str, RotaryTable]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return, for each table, a different angle for every column, and zeros of the same shape; [U] float64 in rad."""
+    generator = torch.Generator().manual_seed(0)
+    angles = {
+        name: torch.rand(len(table.channel_layout.columns_U), generator=generator, dtype=torch.float64) * 2 + 0.5
+        for name, table in tables.items()
+    }
+    return angles, {name: torch.zeros_like(angle_U) for name, angle_U in angles.items()}
 
 
 def why_not_rotatable(cache: Any, channels: Sequence[RotatedChannels]) -> str | None:
@@ -121,7 +126,7 @@ def why_not_rotatable(cache: Any, channels: Sequence[RotatedChannels]) -> str | 
     return None
 
 
-def _cache_one_token(
+def cache_one_token(
     decoder: Any, tables: Mapping[str, RotaryTable], angles: Mapping[str, Tensor], attention_factor: float = 1.0
 ) -> Any:
     """Return the cache after the decoder has read one token with these angles in its tables."""
@@ -146,7 +151,7 @@ def _cache_one_token(
     return cache
 
 
-def _explain_rotation(
+def explain_rotation(
     unrotated: Tensor,
     rotated: Tensor,
     layer: int,

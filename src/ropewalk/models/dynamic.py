@@ -160,7 +160,7 @@ class DecoderHooks:
                 return None  # there is no input, which the decoder itself will refuse
             args, arguments = (), arguments | {"position_ids": position_ids}
             kwargs = arguments
-        cache = _cache_argument(arguments)
+        cache = cache_argument(arguments)
         state = None
         if cache is not None and tokens_seen(cache):
             state = self._checked_key_state(cache)
@@ -184,7 +184,7 @@ class DecoderHooks:
         try:
             arguments = self._bind(args, kwargs)
             if outputs is not None and arguments.get("position_ids") is not None:  # no outputs if the call failed
-                self._record_positions(_find_cache(arguments, outputs), arguments["position_ids"])
+                self._record_positions(find_cache(arguments, outputs), arguments["position_ids"])
         finally:
             for table in self.tables.values():
                 table.end_choice()
@@ -377,7 +377,8 @@ def _find_decoder(model: nn.Module, rotary: RotaryModule) -> tuple[Any, str]:
     raise UnsupportedModelError(type(model).__name__, f"no decoder that takes a cache contains its {rotary.path}")
 
 
-def _cache_argument(arguments: Mapping[str, Any]) -> Cache | None:
+def cache_argument(arguments: Mapping[str, Any]) -> Cache | None:
+    """Return the cache among the arguments of a decoder; None if there is none."""
     cache = arguments.get("past_key_values")
     return cache if isinstance(cache, Cache) else None
 
@@ -389,7 +390,7 @@ def _next_positions(arguments: Mapping[str, Any]) -> Tensor | None:
         tokens = arguments.get("inputs_embeds")
     if tokens is None:
         return None
-    cache = _cache_argument(arguments)
+    cache = cache_argument(arguments)
     start = 0 if cache is None else tokens_seen(cache)
     return torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
 
@@ -401,9 +402,9 @@ def _text_lengths(positions_BT: Tensor) -> tuple[int, ...]:
     return tuple(position + 1 for position in positions_BT.amax(-1).tolist())
 
 
-def _find_cache(arguments: Mapping[str, Any], outputs: Any) -> Cache | None:
+def find_cache(arguments: Mapping[str, Any], outputs: Any) -> Cache | None:
     """Return the cache that a call filled: its argument, or one that the decoder created; None if there is none."""
-    cache = _cache_argument(arguments)
+    cache = cache_argument(arguments)
     if cache is None:
         cache = getattr(outputs, "past_key_values", None)
     if cache is None and isinstance(outputs, tuple):

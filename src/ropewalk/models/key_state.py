@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.models.cache_layout import RotatedChannels
+from ropewalk.models.far_keys import FarKeys
 from ropewalk.models.patching import Mixin, with_mixin
 from ropewalk.models.rotary_table import RotaryTable, RowFrequencies, attention_factors
 from ropewalk.ops.angles import cos_sin_of_fixed_point
@@ -70,6 +71,8 @@ class KeyState:
         request_lengths: for each batch row, the tokens that its request may reach; None unless the policy is `request`.
         snapshots: for each rotary table whose keys are rotated often, the keys as attention cached them.
         rotations: how many times cached keys were rotated.
+        far_keys: under a position method, the keys rotated to where far queries see them. Not copied or saved, because
+            they follow from the cached keys.
         checked_by: the hooks of a decoder that found the fingerprint to be that of their model. Not copied or saved.
     """
 
@@ -79,11 +82,12 @@ class KeyState:
     request_lengths: tuple[int, ...] | None = None
     snapshots: dict[str, KeySnapshot] = field(default_factory=dict)
     rotations: int = 0
+    far_keys: FarKeys | None = field(default=None, compare=False, repr=False)
     checked_by: weakref.ref[Any] | None = field(default=None, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy, which another model may come to use."""
-        return vars(self) | {"checked_by": None}
+        return vars(self) | {"checked_by": None, "far_keys": None}
 
     @property
     def num_tokens(self) -> int:
@@ -99,6 +103,8 @@ class KeyState:
         self.positions_BT = self.positions_BT[..., :num_tokens]
         for snapshot in self.snapshots.values():
             snapshot.crop(num_tokens)
+        if self.far_keys is not None:
+            self.far_keys.crop(num_tokens)
 
     def select_rows(self, indices_B: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
@@ -109,6 +115,8 @@ class KeyState:
             self.request_lengths = _select_entries(self.request_lengths, rows)
         for snapshot in self.snapshots.values():
             snapshot.select_rows(indices_B)
+        if self.far_keys is not None:
+            self.far_keys.select_rows(indices_B)
 
     def rotate_keys(
         self,

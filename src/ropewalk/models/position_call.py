@@ -1,0 +1,279 @@
+"""What the attention layers of a decoder must know about one forward call under a position method.
+
+`PositionHooks` (position_hooks.py) creates it before the call from the positions of the new tokens and of those in the
+cache, and it holds in the thread that made it, so several threads can use one model at the same time.
+
+Shapes: as in far_keys.py; T queries, which are the last of the N tokens; P pairs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ropewalk.frequencies import Frequencies
+from ropewalk.models.far_keys import FarKeys
+from ropewalk.ops.rotation import rotate
+from ropewalk.positions import FarSegment, PositionMethod
+from ropewalk.rope import Rope
+
+_ROWS_PER_COMPARISON = 1024  # of a mask, so that comparing it needs little memory
+_MAX_TABLE_SIZE = 2**26  # numbers that the tables of one call may hold before they are computed again
+
+
+@dataclass(frozen=True)
+class RotatedPairs:
+    """The pairs of channels that an attention layer rotates in q and k.
+
+    Attributes:
+        start: the first rotated channel of a head.
+        layout: "half" or "interleaved", as in `rotate`.
+        sign: 1, or -1 if attention rotates by the opposite angles (nanochat).
+        pair_P: for each pair of channels, the index of its frequency.
+        rope: the unscaled rotary embedding.
+        frequencies: those that q and k have been rotated with.
+    """
+
+    start: int
+    layout: str
+    sign: int
+    pair_P: tuple[int, ...]
+    rope: Rope
+    frequencies: Frequencies
+
+    def rotate(self, x_BHTD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+        """Return q or k rotated by further angles, whose cos and sin are [B or 1, T, P]."""
+        rotated, _ = rotate(x_BHTD, tables=tables, layout=self.layout, start=self.start, inverse=self.sign < 0)
+        return rotated
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch whose tokens are at the same positions, one after the other.
+
+    Attributes:
+        indices: the rows; None for all rows.
+        first: the index of the first token that is no padding.
+        position: the position of that token.
+    """
+
+    indices: tuple[int, ...] | None
+    first: int
+    position: int
+
+
+@dataclass
+class PositionCall:
+    """One forward call of a decoder.
+
+    Attributes:
+        method: the position method.
+        original_length: tokens the model was trained on.
+        positions_BN: the positions of all tokens so far, on the CPU; B is 1 while all rows agree.
+        num_queries: the tokens of this call.
+        far_keys: the rotated keys of the cache; None if the call has no cache.
+        layer_calls: how many times each attention layer has been called.
+    """
+
+    method: PositionMethod
+    original_length: int
+    positions_BN: Tensor
+    num_queries: int
+    far_keys: FarKeys | None
+    layer_calls: dict[int, int] = field(default_factory=dict)
+    _tables: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _rows: dict[int, tuple[Tensor, list[Rows] | None]] = field(default_factory=dict)  # by the id of a mask
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far, N."""
+        return self.positions_BN.shape[1]
+
+    @property
+    def query_positions(self) -> Tensor:
+        """The positions of the tokens of this call, [B, T] on the CPU."""
+        return self.positions_BN[:, -self.num_queries :]
+
+    def count_layer_call(self, layer_index: int) -> int:
+        """Return how many times this layer has been called before; a shared layer is called several times."""
+        calls = self.layer_calls.get(layer_index, 0)
+        self.layer_calls[layer_index] = calls + 1
+        return calls
+
+    def rotate_queries(
+        self,
+        pairs: RotatedPairs,
+        parameters: PositionMethod,
+        segment: FarSegment,
+        queries: Tensor,
+        positions_BT: Tensor,
+        key: Hashable,
+    ) -> Tensor:
+        """Return queries rotated on to where they see the keys of a far segment.
+
+        Args:
+            pairs: the pairs of channels of the layer.
+            parameters: the resolved position method.
+            segment: the far segment.
+            queries: [B, H, T, D].
+            positions_BT: the positions of the queries, on the CPU.
+            key: identifies the segment and the positions within this call.
+        """
+
+        def compute_angles() -> tuple[Tensor, float]:
+            angle_BTP = _far_angles(pairs, parameters, positions_BT, segment.query_position(positions_BT))
+            phase_P = parameters.far_query_phase(pairs.rope)
+            if phase_P is not None:
+                angle_BTP = angle_BTP + torch.from_numpy(phase_P)
+            far = parameters.far_frequencies(pairs.rope)
+            # Queries take the attention factor for keys too, which may have been rotated in half precision.
+            factor = 1.0 if far is None else (far.attention_factor / pairs.frequencies.attention_factor) ** 2
+            return angle_BTP, factor
+
+        return pairs.rotate(queries, self._cached_tables((pairs, parameters, key), compute_angles, pairs, queries))
+
+    def rotate_keys(
+        self, pairs: RotatedPairs, parameters: PositionMethod, keys: Tensor, start: int, stop: int
+    ) -> Tensor:
+        """Return the keys of the tokens start .. stop - 1, [B, K, N, D], rotated on to where far queries see them."""
+        positions_BN = self.positions_BN[:, start:stop]
+
+        def compute_angles() -> tuple[Tensor, float]:
+            return _far_angles(pairs, parameters, positions_BN, parameters.key_position(positions_BN)), 1.0
+
+        key = pairs, parameters, "keys", start, stop
+        return pairs.rotate(keys, self._cached_tables(key, compute_angles, pairs, keys))
+
+    def logit_factor(self, parameters: PositionMethod, positions_BT: Tensor, query: Tensor) -> Tensor | None:
+        """Return the factor of the logits of each query, [B, 1, T, 1]; None for 1."""
+        factor_BT = parameters.logit_factor(positions_BT.numpy())
+        if factor_BT is None:
+            return None
+        return torch.from_numpy(factor_BT).to(query.device, torch.promote_types(query.dtype, torch.float32))[
+            :, None, :, None
+        ]
+
+    def find_rows(self, mask: Tensor | None) -> list[Rows] | None:
+        """Return the rows of the batch, grouped by their positions, if every row is one text that is read causally.
+
+        Padding on the left is allowed. Returns None for any other mask or positions.
+
+        Args:
+            mask: the mask of the attention call, [B or 1, H or 1, T, N or more]; None for a causal one.
+        """
+        key = id(mask)
+        if key not in self._rows:  # keep the mask, so that no other gets its id
+            self._rows[key] = mask, self._find_rows(mask)  # type: ignore[assignment]
+        return self._rows[key][1]
+
+    def _find_rows(self, mask: Tensor | None) -> list[Rows] | None:
+        first_B = [0] if mask is None else _find_left_padding(mask[..., : self.num_tokens])
+        if first_B is None:
+            return None
+        positions_BN = self.positions_BN
+        count = max(len(first_B), len(positions_BN))
+        rows: dict[tuple[int, int], list[int]] = {}
+        for row in range(count):
+            first = first_B[row % len(first_B)]
+            positions_N = positions_BN[row % len(positions_BN), first:]
+            if not bool((positions_N.diff() == 1).all()):
+                return None
+            rows.setdefault((first, int(positions_N[0])), []).append(row)
+        if len(rows) == 1:
+            ((first, position),) = rows
+            return [Rows(None, first, position)]
+        return [Rows(tuple(indices), first, position) for (first, position), indices in rows.items()]
+
+    def _cached_tables(
+        self, key: Hashable, compute_angles: Callable[[], tuple[Tensor, float]], pairs: RotatedPairs, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return cos and sin of angles, times a factor; the layers with the same pairs share them."""
+        if key not in self._tables:
+            if sum(cos_BNP.numel() for cos_BNP, _ in self._tables.values()) > _MAX_TABLE_SIZE:
+                self._tables.clear()
+            angle_BNP, factor = compute_angles()
+            angle_BNP = angle_BNP[..., list(pairs.pair_P)]
+            dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+            cos_BNP, sin_BNP = angle_BNP.cos() * factor, angle_BNP.sin() * factor
+            self._tables[key] = cos_BNP.to(like.device, dtype), sin_BNP.to(like.device, dtype)
+        return self._tables[key]
+
+
+def _far_angles(
+    pairs: RotatedPairs, parameters: PositionMethod, positions_BN: Tensor, far_positions_BN: Tensor
+) -> Tensor:
+    """Return the angles from trained to far positions, [B, N, dim/2] float64.
+
+    Far positions need not be whole, so the angles are no fixed-point numbers; float64 is 1e-10 rad off at a million
+    tokens.
+    """
+    trained_P = torch.tensor(pairs.frequencies.inv_freq)
+    far = parameters.far_frequencies(pairs.rope)
+    if far is None:
+        return (far_positions_BN.double() - positions_BN)[..., None] * trained_P
+    far_P = torch.tensor(far.inv_freq)
+    return far_positions_BN.double()[..., None] * far_P - positions_BN.double()[..., None] * trained_P
+
+
+def _find_left_padding(mask: Tensor) -> list[int] | None:
+    """Return the padded tokens of each row, [B or 1], if the mask is causal with padding on the left; else None.
+
+    Args:
+        mask: [B or 1, H or 1, T, N], boolean or added to the logits.
+    """
+    if mask.shape[1] != 1:
+        return None
+    queries, keys = mask.shape[-2:]
+    if not bool(_is_visible(mask[:, 0, -1, -1]).all()):
+        return None
+    first_B = _is_visible(mask[:, 0, -1]).to(torch.int8).argmax(-1)
+    key_N = torch.arange(keys, device=mask.device)
+    for start in range(0, queries, _ROWS_PER_COMPARISON):
+        mask_BtN = mask[:, 0, start : start + _ROWS_PER_COMPARISON]
+        query_t = torch.arange(start, start + mask_BtN.shape[1], device=mask.device) + keys - queries
+        expected_BtN = (key_N <= query_t[:, None]) & (key_N >= first_B[:, None, None])
+        is_padding_Bt = query_t < first_B[:, None]
+        visible_BtN = _is_visible(mask_BtN)
+        hidden_too = mask.dtype == torch.bool or bool((visible_BtN | _is_hidden(mask_BtN)).all())
+        if not hidden_too or not bool(((visible_BtN == expected_BtN) | is_padding_Bt[..., None]).all()):
+            return None
+    return first_B.tolist()  # type: ignore[no-any-return]
+
+
+def _is_visible(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask == 0
+
+
+def _is_hidden(mask: Tensor) -> Tensor:
+    return mask <= torch.finfo(mask.dtype).min / 2
+
+
+class _Calls(threading.local):
+    """The forward calls that run in this thread, by their hooks."""
+
+    def __init__(self) -> None:
+        self.by_hooks: WeakKeyDictionary[Any, PositionCall] = WeakKeyDictionary()
+
+
+_calls = _Calls()
+
+
+def begin_call(hooks: Any, call: PositionCall) -> None:
+    """Let the attention layers of a decoder see this call, in this thread, until `end_call`."""
+    _calls.by_hooks[hooks] = call
+
+
+def current_call(hooks: Any) -> PositionCall | None:
+    """Return the call that these hooks began in this thread; None outside of calls."""
+    return _calls.by_hooks.get(hooks)
+
+
+def end_call(hooks: Any) -> PositionCall | None:
+    """End the call that these hooks began in this thread, and return it; None if there is none."""
+    return _calls.by_hooks.pop(hooks, None)
