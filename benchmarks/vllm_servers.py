@@ -42,20 +42,35 @@ os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", D
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 TOP = 10
+DEFAULTS = {"dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True, "max_logprobs": TOP}
 
 
 def main(job_file: str, result_file: str) -> None:
     results = []
     for server in json.loads(Path(job_file).read_text()):
         try:
-            results.append(run_server(**server))
+            results.append(check_configuration(**server) if server["batches"] is None else run_server(**server))
         except Exception as error:
             traceback.print_exc()
             results.append({"error": " ".join(f"{type(error).__name__}: {error}".split())})
         Path(result_file).write_text(json.dumps(results))
 
 
-def run_server(path: str, options: dict[str, Any], batches: list[Any] | None, fault: str | None) -> dict[str, Any]:
+def check_configuration(path: str, options: dict[str, Any], batches: None, fault: str | None) -> dict[str, Any]:
+    import vllm
+
+    from ropewalk.serving.vllm_plugin import hooks
+
+    config = vllm.EngineArgs(model=path, **DEFAULTS | options).create_engine_config()
+    restore = plant(fault)
+    try:
+        hooks.check_server(config)
+    finally:
+        restore()
+    return {"batches": []}
+
+
+def run_server(path: str, options: dict[str, Any], batches: list[Any], fault: str | None) -> dict[str, Any]:
     import vllm
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -72,12 +87,8 @@ def run_server(path: str, options: dict[str, Any], batches: list[Any] | None, fa
     Scheduler._preempt_request = count_and_preempt
     hooks._modules.clear()
     restore = plant(fault)
-    defaults = {"dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True, "max_logprobs": TOP}
     try:
-        if batches is None:
-            hooks.check_server(vllm.EngineArgs(model=path, **defaults | options).create_engine_config())
-            return {"batches": []}
-        engine = vllm.LLM(path, **defaults | options)
+        engine = vllm.LLM(path, **DEFAULTS | options)
         results, seconds = [], []
         for batch in batches:
             started = time.perf_counter()
@@ -181,7 +192,10 @@ def _logprobs_of_tokens(output: Any) -> list[float]:
 
 
 def plant(fault: str | None) -> Callable[[], None]:
-    """Replace one part of the plugin by a broken one; return a function that puts it back."""
+    """Replace one part of the plugin, or of vLLM, by another one; return a function that puts it back."""
+    import vllm.config
+    import vllm.envs
+
     from ropewalk.serving.vllm_plugin import hooks
 
     if fault is None:
@@ -197,17 +211,21 @@ def plant(fault: str | None) -> Callable[[], None]:
             arguments["rope_parameters"]["attention_factor"] = 0.1 * math.log(factors.factors[2]) + 1
         return arguments
 
-    name, broken = {
-        "positions not shifted": ("_choose_shifts", lambda requests, factors: [0] * len(requests)),
-        "rows of equal strides": ("_choose_shifts", rows_of_equal_strides),
-        "no salt": ("_add_to_salt", lambda factor, salt: salt),
-        "attention factor of the next": ("_arguments_of_factor", attention_factor_of_the_next),
-        "another version": ("TESTED_VERSIONS", ("0.0.1",)),
-        "another signature": ("_SIGNATURES", {**hooks._SIGNATURES, next(iter(hooks._SIGNATURES)): ("head_dim",)}),
+    signatures = {**hooks._SIGNATURES, next(iter(hooks._SIGNATURES)): ("head_dim",)}
+    owner, name, broken = {
+        "positions not shifted": (hooks, "_choose_shifts", lambda requests, factors: [0] * len(requests)),
+        "rows of equal strides": (hooks, "_choose_shifts", rows_of_equal_strides),
+        "no salt": (hooks, "_add_to_salt", lambda factor, salt: salt),
+        "attention factor of the next": (hooks, "_arguments_of_factor", attention_factor_of_the_next),
+        "another version": (hooks, "TESTED_VERSIONS", ("0.0.1",)),
+        "another signature": (hooks, "_SIGNATURES", signatures),
+        # Neither can be started on a CPU.
+        "the second model runner": (vllm.config.VllmConfig, "use_v2_model_runner", True),
+        "the Rust frontend": (vllm.envs, "VLLM_USE_RUST_FRONTEND", True),
     }[fault]
-    original = getattr(hooks, name)
-    setattr(hooks, name, broken)
-    return lambda: setattr(hooks, name, original)
+    original = vars(owner)[name] if name in vars(owner) else getattr(owner, name)
+    setattr(owner, name, broken)
+    return lambda: setattr(owner, name, original)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,6 @@ from __future__ import annotations
 import pytest
 
 
-def pytest_collection_modifyitems(config, items):
-    """Skip tests that need the environments of the engines, unless they are selected with `-m engines`."""
-    if "engines" in config.option.markexpr:
-        return
-    for item in items:
-        if item.get_closest_marker("engines"):
-            item.add_marker(pytest.mark.skip(reason="needs the engines' environments: make test-engines"))
-
-
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     """Use one thread, here and in subprocesses: for a model of this size, more of them cost more than they gain."""
