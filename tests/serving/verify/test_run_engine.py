@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def test_environment_of_the_current_folder_is_never_used(monkeypatch, tmp_path):
     except MissingPackageError:
         return
     assert tmp_path not in found.parents
+
+
+def test_environments_are_created_without_a_warning():
+    module = "ropewalk.serving.verify.create_environments"
+    needs_none = "ollama"
+    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-m", module, needs_none], check=True)
 
 
 def test_error_of_the_engine_is_reported():
