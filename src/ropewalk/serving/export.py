@@ -16,7 +16,8 @@ from ropewalk.config import ModelConfig
 from ropewalk.config.scaled_fields import has_scaling
 from ropewalk.errors import InputError, check_length
 from ropewalk.files import file_state, replace_folder_atomically, write_text_atomically
-from ropewalk.scaling import Scaling, parse
+from ropewalk.positions import parse_scaling
+from ropewalk.scaling import Scaling
 from ropewalk.serving.doctor.examination import examine
 from ropewalk.serving.doctor.examined_config import ExaminedConfig
 from ropewalk.serving.doctor.findings import Finding
@@ -89,10 +90,10 @@ def export_model(
     """
     if out == "":
         raise InputError("out", out, "the path of a folder")
-    chosen_engine, expected = find_engine(engine), parse(scaling)
+    chosen_engine, expected = find_engine(engine), parse_scaling(scaling, "which a configuration can express")
     folder = None if out is None else _check_is_not_model(Path(out).expanduser(), model)
     config, model_config = chosen_engine.load_config(model)
-    tokens = _choose_length(length, expected, model_config)
+    tokens = choose_length(length, expected, model_config)
     candidate = encode(chosen_engine, config, model_config, expected, tokens)
     _check_new_config(chosen_engine, config, candidate, expected, model_config, tokens)
     variables = chosen_engine.command_environment(candidate.config)
@@ -119,7 +120,7 @@ def export_model(
     return export
 
 
-def _choose_length(length: int | None, scaling: Scaling, model_config: ModelConfig) -> int:
+def choose_length(length: int | None, scaling: Scaling, model_config: ModelConfig) -> int:
     """Return the length to serve, in tokens: as requested, or the longest that the scaling or the model supports."""
     if length is not None:
         return check_length("length", length)

@@ -164,6 +164,10 @@ class Engine(ABC):
         Returns the path to start the engine with. Raises InputError for a model that this engine cannot load.
         """
 
+    def exported_path(self, model: str, folder: Path) -> Path:
+        """Return the path in the folder of an export with which the engine is started: by default the folder itself."""
+        return folder
+
     @abstractmethod
     def build_command(self, model: str, length: int, changes: Config | None = None) -> str:
         """Return the shell command that starts the engine for texts of `length` tokens.
@@ -171,7 +175,7 @@ class Engine(ABC):
         Args:
             model: a path that `write_checkpoint` returned, or, with `changes`, the original model.
             length: tokens to serve.
-            changes: the candidate's changes, to pass as command-line options.
+            changes: the candidate's changes, to pass as command-line options; empty for the model as it is.
 
         Raises InputError if the engine cannot take the changes on its command line.
         """

@@ -126,6 +126,7 @@ def _comparable_scalings(layer: LayerRope, expected: Frequencies, length: int) -
     slowest = float(expected.inv_freq[-1])
     length_ratio = length / (layer.rope.original_length or length)
     factor = max(1.0, float(layer.rope.inv_freq[-1]) / slowest if slowest else length_ratio)
+    factor = float(f"{factor:.12g}")  # 4, not 3.9999999999999996
     original = None if layer.rope.original_length else length
     return [
         NoScaling(),

@@ -159,16 +159,18 @@ class FolderEngine(Engine):
     def build_command(self, model: str, length: int, changes: Config | None = None) -> str:
         if changes is None:
             return shlex.join(self.argv(model, length))
-        if not self.override_option:
-            raise InputError("out", None, f"a folder, because {self.title} has no option for changes of config.json")
         gguf_path = checkpoint_folder.locate_gguf(model)
         if gguf_path is not None:
             raise InputError("out", None, f"a folder, because {self.title} needs {gguf_path.name} unpacked")
+        served = model if configs.locate(model) is None else str(checkpoint_folder.locate(model))
+        if not changes:
+            return shlex.join(self.argv(served, length))
+        if not self.override_option:
+            raise InputError("out", None, f"a folder, because {self.title} has no option for changes of config.json")
         misplaced = [] if find_text_config_key(changes) is None else [key for key in changes if changes[key] is None]
         if misplaced:
             raise InputError("out", None, f"a folder, because no option removes {', '.join(misplaced)} of config.json")
         overrides = {key: value for key, value in changes.items() if value is not None}
-        served = model if configs.locate(model) is None else str(checkpoint_folder.locate(model))
         return shlex.join([*self.argv(served, length), self.override_option, json.dumps(overrides)])
 
     def _check_loads(self, config: Config) -> None:

@@ -81,7 +81,10 @@ class GgufEngine(Engine):
     def write_checkpoint(self, model: str, candidate: Candidate, out: Path, length: int) -> Path:
         source = require_gguf(model)
         copy_gguf(source, out / source.name, candidate.changes)
-        return out / source.name
+        return self.exported_path(model, out)
+
+    def exported_path(self, model: str, folder: Path) -> Path:
+        return folder / require_gguf(model).name
 
 
 def require_gguf(model: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ropewalk.errors import InputError
 from ropewalk.files import write_text_atomically
 from ropewalk.serving.engines.base import Candidate, Config
+from ropewalk.serving.engines.gguf_engine import require_gguf
 from ropewalk.serving.engines.llama_cpp import LlamaCpp
 
 
@@ -31,7 +32,9 @@ class Ollama(LlamaCpp):
         return f"{shlex.join(['ollama', 'create', name, '-f', model])} && {shlex.join(['ollama', 'run', name])}"
 
     def write_checkpoint(self, model: str, candidate: Candidate, out: Path, length: int) -> Path:
-        gguf_path = super().write_checkpoint(model, candidate, out, length)
-        modelfile = gguf_path.with_name("Modelfile")
-        write_text_atomically(modelfile, f"FROM ./{gguf_path.name}\nPARAMETER num_ctx {length}\n")
+        modelfile = super().write_checkpoint(model, candidate, out, length)
+        write_text_atomically(modelfile, f"FROM ./{require_gguf(model).name}\nPARAMETER num_ctx {length}\n")
         return modelfile
+
+    def exported_path(self, model: str, folder: Path) -> Path:
+        return folder / "Modelfile"
