@@ -325,6 +325,19 @@ def test_plan_says_that_qwen25_1m_relies_on_dual_chunk_attention():
         )
 
 
+def test_plan_names_a_position_method_as_an_alternative():
+    def alternatives(config, target):
+        return [reason for reason in plan(config, target).reasons if "leaky-rerope" in reason]
+
+    assert not alternatives(load_real_config("qwen3_30b_a3b_yarn"), 1024)
+    [reason] = alternatives(LLAMA_3_1, 262_144)
+    assert "texts of up to 131,072 tokens as they are" in reason
+    assert "fewer than 65,536 tokens back keep their distance" in reason
+    assert "grow 3 times more slowly" in reason  # (262,144 - 65,536) / (131,072 - 65,536)
+    assert not alternatives(load_real_config("dyn_trained"), 10**6)  # its frequencies follow the text
+    assert not alternatives(load_real_config("qwen25_1m"), 2 * 2**20)  # dual-chunk is named instead
+
+
 def test_granite4_h_has_no_rotary_embedding():
     with pytest.raises(UnsupportedModelError, match="position_embedding_type"):
         plan(load_real_config("granite4_h"), 262_144)

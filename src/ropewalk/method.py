@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ropewalk.errors import check_length, check_number
+from ropewalk.errors import InputError, check_length, check_number
+from ropewalk.rope import Rope
 from ropewalk.spec import format_spec, non_default_options
 
 
@@ -60,6 +61,18 @@ class Method:
             check(f"{self.name}: {f.name}", value, **f.metadata)
         if self.original_length is not None:
             check_length(f"{self.name}: original_length", self.original_length)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the frequencies depend on the length of the text so far."""
+        return False
+
+    def resolve_original_length(self, rope: Rope) -> int:
+        """Return the original length, in tokens. Raises InputError if neither the method nor the rope has one."""
+        length = self.original_length or rope.original_length
+        if length is None:
+            raise InputError("original_length", None, f"the tokens the model was trained on, which {self.name} needs")
+        return length
 
     def to_dict(self) -> dict[str, Any]:
         """Return the name and the options, ready for JSON; `parse` turns it back into an equal method."""

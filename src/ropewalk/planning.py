@@ -18,6 +18,7 @@ from ropewalk.config.architectures import NO_ROPE_IN_FULL_ATTENTION_MODEL_TYPES
 from ropewalk.config.published import PublishedModel, find_published_model
 from ropewalk.config.scaled_fields import build_scaled_rope_parameters, gives_scaling
 from ropewalk.errors import InputError, UnsupportedModelError, check_length
+from ropewalk.positions.rerope import LeakyReRoPE
 from ropewalk.rope import Rope
 from ropewalk.scaling import from_rope_dict
 from ropewalk.scaling.base import Scaling
@@ -93,7 +94,7 @@ def plan(model_or_config: Any, target: int) -> Plan:
     original = layer.scaling.resolve_original_length(layer.rope)
     memory = compute_kv_cache_bytes(model_config.attention, target) if model_config.attention else None
     published = find_published_model(model_or_config if isinstance(model_or_config, str) else "", model_config)
-    current_length = _compute_current_length(model_config)
+    current_length = compute_current_length(model_config)
     notes = _note_dual_chunk_attention(config, target)
     if is_scaled and published and published.matches(model_config):
         current_length = max(current_length, _published_length(published))
@@ -111,7 +112,7 @@ def plan(model_or_config: Any, target: int) -> Plan:
     reasons = (
         f"the model reads {current_length:,} tokens as it is, and the target is {target:,}: {ratio:.2f} times that",
         *choice_reasons,
-        *notes,
+        *(notes or _note_position_method(layer.scaling, current_length, target)),
         # benchmarks/results/short_text: ropewalk curve smollm2 at 8k, none, yarn 2, yarn 4, dynamic-yarn
         "a static scaling also changes texts that fit without it: on SmolLM2-135M, yarn 2 raises the perplexity of "
         "8,192 tokens by 3.5 %, yarn 4 by 16 %; dynamic-yarn leaves it as it is",
@@ -127,6 +128,15 @@ def plan(model_or_config: Any, target: int) -> Plan:
 def compute_kv_cache_bytes(shape: AttentionShape, length: int) -> int:
     """Return the memory, in bytes, of the keys and values of one text of `length` tokens."""
     return sum(layer.count_numbers(length) for layer in shape.layers) * shape.bytes_per_number
+
+
+def compute_current_length(model_config: ModelConfig) -> int:
+    """Return the tokens that a model reads as it is, with the scaling of its configuration."""
+    layer = model_config.main_layer
+    scaled_length = layer.scaling.scaled_length(layer.rope)
+    if layer.scaling != NoScaling() and model_config.max_length:
+        return max(round(scaled_length), model_config.max_length)
+    return round(scaled_length)
 
 
 def _read(source: Any) -> tuple[ModelConfig, Mapping[str, Any] | None]:
@@ -145,15 +155,6 @@ def _read(source: Any) -> tuple[ModelConfig, Mapping[str, Any] | None]:
     return model_config, source if isinstance(source, Mapping) else getattr(source, "config", source).to_dict()
 
 
-def _compute_current_length(model_config: ModelConfig) -> int:
-    """Return the tokens that a model reads as it is."""
-    layer = model_config.main_layer
-    scaled_length = layer.scaling.scaled_length(layer.rope)
-    if layer.scaling != NoScaling() and model_config.max_length:
-        return max(round(scaled_length), model_config.max_length)
-    return round(scaled_length)
-
-
 def _note_dual_chunk_attention(config: Mapping[str, Any] | None, target: int) -> tuple[str, ...]:
     """Return a sentence about dual chunk attention if the model needs it for the target."""
     dual_chunk = configs.get_text_config_dict(config).get("dual_chunk_attention_config") if config else None
@@ -162,7 +163,20 @@ def _note_dual_chunk_attention(config: Mapping[str, Any] | None, target: int) ->
         return ()
     return (
         f"past {length:,} tokens the model relies on dual chunk attention (dual_chunk_attention_config): a reader "
-        "without it, such as transformers or llama.cpp, meets distances that the model was not trained on",
+        "without it, such as transformers or llama.cpp, meets distances that the model was not trained on; extend with "
+        "dual-chunk gives it to transformers",
+    )
+
+
+def _note_position_method(scaling: Scaling, current_length: int, target: int) -> tuple[str, ...]:
+    """Return a sentence about the position method that is an alternative; none if the frequencies are dynamic."""
+    if scaling.is_dynamic:
+        return ()
+    method = LeakyReRoPE().resolve(current_length, target)
+    return (
+        f"on transformers, leaky-rerope is an alternative: it leaves texts of up to {current_length:,} tokens as they "
+        f"are; in longer ones, keys fewer than {method.window:,} tokens back keep their distance, and at the target "
+        f"farther distances grow {method.factor:g} times more slowly; a saved configuration cannot hold it",
     )
 
 
@@ -209,7 +223,7 @@ def _replace_by_yarn(model_config: ModelConfig, factor: float) -> YaRN:
         return YaRN(factor=_round_up(factor * extension))
     original = current.resolve_original_length(rope)
     if (model_config.max_length or 0) > original:
-        return YaRN(factor=_round_up(factor * _compute_current_length(model_config) / original))
+        return YaRN(factor=_round_up(factor * compute_current_length(model_config) / original))
     # A declared length that includes the lists, as with the rope_freqs tensor of Llama 3.1: the slowest frequency tells
     # by how much they extend the model.
     divisor = float(rope.inv_freq[-1] / current.frequencies(rope, original).inv_freq[-1])

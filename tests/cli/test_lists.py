@@ -23,11 +23,13 @@ def test_plan_recommends_nothing_within_the_original_length(run, tiny_folder):
     assert "nothing to do" in out
 
 
-def test_methods_lists_the_registry(run):
+def test_methods_lists_both_registries(run):
     _, out, _ = run("methods", "--json")
-    assert {method["name"] for method in json.loads(out)} == set(rw.scaling.REGISTRY)
+    changes = {method["name"]: method["changes"] for method in json.loads(out)}
+    frequencies, positions = dict.fromkeys(REGISTRY, "frequencies"), dict.fromkeys(rw.positions.REGISTRY, "positions")
+    assert changes == frequencies | positions
     _, out, _ = run("methods")
-    assert all(name in out for name in rw.scaling.REGISTRY)
+    assert all(name in out for name in changes)
 
 
 def test_tasks_lists_tasks_and_metrics(run):

@@ -42,7 +42,7 @@ def test_parse_still_reads_scalings():
         ("self-extend:group=2.5", "self-extend: group: got 2.5; expected a whole number of tokens"),
         ("leaky-rerope:factor=0.5", "leaky-rerope: factor: got 0.5; expected a finite number of at least 1"),
         ("rerope:windw=4", "did you mean window"),
-        ("rerope:logit_scaling=linear", "expected log-n, llama-4, yarn"),
+        ("rerope:logit_scaling=linear", "logit_scaling: got .linear.; expected"),
         (
             "near-exact:scaling=abf",
             "near-exact: scaling: got 'abf'; expected the name of a static scaling with a factor",
@@ -99,7 +99,8 @@ def test_the_option_original_length_overrides_that_of_the_model():
     ("name", "expected"),
     [
         ("log-n", lambda m: np.log(m + 1) / np.log(64)),
-        ("llama-4", lambda m: 1 + 0.1 * np.log(1 + np.floor(m / 64))),
+        ("llama-4", lambda m: 1 + 0.1 * np.log(1 + np.floor((m + 1) / 64))),
+        ("mistral:beta=0.2", lambda m: 1 + 0.2 * np.log(1 + np.floor(m / 64))),
         ("yarn", lambda m: 1 + 0.1 * np.log((m + 1) / 64)),
     ],
 )

@@ -72,3 +72,25 @@ def test_without_the_rope_only_the_formula_is_given(spec):
     description = describe_scaling(spec, None, None, [4096])
     assert "could not be read" in description
     assert "tokens" not in description
+
+
+@pytest.mark.parametrize(
+    ("spec", "length", "expected"),
+    [
+        ("rerope", 8192, "ReRoPE: texts of up to 8,192 tokens are unchanged."),
+        (
+            "leaky-rerope",
+            16_384,
+            "LeakyReRoPE: texts of up to 8,192 tokens are unchanged; the last of 16,384 sees the 4,095 before it as in "
+            "training, others nearer (factor 3.0, window 4,096).",
+        ),
+        (
+            "dual-chunk",
+            16_384,
+            "DualChunk: texts of up to 8,192 tokens are unchanged; the last of 16,384 sees the 1,023 before it as in "
+            "training, others nearer (chunk_size 6,144, local_size 1,024).",
+        ),
+    ],
+)
+def test_a_position_method_is_described_by_its_distances(spec, length, expected):
+    assert describe_scaling(spec, None, ROPE, [4096, length]) == expected

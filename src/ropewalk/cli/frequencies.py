@@ -12,7 +12,8 @@ from ropewalk.cli.options import JsonOption, ModelArgument, parse_optional_lengt
 from ropewalk.cli.output import console, print_json
 from ropewalk.config import LayerRope
 from ropewalk.frequencies import Frequencies
-from ropewalk.scaling import Scaling, parse
+from ropewalk.positions import parse_scaling
+from ropewalk.scaling import Scaling
 
 
 def command(
@@ -22,7 +23,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Show the inverse frequencies of a model under a scaling. Loads no weights."""
-    requested = parse(scaling) if scaling else None
+    requested = parse_scaling(scaling, "which this command shows") if scaling else None
     tokens = parse_optional_length(length, "length")
     model_config = configs.read(model)
     # A requested scaling is not applied to layers with a sliding window, as in `ropewalk.extend`.

@@ -35,8 +35,9 @@ from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import ScalingLike, extended, extension_of
 from ropewalk.models.load import load_config
 from ropewalk.models.wrappers import unwrap_measurable_model
+from ropewalk.positions import PositionMethod, parse
 from ropewalk.rope import Rope
-from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling import Scaling
 from ropewalk.scaling.policies import DEFAULT_POLICY, Policy, RequestPolicy, parse_policy
 
 LAST_TOKENS = 1024  # tokens at the end that `ppl_last` is over
@@ -47,14 +48,15 @@ class CurvePoint:
     """A row that is still to be measured.
 
     Attributes:
-        scaling: the scaling.
+        scaling: the scaling or position method.
         chunk: tokens per forward call through the KV cache; None to read the text at the frequencies of `length`.
         policy: spec of the policy that a dynamic scaling follows in chunks; None if it follows none.
         length: tokens to read.
-        scaled_length: length in tokens that fixes a dynamic scaling; None if its frequencies follow the text.
+        scaled_length: length in tokens that fixes a dynamic scaling; None if its frequencies follow the text, and for
+            a position method, whose parameters follow the position of each query.
     """
 
-    scaling: Scaling
+    scaling: Scaling | PositionMethod
     chunk: int | None
     policy: str | None
     length: int
@@ -104,7 +106,8 @@ def perplexity_curve(
         chosen = _parse_scalings(scalings)
     else:
         extension, main = extension_of(model), model_config.main_layer_type
-        chosen = [extension.scalings[main] if extension else model_config.main_layer.scaling]
+        current = extension.scalings[main] if extension else model_config.main_layer.scaling
+        chosen = [extension.position_method or current if extension else current]
     rope = model_config.main_layer.rope
     points = plan_points(rope, chosen, lengths, [chunk], policy)
     passes = group_into_passes(rope, [point for point in points if point.key not in done])
@@ -229,7 +232,11 @@ class CurveRun:
 
 
 def plan_points(
-    rope: Rope, scalings: Sequence[Scaling], lengths: Sequence[int], chunks: Sequence[int | None], policy: Policy
+    rope: Rope,
+    scalings: Sequence[Scaling | PositionMethod],
+    lengths: Sequence[int],
+    chunks: Sequence[int | None],
+    policy: Policy,
 ) -> list[CurvePoint]:
     """Return the points to measure, ordered by scaling, chunk, and length."""
     points = []
@@ -239,7 +246,7 @@ def plan_points(
                 check_length("chunk", chunk)
             follows_text = chunk is not None and scaling.is_dynamic
             for length in lengths:
-                scaled_length: int | None = length
+                scaled_length: int | None = None if isinstance(scaling, PositionMethod) else length
                 if follows_text and isinstance(policy, RequestPolicy):  # fixed when the text begins
                     scaled_length = policy.scaled_length(length, scaling.resolve_original_length(rope))
                 elif follows_text:
@@ -257,8 +264,10 @@ def group_into_passes(rope: Rope, points: Sequence[CurvePoint]) -> list[list[Cur
     """
     passes: dict[Hashable, list[CurvePoint]] = {}
     for point in points:
-        follows_text = point.scaled_length is None
-        read_with = point.scaling if follows_text else point.scaling.frequencies(rope, point.scaled_length)
+        scaling: Any = point.scaling
+        read_with: Hashable = scaling
+        if point.scaled_length is not None and isinstance(scaling, Scaling):
+            read_with = scaling.frequencies(rope, point.scaled_length)
         passes.setdefault((point.chunk, read_with), []).append(point)
     return [sorted(group, key=lambda point: point.length) for group in passes.values()]
 
@@ -325,7 +334,7 @@ def _check_lengths(lengths: Sequence[int], available: int | None = None) -> list
     return sorted(set(lengths))
 
 
-def _parse_scalings(scalings: Sequence[ScalingLike]) -> list[Scaling]:
+def _parse_scalings(scalings: Sequence[ScalingLike]) -> list[Scaling | PositionMethod]:
     """Return the scalings without duplicates."""
     if not scalings:
         raise InputError("scaling", [], "at least one scaling")

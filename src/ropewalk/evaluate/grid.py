@@ -14,7 +14,8 @@ from typing import Any
 
 from ropewalk.errors import InputError, check_length
 from ropewalk.evaluate.tasks import Task, parse_task
-from ropewalk.scaling import Scaling, parse
+from ropewalk.positions import PositionMethod, parse
+from ropewalk.scaling import Scaling
 from ropewalk.scaling.policies import Policy
 
 # Fields of the description of a cell that determine its results; the others only say how to show them.
@@ -29,7 +30,7 @@ class Cell:
     """One task at one length under one scaling.
 
     Attributes:
-        scaling: the scaling.
+        scaling: the scaling or position method.
         policy: how the scaling follows the text, if it is dynamic.
         task: the task.
         length: tokens of each prompt, or at most so many; see the task.
@@ -37,7 +38,7 @@ class Cell:
         seed: seed of everything random in the samples.
     """
 
-    scaling: Scaling
+    scaling: Scaling | PositionMethod
     policy: Policy
     task: Task
     length: int

@@ -14,32 +14,35 @@ from torch import nn
 
 from ropewalk import config as configs
 from ropewalk.compat.transformers import applied_softmax_factor
-from ropewalk.errors import UnknownNameError, UnsupportedModelError
+from ropewalk.errors import InputError, UnknownNameError, UnsupportedModelError
 from ropewalk.frequencies import Frequencies
 from ropewalk.models.dynamic import create_decoder_hooks
 from ropewalk.models.fused import fuse_patches
 from ropewalk.models.generation import generation_patches
 from ropewalk.models.patching import AttributePatch, Patch, PatchSet
+from ropewalk.models.position_options import complete_position_method
 from ropewalk.models.rotary_modules import RotaryModule, find_rotary_modules
 from ropewalk.models.rotary_table import RotaryTable
-from ropewalk.scaling import Scaling, parse
+from ropewalk.positions import PositionMethod, parse, parse_scaling
+from ropewalk.scaling import Scaling
 from ropewalk.scaling.policies import Policy
 
-ScalingLike = Scaling | str | Mapping[str, Any]
+ScalingLike = Scaling | PositionMethod | str | Mapping[str, Any]
 
 
 @dataclass
 class Extension:
-    """A scaling that is, or can be, applied to a model.
+    """A scaling or a position method that is, or can be, applied to a model.
 
     Attributes:
-        scalings: the scaling of each layer type.
+        scalings: the scaling of each layer type; with a position method, those that the model comes with.
         policy: how dynamic scalings follow the text.
         length: the length in tokens that fixes dynamic scalings; None if they follow the text.
         module_tables: the rotary modules of the model, each with the tables that it returns, by layer type.
         patches: the changes to the model.
         decoders: the modules that take the text and contain the rotary modules.
         warnings: what the user should know about the extended model, one sentence each.
+        position_method: the position method; None for a scaling.
     """
 
     scalings: dict[str, Scaling]
@@ -49,6 +52,7 @@ class Extension:
     patches: PatchSet
     decoders: list[Any] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    position_method: PositionMethod | None = None
 
     @property
     def is_dynamic(self) -> bool:
@@ -95,7 +99,12 @@ def build_extension(
     text_config = get_text_config(model)
     rotary_modules = find_rotary_modules(model, text_config)
     model_config = configs.read(text_config)
-    scalings = _scaling_of_each_layer_type(scaling, model_config)
+    method: Any = scaling if _is_by_layer_type(scaling) else parse(scaling)
+    if isinstance(method, PositionMethod):
+        if fuse:
+            raise InputError("fuse", fuse, f"False with {method.name}, which rotates queries and keys itself")
+        return _build_position_extension(model, method, length, policy, text_config, rotary_modules, model_config)
+    scalings = _scaling_of_each_layer_type(method, model_config)
     module_tables = [(rotary, _build_tables(rotary, scalings, length, policy)) for rotary in rotary_modules]
     extension = Extension(scalings, policy, length, module_tables, PatchSet([]))
     patches: list[Patch] = []
@@ -120,18 +129,42 @@ def build_extension(
 
 
 def _scaling_of_each_layer_type(
-    scaling: ScalingLike | Mapping[str, ScalingLike], model_config: configs.ModelConfig
+    scaling: Scaling | Mapping[str, ScalingLike], model_config: configs.ModelConfig
 ) -> dict[str, Scaling]:
     """Return a scaling for every layer type; those that are not given keep the scaling that the model comes with."""
     scalings = {layer_type: layer.scaling for layer_type, layer in model_config.ropes.items()}
-    if isinstance(scaling, Mapping) and not {"name", "rope_type", "type"} & set(scaling):
+    if isinstance(scaling, Mapping):
         for layer_type, layer_scaling in scaling.items():
             if layer_type not in scalings:
                 raise UnknownNameError("layer type", layer_type, scalings)
-            scalings[layer_type] = parse(layer_scaling)
+            scalings[layer_type] = parse_scaling(layer_scaling, "for one layer type")
         return scalings
     global_layer_types = [layer_type for layer_type in scalings if not configs.is_local(layer_type)]
-    return scalings | dict.fromkeys(global_layer_types or scalings, parse(scaling))
+    return scalings | dict.fromkeys(global_layer_types or scalings, scaling)
+
+
+def _is_by_layer_type(scaling: ScalingLike | Mapping[str, ScalingLike]) -> bool:
+    return isinstance(scaling, Mapping) and not {"name", "rope_type", "type"} & set(scaling)
+
+
+def _build_position_extension(
+    model: nn.Module,
+    method: PositionMethod,
+    length: int | None,
+    policy: Policy,
+    text_config: Any,
+    rotary_modules: list[RotaryModule],
+    model_config: configs.ModelConfig,
+) -> Extension:
+    """Compute the patches that apply a position method. The model keeps its rotary tables."""
+    from ropewalk.models.position_extension import position_patches
+
+    method, original_length = complete_position_method(method, text_config, model_config)
+    if length is not None:
+        method = method.resolve(original_length, length)
+    patches, decoders = position_patches(model, text_config, rotary_modules, method, original_length)
+    scalings = {layer_type: layer.scaling for layer_type, layer in model_config.ropes.items()}
+    return Extension(scalings, policy, length, [], PatchSet(patches), decoders, position_method=method)
 
 
 def _build_tables(

@@ -41,21 +41,22 @@ def extend(
     policy: Policy | str = DEFAULT_POLICY,
     fuse: bool = False,
 ) -> Model:
-    """Give the rotary embeddings of a model the frequencies of a scaling, in place.
+    """Give the rotary embeddings of a model the frequencies of a scaling, or its attention a position method, in place.
 
-    The weights and the attention code do not change. The model gets its own copy of `model.config`, which describes the
-    scaling, so that the model can be saved and loaded with it. With a dynamic scaling, the keys in every KV cache of
-    the model are rotated when the frequencies change; `generate` needs no further arguments. A scaling replaces an
+    The weights do not change. With a scaling, the attention code does not change either, and the model gets its own
+    copy of `model.config`, which describes the scaling, so that the model can be saved and loaded with it; no
+    configuration describes a position method. With a dynamic scaling, the keys in every KV cache of the model are
+    rotated when the frequencies change; `generate` needs no further arguments. A scaling or position method replaces an
     earlier one. Pairs that a model was trained not to rotate (p-RoPE) stay so under every scaling but `Proportional`.
 
     Args:
         model: any transformers model with rotary embeddings, or a module that holds one (PEFT, `torch.compile`,
             `DataParallel`). Through either, `extend` and `restore` do the same.
-        scaling: a scaling, its spec or its dict; or a dict from layer type to scaling. A single scaling applies to the
-            layers that attend to the whole text. Sliding-window layers keep their own, because no text takes them past
-            their training.
+        scaling: a scaling or a position method, its spec or its dict; or a dict from layer type to scaling. A single
+            one applies to the layers that attend to the whole text. Sliding-window layers keep their own, because no
+            text takes them past their training.
         target: a length in tokens to plan a scaling for (`ropewalk.plan`), instead of a scaling.
-        length: tokens; fixes a dynamic scaling at the frequencies for this length.
+        length: tokens; fixes a dynamic scaling, or a position method, at its parameters for this length.
         policy: how a dynamic scaling follows the text: "stepped", "continuous" or "request", a `Policy` or its spec.
         fuse: whether attention rotates q and k with `ropewalk.ops.rotate` instead of the model's own function.
 
@@ -163,10 +164,13 @@ def _detach(model: nn.Module) -> list[Extension]:
 
 def _add_config_update(model: nn.Module, extension: Extension) -> None:
     """Add a patch of the config to an extension, or a warning if transformers cannot express its scaling."""
-    text_config = get_text_config(model)
-    fields = find_config_update(text_config, extension.scalings, extension.length, extension.module_tables)
+    text_config, fields = get_text_config(model), None
+    methods: list[Any] = [extension.position_method]
+    if extension.position_method is None:
+        methods = list(extension.scalings.values())
+        fields = find_config_update(text_config, extension.scalings, extension.length, extension.module_tables)
     if fields is None:
-        names = " and ".join(dict.fromkeys(str(scaling) for scaling in extension.scalings.values()))
+        names = " and ".join(dict.fromkeys(str(method) for method in methods))
         policy = f" under the policy {extension.policy}" if extension.is_dynamic else ""
         extension.warnings.append(f"transformers cannot express {names}{policy}: a model saved now loads without it")
     elif fields:

@@ -28,12 +28,11 @@ from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.method import Method
 from ropewalk.rope import Rope
+from ropewalk.scaling.logit_scaling import parse_logit_scaling
 
 # Positions are arrays of numpy or tensors of torch, integers [...]. The formulas below use only what both have.
 Positions = Any
 
-LOGIT_SCALINGS = ("log-n", "llama-4", "yarn")
-_LLAMA_4_COEFFICIENT = 0.1  # attn_scale of Llama 4, llama_4_scaling_beta of Ministral 3
 _FACTOR_STEP = 0.25  # a factor that follows the text grows in steps of it, so that far keys are seldom rotated again
 
 
@@ -59,18 +58,17 @@ class PositionMethod(Method, ABC):
     describe the distances; those are called on a resolved method only.
 
     Args:
-        logit_scaling: multiplies the attention logits of a query at m > L, near and far: "log-n" by ln(m + 1) / ln L
-            (Su, kexue.fm 8823; part of the published ReRoPE), "llama-4" by 1 + 0.1 ln(1 + floor(m / L)) (Llama 4,
-            Ministral 3), "yarn" by 1 + 0.1 ln((m + 1) / L) (Qwen2.5-1M, arXiv 2501.15383). A temperature that a model
-            applies itself, such as `llama_4_scaling_beta`, stays in place with or without it.
+        logit_scaling: spec of a `LogitScaling`, such as "log-n", which multiplies the attention logits of queries past
+            the original length, near and far. A temperature that a model applies itself, such as
+            `llama_4_scaling_beta`, stays in place with or without it.
     """
 
     logit_scaling: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.logit_scaling not in (None, *LOGIT_SCALINGS):
-            raise InputError(f"{self.name}: logit_scaling", self.logit_scaling, ", ".join(LOGIT_SCALINGS))
+        if self.logit_scaling is not None:
+            parse_logit_scaling(self.logit_scaling)
 
     def resolve(self, original_length: int, length: int) -> Self:
         """Return the method with every option filled in for texts of `length` tokens.
@@ -126,13 +124,8 @@ class PositionMethod(Method, ABC):
         if self.logit_scaling is None:
             return None
         assert self.original_length is not None  # resolved
-        ratio = np.maximum((np.asarray(queries, dtype=np.float64) + 1) / self.original_length, 1.0)
-        if self.logit_scaling == "log-n":
-            return np.asarray(1 + np.log(ratio) / math.log(self.original_length))
-        if self.logit_scaling == "yarn":
-            return np.asarray(1 + 0.1 * np.log(ratio))
-        whole_lengths = np.asarray(queries) // self.original_length
-        return np.asarray(1 + _LLAMA_4_COEFFICIENT * np.log1p(whole_lengths))
+        factors = parse_logit_scaling(self.logit_scaling).factors(queries, self.original_length)
+        return np.where(self.is_past_training(np.asarray(queries)), factors, 1.0)
 
     def blocks(self, original_length: int, start: int, stop: int) -> list[tuple[int, int, Self]]:
         """Split a range of queries where the options change, which follow the text if they are not set.

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ropewalk.errors import InputError
 from ropewalk.method import whole
 from ropewalk.positions.base import FarSegment, PositionMethod, Positions
+
+_CONFIG_OPTIONS = ("chunk_size", "local_size")  # of dual_chunk_attention_config that are options here
 
 
 @dataclass(frozen=True, repr=False)
@@ -17,7 +21,7 @@ class DualChunk(PositionMethod):
     caps at c, as here (chunkllama_attn_replace.py of github.com/HKUNLP/ChunkLlama; DualChunkRotaryEmbedding of vLLM and
     SGLang, which serve Qwen2.5-1M). Qwen2.5-1M adds `logit_scaling="yarn"`.
 
-    A configuration with `dual_chunk_attention_config` (Qwen2.5-1M) gives the defaults of all options.
+    `ropewalk.extend` takes the options from `dual_chunk_attention_config` if the model's configuration has it.
 
     Args:
         chunk_size: c, tokens; by default three quarters of the original length, as in ChunkLlama.
@@ -38,6 +42,11 @@ class DualChunk(PositionMethod):
         if local_size >= chunk_size:
             raise InputError("dual-chunk: local_size", local_size, f"fewer tokens than chunk_size, {chunk_size:,}")
         return {"chunk_size": chunk_size, "local_size": local_size}
+
+    def with_defaults_of(self, dual_chunk_attention_config: Mapping[str, Any]) -> DualChunk:
+        """Return the method with the options of a `dual_chunk_attention_config` where it has none of its own."""
+        options = {name: getattr(self, name) or dual_chunk_attention_config.get(name) for name in _CONFIG_OPTIONS}
+        return dataclasses.replace(self, **options)
 
     @property
     def stride(self) -> int:

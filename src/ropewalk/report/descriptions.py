@@ -1,4 +1,4 @@
-"""Describe in English what a scaling does to a model's rotary embedding, computed from its frequencies."""
+"""Describe in English what a scaling does to a model's rotary embedding, and a position method to its distances."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from ropewalk.config import locate
 from ropewalk.frequencies import Frequencies
+from ropewalk.positions import PositionMethod, parse
 from ropewalk.rope import Rope
-from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling import Scaling
 from ropewalk.scaling.policies import parse_policy
+from ropewalk.spec import non_default_options
 
 _TOLERANCE = 1e-6  # relative difference below which two numbers count as equal
 _UNSCALED = "all frequencies are unchanged"
@@ -37,10 +39,10 @@ def load_rope(model: str) -> Rope | None:
 
 
 def describe_scaling(spec: str, policy: str | None, rope: Rope | None, lengths: Sequence[int]) -> str:
-    """Return one or two sentences on a scaling.
+    """Return one or two sentences on a scaling or a position method.
 
     Args:
-        spec: the scaling, as in "yarn:factor=4".
+        spec: the scaling or position method, as in "yarn:factor=4".
         policy: the policy of a dynamic scaling.
         rope: the model's unscaled rotary embedding; if None, only the formula is given.
         lengths: tokens of the texts that were read with it.
@@ -49,6 +51,8 @@ def describe_scaling(spec: str, policy: str | None, rope: Rope | None, lengths: 
     name = type(scaling).__name__
     if rope is None or (scaling.original_length or rope.original_length) is None:
         return f"{name}: {scaling.formula}. The model's configuration could not be read, so there are no numbers."
+    if isinstance(scaling, PositionMethod):
+        return f"{name}: {_describe_positions(scaling, rope, max(lengths))}."
     factor = getattr(scaling, "factor", None)
     title = name if factor is None else f"{name} with factor {factor:g}"
     if scaling.is_dynamic:
@@ -64,6 +68,21 @@ def describe_scaling(spec: str, policy: str | None, rope: Rope | None, lengths: 
         f"{title}: for texts of up to {target}, {times} the {original_length:,} tokens of training. "
         f"{rotation[0].upper()}{rotation[1:]}."
     )
+
+
+def _describe_positions(method: PositionMethod, rope: Rope, length: int) -> str:
+    """Return how a position method reads a text up to the original length, and the last of `length` tokens."""
+    original_length = method.resolve_original_length(rope)
+    description = f"texts of up to {original_length:,} tokens are unchanged"
+    if length <= original_length:
+        return description
+    resolved = method.resolve(original_length, length)
+    near = length - 1 - int(resolved.near_start(np.asarray(length - 1)))
+    options = {key: value for key, value in non_default_options(resolved).items() if key != "original_length"}
+    shown = ", ".join(
+        f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in options.items()
+    )
+    return f"{description}; the last of {length:,} sees the {near:,} before it as in training, others nearer ({shown})"
 
 
 def _describe_rotation(rope: Rope, scaled: Frequencies) -> str:

@@ -22,11 +22,6 @@ class Scaling(Method, ABC):
     variables of `Method` and implements `frequencies`. Being defined in this package registers it.
     """
 
-    @property
-    def is_dynamic(self) -> bool:
-        """Whether the frequencies depend on the length of the text so far."""
-        return False
-
     def extension_factor(self, rope: Rope, length: int | None = None) -> float:
         """Return the ratio of target length to original length that the frequencies are computed for.
 
@@ -50,13 +45,6 @@ class Scaling(Method, ABC):
 
         Raises InputError if the original length or the length is needed and missing.
         """
-
-    def resolve_original_length(self, rope: Rope) -> int:
-        """Return the original length, in tokens. Raises InputError if neither the scaling nor the rope has one."""
-        length = self.original_length or rope.original_length
-        if length is None:
-            raise InputError("original_length", None, f"the tokens the model was trained on, which {self.name} needs")
-        return length
 
     def length_ratio(self, rope: Rope, length: int | None) -> float:
         """Return the ratio of text length to original length, l / L; it is below 1 for short texts.

@@ -14,7 +14,8 @@ from typing import Any
 
 from ropewalk.errors import InputError, check_length
 from ropewalk.files import ensure_writable_folder
-from ropewalk.scaling import Scaling, parse
+from ropewalk.positions import parse_scaling
+from ropewalk.scaling import Scaling
 from ropewalk.server_address import check_server_url, read_api_key
 from ropewalk.serving.engines import find_engine
 from ropewalk.serving.verify.comparison import compare_logprobs, compare_tables, run_with_and_without_scaling
@@ -119,7 +120,7 @@ def verify(
     for field, value in (("control_url", control_url), ("api_key_env", api_key_env and "a name")):
         if value is not None and url is None:
             raise InputError(field, value, "url beside it")
-    expected, chosen_engine = parse(scaling), find_engine(engine)
+    expected, chosen_engine = parse_scaling(scaling, "which engines apply"), find_engine(engine)
     if url is None:
         find_runner(chosen_engine)  # raises for an engine that can only be verified by URL
     with tempfile.TemporaryDirectory() as temporary:
