@@ -84,7 +84,13 @@ def position_patches(
         finally:
             while_probing.revert()
         position_hooks = PositionHooks(
-            hooks.decoder, hooks.tables, ropes, hooks.policy, original_length, method=method, num_layers=len(layers)
+            hooks.decoder,
+            hooks.tables,
+            ropes,
+            hooks.policy,
+            original_length,
+            method=method,
+            implementation=implementation_name(base),
         )
         patches.append(position_hooks)
         for index, (module, channels) in enumerate(layers):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from ropewalk.config import get_text_config
 from ropewalk.models.dynamic import DecoderHooks, cache_argument, find_cache
 from ropewalk.models.far_keys import FarKeys
 from ropewalk.models.key_state import KeyState, get_key_state, tokens_seen
@@ -30,11 +31,11 @@ class PositionHooks(DecoderHooks):
 
     Attributes:
         method: the position method; its options may follow the text.
-        num_layers: the attention layers of the decoder that attend by the method.
+        implementation: the name of the attention implementation that the method needs.
     """
 
     method: PositionMethod | None = None
-    num_layers: int = 0
+    implementation: str = ""
 
     def _before_forward(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._begin_position_call(args, kwargs)
@@ -54,6 +55,12 @@ class PositionHooks(DecoderHooks):
         assert self.method is not None
         assert self.original_length is not None
         if int(positions_BT.max()) >= self.original_length:
+            current = get_text_config(self.decoder.config)._attn_implementation
+            if current != self.implementation:
+                raise RuntimeError(
+                    f"the attention implementation was changed to {current} after `extend`; restore the model, change "
+                    "it, and extend again"
+                )
             if arguments.get("cache") is not None:  # the paged cache of continuous batching
                 cache_class = type(arguments["cache"]).__name__
                 raise RuntimeError(f"{self.method.name} cannot find the positions of the keys in a {cache_class}")
@@ -76,11 +83,6 @@ class PositionHooks(DecoderHooks):
         self._end_call(args, kwargs, outputs)
         if call is None or outputs is None:
             return
-        if len(call.layer_calls) < self.num_layers:
-            raise RuntimeError(
-                f"{len(call.layer_calls)} of {self.num_layers} attention layers have attended by the position method: "
-                "the attention implementation was changed after `extend`; restore, change it, and extend again"
-            )
         cache = find_cache(self._bind(args, kwargs), outputs)
         state = None if cache is None else get_key_state(cache)
         if state is not None:
