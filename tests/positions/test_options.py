@@ -101,7 +101,7 @@ def test_the_option_original_length_overrides_that_of_the_model():
         ("log-n", lambda m: np.log(m + 1) / np.log(64)),
         ("llama-4", lambda m: 1 + 0.1 * np.log(1 + np.floor((m + 1) / 64))),
         ("mistral:beta=0.2", lambda m: 1 + 0.2 * np.log(1 + np.floor(m / 64))),
-        ("yarn", lambda m: 1 + 0.1 * np.log((m + 1) / 64)),
+        ("yarn", lambda m: (1 + 0.1 * np.log((m + 1) / 64)) ** 2),
     ],
 )
 def test_logit_factors(name, expected):

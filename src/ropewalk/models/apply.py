@@ -20,6 +20,7 @@ from ropewalk.models.dynamic import create_decoder_hooks
 from ropewalk.models.fused import fuse_patches
 from ropewalk.models.generation import generation_patches
 from ropewalk.models.patching import AttributePatch, Patch, PatchSet
+from ropewalk.models.position_extension import position_patches
 from ropewalk.models.position_options import complete_position_method
 from ropewalk.models.rotary_modules import RotaryModule, find_rotary_modules
 from ropewalk.models.rotary_table import RotaryTable
@@ -157,8 +158,6 @@ def _build_position_extension(
     model_config: configs.ModelConfig,
 ) -> Extension:
     """Compute the patches that apply a position method. The model keeps its rotary tables."""
-    from ropewalk.models.position_extension import position_patches
-
     method, original_length = complete_position_method(method, text_config, model_config)
     if length is not None:
         method = method.resolve(original_length, length)
