@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 import transformers
 
+from ropewalk.compat.gguf import cached_gguf_reader, use_gguf_reader
 from ropewalk.compat.torch import cpu_has_bfloat16_instructions
 from ropewalk.compat.transformers import quiet_transformers
 from ropewalk.config import ModelConfig, locate, read, unloadable_model_error
@@ -86,6 +87,7 @@ class _Source:
         self._name = name
         self.path = locate(name)
         self.is_gguf = self.path is not None and self.path.suffix == ".gguf"
+        self._read_gguf = cached_gguf_reader() if self.is_gguf else None
 
     def load(self, auto_class: Any, **options: Any) -> Any:
         """Return what an auto class of transformers loads. Raises InputError if that fails."""
@@ -97,7 +99,10 @@ class _Source:
             location, file = str(self.path.parent if self.path.name == "config.json" else self.path), {}
         try:
             # transformers advises to keep the weights of a GGUF file quantized, but dequantized ones are faster.
-            with quiet_transformers(logging.ERROR) if self.is_gguf else nullcontext():
+            with ExitStack() as stack:
+                if self._read_gguf is not None:
+                    stack.enter_context(quiet_transformers(logging.ERROR))
+                    stack.enter_context(use_gguf_reader(self._read_gguf))
                 return auto_class.from_pretrained(location, **file, **options)
         except (MemoryError, torch.OutOfMemoryError):
             raise
