@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ropewalk.cli.curve import run_and_show
 from ropewalk.cli.options import JsonOption
+from ropewalk.cli.output import console
 
 SCALINGS = (
     "none",
@@ -29,3 +31,15 @@ def command(
     from ropewalk.evaluate.curve import CurveRun
 
     run_and_show(CurveRun("smollm2", SCALINGS, LENGTHS, "pydoc", out), json)
+    page = explain_curve(Path(out).expanduser())
+    if not json:
+        console.print(f"Why it is so: {page}")
+
+
+def explain_curve(folder: Path) -> Path:
+    """Write a page that explains the scalings of the demo beside its curve, into the folder of the curve."""
+    from ropewalk.report.explain.page import write_explanation
+
+    page = folder / "explain.html"
+    write_explanation("smollm2", LENGTHS[-1], page, SCALINGS, curve=str(folder))
+    return page

@@ -22,6 +22,7 @@ def command(
     curve: Annotated[str, typer.Option(help="Folder that `ropewalk curve` wrote, to show beside the theory.")] = "",
     evaluation: Annotated[str, typer.Option("--eval", help="Folder that `ropewalk eval` wrote.")] = "",
     language: Annotated[str, typer.Option(help="Language of the page: en or zh.")] = "en",
+    pictures: Annotated[str, typer.Option(help="Folder for circles.svg and pairs.svg, to put into documents.")] = "",
     json: JsonOption = False,
 ) -> None:
     """Write a page that shows a model's rotations and what scalings do to them. Loads no weights."""
@@ -36,6 +37,7 @@ def command(
         curve=curve or None,
         evaluation=evaluation or None,
         language=language,
+        pictures=Path(pictures).expanduser() if pictures else None,
     )
     if json:
         scalings = [str(scaling) for scaling in subject.scalings]

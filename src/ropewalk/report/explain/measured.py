@@ -28,8 +28,13 @@ def build_curve(folder: Path) -> dict[str, Any]:
         "dtype": header["dtype"],
         "x": lengths,
         "labels": labels,
-        "lines": [[values.get((label, length)) for length in lengths] for label in labels],
+        "lines": [[_finite(values.get((label, length))) for length in lengths] for label in labels],
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return the value, or None for NaN and infinity, which JSON does not have."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def build_heatmaps(folder: Path) -> list[dict[str, Any]]:

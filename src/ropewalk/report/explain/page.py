@@ -16,6 +16,7 @@ from ropewalk.registry import find_by_name
 from ropewalk.report.explain.attention import build_scores, build_stale_keys, build_temperatures
 from ropewalk.report.explain.captions import build_captions, format_quantity
 from ropewalk.report.explain.numbers import build_engine_configs, build_memory, examine_model
+from ropewalk.report.explain.pictures import write_pictures
 from ropewalk.report.explain.rotations import build_rotations
 from ropewalk.report.explain.subject import Subject, open_subject
 from ropewalk.report.templates import escape_invisible, load_template
@@ -34,6 +35,7 @@ def write_explanation(
     curve: str | None = None,
     evaluation: str | None = None,
     language: str = "en",
+    pictures: Path | None = None,
 ) -> Subject:
     """Write the page of a model and return its subject. No weights are loaded, and torch is not imported.
 
@@ -45,6 +47,7 @@ def write_explanation(
         curve: a folder that `ropewalk curve` wrote, to show beside the theory.
         evaluation: a folder that `ropewalk eval` wrote.
         language: en or zh.
+        pictures: a folder for circles.svg and pairs.svg, the same pictures for documents that run no scripts.
 
     Raises InputError for a model, scaling, folder or language that is wrong, and MissingPackageError without jinja2.
     """
@@ -70,6 +73,8 @@ def write_explanation(
             style=_read_file("page.css"),
             scripts=[_read_file(f"scripts/{name}") for name in _SCRIPTS],
         )
+        if pictures is not None:
+            write_pictures(subject, pictures)
     ensure_writable_folder(out.parent)
     write_text_atomically(out, page)
     return subject

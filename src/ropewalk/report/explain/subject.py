@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
-from ropewalk.errors import InputError, check_length
+from ropewalk.errors import InputError, UnsupportedModelError, check_length
 from ropewalk.planning import Plan, plan
 from ropewalk.scaling import Scaling, parse
 from ropewalk.scaling.linear import Linear
@@ -77,7 +77,8 @@ def open_subject(model: str, target: int, scalings: Sequence[str]) -> Iterator[S
         scalings: specs of the scalings to compare with no scaling; by default the model's own one, the plan for the
             target and the common methods at the same factor.
 
-    Raises InputError for a model that cannot be read or has no original length, and for a scaling that is wrong.
+    Raises InputError for a model that cannot be read or has no original length, and for a scaling that is wrong;
+    UnsupportedModelError for a model that no scaling extends.
     """
     check_length("target", target)
     requested = [parse(spec) for spec in scalings]
@@ -87,7 +88,9 @@ def open_subject(model: str, target: int, scalings: Sequence[str]) -> Iterator[S
         original = layer.scaling.resolve_original_length(layer.rope)
         try:
             planned, error = plan(str(path), target), ""
-        except InputError as refused:
+        except UnsupportedModelError:
+            raise
+        except InputError as refused:  # the configuration cannot express the scaling, which can be explained anyway
             planned, error = None, str(refused)
         chosen = planned.scaling if planned else layer.scaling
         factor = max(chosen.extension_factor(layer.rope, target), math.ceil(target / original))

@@ -107,8 +107,8 @@ function linearTicks(values) {
 
 function logTicks(values) {
   const low = Math.min(...values), high = Math.max(...values), ticks = [];
-  for (let unit = 10 ** Math.floor(Math.log10(low)); unit <= high * 10; unit *= 10)
+  for (let unit = 10 ** Math.floor(Math.log10(low)); unit <= high * 100; unit *= 10)
     for (const part of [1, 2, 5]) ticks.push(part * unit);
   const first = ticks.findLastIndex((tick) => tick <= low), last = ticks.findIndex((tick) => tick >= high);
-  return ticks.slice(first, last + 1);
+  return ticks.slice(first, Math.max(last, first + 1) + 1);
 }
