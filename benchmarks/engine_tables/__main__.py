@@ -16,7 +16,13 @@ from typing import Any
 from ropewalk.serving.engines.tables import TABLES_FOLDER
 
 # The module of each engine in this folder, and the package that it reads.
-READERS = {"mlx-lm": "mlx_lm", "vllm": "vllm", "sglang": "sglang"}
+READERS = {
+    "mlx-lm": "mlx_lm",
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "transformers": "transformers",
+    "transformers4": "transformers4",
+}
 
 
 def main() -> int:
@@ -51,7 +57,13 @@ def main() -> int:
 def make_table(engine: str, folder: Path, version: str) -> dict[str, Any]:
     """Return the table of an engine from its unpacked package."""
     reader = find_reader(engine)
-    return {"package": reader.PACKAGE, "version": version, "source": reader.SOURCE, **reader.read_table(folder)}
+    package = package_name(reader.PACKAGE)
+    return {"package": package, "version": version, "source": reader.SOURCE, **reader.read_table(folder)}
+
+
+def package_name(requirement: str) -> str:
+    """Return the name in a requirement such as "transformers<5"."""
+    return requirement.partition("<")[0]
 
 
 def find_reader(engine: str) -> ModuleType:
@@ -62,9 +74,14 @@ def find_reader(engine: str) -> ModuleType:
 def download(package: str, version: str, folder: Path) -> str:
     """Unpack the Python files of a package's wheel into a folder, and return its version.
 
+    Args:
+        package: its name, which may be followed by a bound such as "<5".
+        version: "" for the newest within the bound.
+        folder: an empty folder.
+
     Only wheels are taken: to download a source distribution, pip would run its build script.
     """
-    requirement = f"{package}=={version}" if version else package
+    requirement = f"{package_name(package)}=={version}" if version else package
     pip = [sys.executable, "-m", "pip", "download", requirement, "--no-deps", "--quiet", "--only-binary", ":all:"]
     subprocess.run([*pip, "--dest", str(folder)], check=True)
     wheel = next(folder.glob("*.whl"))

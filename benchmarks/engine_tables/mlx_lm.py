@@ -6,7 +6,14 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine_tables.syntax import find_calls, get_argument, mentions, parse_file, read_dict_literal
+from benchmarks.engine_tables.syntax import (
+    TEMPERATURE_FIELDS,
+    find_calls,
+    get_argument,
+    mentions,
+    parse_file,
+    read_dict_literal,
+)
 
 PACKAGE = "mlx-lm"
 SOURCE = "mlx_lm/models/*.py, mlx_lm/utils.py (MODEL_REMAPPING)"
@@ -55,6 +62,7 @@ def _read_row(name: str, trees: dict[str, ast.Module]) -> dict[str, Any] | None:
         "attention_factor": scaling == "any" or mentions(attention, "mscale", "SuScaledRoPE"),
         "softmax_factor": any(mentions(source, "apply_yarn_mscale", "mscale_all_dim") for source in sources),
         "partial_rotary_factor": any(mentions(source, *_PARTIAL_FIELDS) for source in sources),
+        "temperature": any(mentions(source, *TEMPERATURE_FIELDS) for source in sources),
         "mrope": False,  # models of text: no file rotates by more than one position
         "rope_theta": rope_theta if isinstance(rope_theta, float) else None,
         "rope_parameters": _classify_rope_parameters(sources) if "rope_parameters" in fields else "ignored",

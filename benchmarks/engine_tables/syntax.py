@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from pathlib import Path
+
+# Classes that rotate positions in an image or in a recording, not in a text.
+NOT_TEXT = re.compile("Vision|Visual|ViT|Vit|Audio|Speech|Siglip|CLIP|Patch|Encoder|Whisper")
+# The fields that scale the attention of long texts by their positions (Llama 4, Ministral 3).
+TEMPERATURE_FIELDS = ("attn_temperature_tuning", "llama_4_scaling_beta", "llama_4_scaling")
 
 
 def parse_file(path: Path) -> ast.Module:
@@ -28,7 +34,7 @@ def get_argument(call: ast.Call, name: str, position: int) -> ast.expr | None:
 
 def mentions(tree: ast.AST, *words: str) -> bool:
     """Return whether an attribute, a name, a keyword or a string constant is one of these words."""
-    return not _words(tree).isdisjoint(words)
+    return not find_words(tree).isdisjoint(words)
 
 
 def reads_attribute(tree: ast.AST, name: str) -> bool:
@@ -75,7 +81,7 @@ def read_dict_literal(tree: ast.Module, name: str) -> dict[object, object]:
 
 
 @functools.cache
-def _words(tree: ast.AST) -> frozenset[str]:
+def find_words(tree: ast.AST) -> frozenset[str]:
     """Return the attributes, names, keywords and string constants of a piece of code."""
     found = (getattr(node, field, None) for node in ast.walk(tree) for field in ("attr", "id", "arg", "value"))
     return frozenset(word for word in found if isinstance(word, str))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from ropewalk.config import ALL_LAYERS, LayerRope, ModelConfig, get_text_config_dict
 from ropewalk.config.architectures import (
@@ -19,18 +21,8 @@ from ropewalk.serving.engines.base import Config
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.legacy_config import interpret_legacy_config
 from ropewalk.serving.engines.rope_dict import with_one_list
+from ropewalk.serving.engines.tables import load_table
 from ropewalk.serving.engines.trained_config import interpret_as_trained
-
-# Architectures whose rotary module ignores partial_rotary_factor while it is unscaled, and rotates the complete head.
-# Source: compute_default_rope_parameters in modeling_*.py of transformers 5.23.0.
-_IGNORES_PARTIAL_ROTARY_FACTOR = {
-    "apertus", "arcee", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "exaone4",
-    "falcon", "gemma", "gemma2", "gemma3_text", "gpt_oss", "granite", "granitemoe", "helium", "hunyuan_v1_dense",
-    "llama", "llama4_text", "ministral", "ministral3", "mistral", "mistral4", "mixtral", "olmo", "olmo2", "olmo3",
-    "phimoe", "qwen2", "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text",
-    "seed_oss", "smollm3", "starcoder2",
-}  # fmt: skip
-
 
 # The types of ROPE_INIT_FUNCTIONS in modeling_rope_utils.py, and `default`. All others raise a KeyError when the model
 # is built, unless the configuration class of the architecture renames them.
@@ -61,16 +53,19 @@ class Transformers(FolderEngine):
         return ["transformers", "serve", model]
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
+        row = load_table(self.name).find_model_type(config)
         model_config, text = interpret_as_trained(config), get_text_config_dict(config)
         if model_config.model_type == "esm":  # its rotary module reads rope_theta next to rope_parameters
             return interpret_legacy_config({**config, "rope_scaling": None})
         ropes = {
-            layer_type: self._interpret_layer(layer_type, layer, model_config.model_type, text)
+            layer_type: self._interpret_layer(layer_type, layer, model_config.model_type, text, row)
             for layer_type, layer in model_config.ropes.items()
         }
         return dataclasses.replace(model_config, ropes=ropes)
 
-    def _interpret_layer(self, layer_type: str, layer: LayerRope, model_type: str, text: Config) -> LayerRope:
+    def _interpret_layer(
+        self, layer_type: str, layer: LayerRope, model_type: str, text: Config, row: Mapping[str, Any]
+    ) -> LayerRope:
         """Return the rope and the scaling that the rotary module computes for one layer type."""
         scaling, rope_type = layer.scaling, get_rope_type(layer.rope_dict)
         if rope_type not in _ROPE_TYPES and rope_type != _RENAMED_TYPES.get(model_type):
@@ -91,15 +86,14 @@ class Transformers(FolderEngine):
         if isinstance(scaling, LongRoPE) and model_type in SHORT_LONG_MSCALE_MODEL_TYPES:
             # Bug: the rotary module of PhiMoE never switches to the long list.
             scaling = with_one_list(scaling, use_long=False)
-        rope = self._with_actual_dim(layer, model_type, text)
+        rope = self._with_actual_dim(layer, model_type, text, row)
         return dataclasses.replace(layer, rope=rope, scaling=scaling)
 
-    def _with_actual_dim(self, layer: LayerRope, model_type: str, text: Config) -> Rope:
+    def _with_actual_dim(self, layer: LayerRope, model_type: str, text: Config, row: Mapping[str, Any]) -> Rope:
         """Return the rope of a layer with the number of dimensions that the rotary module really rotates."""
         partial = layer.rope_dict.get("partial_rotary_factor") or text.get("partial_rotary_factor")
-        ignores_partial = (
-            isinstance(layer.scaling, NoScaling) and partial and model_type in _IGNORES_PARTIAL_ROTARY_FACTOR
-        )
+        reads_partial = row.get("partial_rotary_factor", True) or not isinstance(layer.scaling, NoScaling)
+        ignores_partial = partial and not reads_partial
         ignores_rotary_dim = model_type == "minimax_m3_vl_text" and not partial
         if not ignores_partial and not ignores_rotary_dim:
             return layer.rope

@@ -11,6 +11,7 @@ from ropewalk.serving.engines.base import Config, with_main_scaling
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.legacy_config import interpret_legacy_config
 from ropewalk.serving.engines.rope_dict import drop_softmax_factor, require_number
+from ropewalk.serving.engines.tables import load_table
 
 # Required fields of each rope type. Source: modeling_rope_utils.py.
 _REQUIRED_FIELDS = {
@@ -32,9 +33,6 @@ _DEFAULT_ROPE_SCALING: dict[str, dict[str, Any]] = {
     },
     "gpt_oss": {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096},
 }
-# Architectures whose attention multiplies its softmax scale by m(s, mscale_all_dim)^2: fewer than in transformers 5.
-# Source: modeling_deepseek_v3.py, modeling_longcat_flash.py.
-_SOFTMAX_SCALED_MODEL_TYPES = ("deepseek_v3", "longcat_flash")
 
 
 class Transformers4(FolderEngine):
@@ -56,8 +54,16 @@ class Transformers4(FolderEngine):
     def argv(self, model: str, length: int) -> list[str]:
         return ["transformers", "serve", "--force_model", model]
 
+    def explain(self, config: Config) -> str:
+        row = load_table(self.name).find_model_type(config)
+        is_ignored = row.get("scaling") == "none" and get_text_config_dict(config).get("rope_scaling")
+        return f"its {config.get('model_type')} never reads a scaling" if is_ignored else ""
+
     def _interpret(self, config: Config, length: int) -> ModelConfig:
+        row = load_table(self.name).find_model_type(config)
         model_config = interpret_legacy_config(config)
+        if row.get("scaling") == "none":
+            return model_config
         rope_dict = model_config.main_layer.rope_dict or _DEFAULT_ROPE_SCALING.get(model_config.model_type, {})
         if not rope_dict:
             return model_config
@@ -71,6 +77,8 @@ class Transformers4(FolderEngine):
         for key in _REQUIRED_FIELDS[rope_type]:
             require_number(rope_dict, key)
         scaling = self._read_scaling(rope_type, dict(rope_dict), model_config, get_text_config_dict(config))
+        if isinstance(scaling, YaRN) and scaling.mscale_all_dim and not row.get("softmax_factor"):
+            scaling = drop_softmax_factor(scaling, model_config.main_layer.rope)
         return with_main_scaling(model_config, scaling)
 
     def _read_scaling(
@@ -93,8 +101,4 @@ class Transformers4(FolderEngine):
         elif rope_type == "yarn":
             original = rope_dict.get("original_max_position_embeddings")
             rope_dict["original_max_position_embeddings"] = original or declared
-        scaling = from_rope_dict({**rope_dict, "rope_type": rope_type}, strict=False)
-        scales_softmax = model_config.model_type in _SOFTMAX_SCALED_MODEL_TYPES
-        if isinstance(scaling, YaRN) and scaling.mscale_all_dim and not scales_softmax:
-            return drop_softmax_factor(scaling, model_config.main_layer.rope)
-        return scaling
+        return from_rope_dict({**rope_dict, "rope_type": rope_type}, strict=False)

@@ -9,9 +9,14 @@
     softmax_factor         whether the softmax scale is multiplied by m(factor, mscale_all_dim)^2
     partial_rotary_factor  whether only a part of each head can be rotated
     mrope                  whether mrope_section is read
+    temperature            whether the fields are read that scale the attention of long texts by the position:
+                           attn_temperature_tuning (Llama 4), llama_4_scaling_beta (Ministral 3)
+    layer_types            (transformers) whether layer types have rope parameters of their own
     legacy_fields          (vllm) whether rope_theta and rope_scaling are read, and rope_parameters is not
-    text_part              (vllm) the architecture that the nested text part is built as, instead of all columns above;
-                           null if the text part names it itself
+    text_part              the architecture that the nested text part is built as, instead of all columns above; null
+                           if the text part names it itself
+
+In the tables of transformers, partial_rotary_factor is about unscaled layers: all types of scaling read it.
 
 Further columns of one engine are explained in its file in benchmarks/engine_tables/.
 """
@@ -26,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.config import get_text_config_dict
+from ropewalk.errors import InputError
 
 TABLES_FOLDER = Path(__file__).parent
 
@@ -40,6 +46,7 @@ class EngineTable:
         source: the files that were read.
         architectures: the row of each architecture, by the name under which the engine looks it up.
         aliases: other names of architectures.
+        others: architectures without a rotary embedding of text.
     """
 
     package: str
@@ -47,6 +54,7 @@ class EngineTable:
     source: str
     architectures: Mapping[str, Mapping[str, Any]]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     def find_class(self, config: Mapping[str, Any]) -> str | None:
         """Return the entry for a config.json, in a table by class names such as "LlamaForCausalLM".
@@ -60,6 +68,27 @@ class EngineTable:
         inner: str | None = self.architectures[name]["text_part"]
         text_config = get_text_config_dict(config)
         return inner if inner or text_config is config else self.find_class(text_config)
+
+    def find_model_type(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the row for a config.json, in a table by model types such as "llama".
+
+        Empty if the architecture has no rotary embedding, if the model comes with its own code (`auto_map`), and if
+        only the nested text part is unknown. Raises InputError if the version has no such architecture.
+        """
+        model_type = config.get("model_type")
+        name = self.aliases.get(str(model_type), str(model_type))
+        row = self.architectures.get(name)
+        if row is None:
+            if model_type is not None and name not in self.others and not config.get("auto_map"):
+                raise InputError("model_type", model_type, f"an architecture of {self.package} {self.version}")
+            return {}
+        while "text_part" in row:
+            text_type = get_text_config_dict(config).get("model_type") or row["text_part"]
+            inner = self.architectures.get(row["text_part"] if text_type == model_type else text_type, {})
+            if inner is row:
+                return {}
+            row = inner
+        return row
 
     def _classes_of(self, model_type: str) -> list[str]:
         """Return the entries whose name begins with a model type, as "Qwen2_5_VLFor..." does with qwen2_5_vl_text."""
