@@ -52,3 +52,10 @@ def test_the_commands_are_the_same():
 def test_every_link_leads_to_a_file():
     for name in ("README.md", "README.zh-CN.md"):
         assert all((ROOT / link).exists() for link in links(read(name)[1]) if "://" not in link)
+
+
+def test_the_landing_page_of_the_docs_leads_to_every_page():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    targets = links(read("docs/index.md")[1])
+    assert pages <= targets
+    assert all((ROOT / "docs" / target).exists() for target in targets)
