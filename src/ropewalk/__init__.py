@@ -37,10 +37,12 @@ if TYPE_CHECKING:  # names that are defined dynamically below, for editors and t
     from ropewalk.positions.self_extend import SelfExtend
     from ropewalk.scaling.abf import ABF
     from ropewalk.scaling.by_parts import DynamicNTKByParts, NTKByParts
+    from ropewalk.scaling.cope import CoPE
     from ropewalk.scaling.critical_base import CriticalBase
     from ropewalk.scaling.linear import Linear
     from ropewalk.scaling.llama3 import Llama3
     from ropewalk.scaling.longrope import LongRoPE
+    from ropewalk.scaling.mrrope import MrRoPEPro, MrRoPEUni
     from ropewalk.scaling.none import NoScaling
     from ropewalk.scaling.ntk import NTK, DynamicNTK
     from ropewalk.scaling.proportional import Proportional

@@ -157,6 +157,13 @@ def test_huge_divisor_fixes_a_pair(write_gguf):
     np.testing.assert_array_equal(result.frequencies(PLAIN).inv_freq, expected)
 
 
+def test_huge_divisor_after_other_divisors_fixes_a_pair(write_gguf):
+    divisors = [1.0 + i for i in range(31)] + [1e30]
+    found = scaling_of(write_gguf(divisors={"rope_freqs.weight": divisors})).frequencies(PLAIN).inv_freq
+    np.testing.assert_allclose(found[:31], PLAIN.inv_freq[:31] / divisors[:31], rtol=1e-6)
+    assert found[31] < 1e-16  # turns by 1e-9 rad in 10 million tokens
+
+
 def test_missing_fields_follow_from_other_fields(write_gguf):
     result = configs.read(write_gguf({"rope.dimension_count": None, "rope.freq_base": None}))
     assert result.ropes["all"].rope == rw.Rope(64, 10_000, 8192)  # 576 / 9, and the default base of llama

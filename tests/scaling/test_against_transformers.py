@@ -134,6 +134,8 @@ UNNAMED = {
     "ntk-by-parts rotations": lambda s: rw.NTKByParts(factor=s, ramp="rotations"),
     "yarn rotations": lambda s: rw.YaRN(factor=s, ramp="rotations"),
     "yarn rotations, attention factor": lambda s: rw.YaRN(factor=s, ramp="rotations", attention_factor=0.9),
+    "mrrope-uni": lambda s: rw.MrRoPEUni(factor=s),
+    "mrrope-pro": lambda s: rw.MrRoPEPro(factor=s),
     "abf": lambda s: rw.ABF(base=s * 1e6),
     "critical-base": lambda s: rw.CriticalBase(factor=s),
 }

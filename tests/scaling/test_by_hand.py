@@ -33,6 +33,10 @@ UNTRUNCATED = [
 # Betas 8 and 2: log10(10000 / 16 pi) = 2.29873, floored to 2; log10(10000 / 4 pi) = 2.90079, ceiled to 3. The ramp is a
 # step after pair 2.
 OTHER_BETAS = [1, 0.1, 0.01, 0.00025]
+# critical=3: by index, g from 1 to 3 is 1, 1, 1/2, 0. By rotations, g_2 = (r_2 - r_3) / (32 - r_3).
+CRITICAL_3 = [1, 0.1, 0.00625, 0.00025]
+G2_CRITICAL_3 = (15.915494309189535 - 1.5915494309189535) / (32 - 1.5915494309189535)
+CRITICAL_3_BY_ROTATIONS = [1, 0.1, 0.01 * (0.25 + 0.75 * G2_CRITICAL_3), 0.00025]
 
 BY_HAND = {
     "none": (rw.NoScaling(), ROPE, None, [1, 0.1, 0.01, 0.001]),
@@ -64,6 +68,21 @@ BY_HAND = {
     "ntk-by-parts rotations": (rw.NTKByParts(factor=4, ramp="rotations"), ROPE_10K, None, BY_ROTATIONS),
     "ntk-by-parts untruncated": (rw.NTKByParts(factor=4, truncate=False), ROPE_10K, None, UNTRUNCATED),
     "ntk-by-parts betas": (rw.NTKByParts(factor=4, beta_fast=8, beta_slow=2), ROPE_10K, None, OTHER_BETAS),
+    "ntk-by-parts critical": (rw.NTKByParts(factor=4, critical=3), ROPE_10K, None, CRITICAL_3),
+    "ntk-by-parts critical, rotations": (
+        rw.NTKByParts(factor=4, critical=3, ramp="rotations"),
+        ROPE_10K,
+        None,
+        CRITICAL_3_BY_ROTATIONS,
+    ),
+    # untruncated from 1.69667 to 3: g_2 = 1 / (3 - 1.69667)
+    "yarn critical, untruncated": (
+        rw.YaRN(factor=4, critical=3, truncate=False),
+        ROPE_10K,
+        None,
+        [1, 0.1, 0.01 * (0.25 + 0.75 / (3 - LOW)), 0.00025],
+    ),
+    "dynamic-yarn critical": (rw.DynamicYaRN(critical=3), ROPE_10K, 40_000, CRITICAL_3),
     "dynamic-ntk-by-parts": (rw.DynamicNTKByParts(), ROPE_10K, 40_000, BY_INDEX),
     "dynamic-ntk-by-parts rotations": (rw.DynamicNTKByParts(ramp="rotations"), ROPE_10K, 40_000, BY_ROTATIONS),
     "yarn": (rw.YaRN(factor=4), ROPE_10K, None, BY_INDEX),
@@ -96,6 +115,19 @@ BY_HAND = {
         308,
         [10 ** (-i * 3.892222716564229 / 1.9463125675089157) for i in range(4)],
     ),
+    # Between the pairs 1 and 4, as for BY_INDEX: l = 1, h = 4. Uniform: each step divides by 8^(1/3) = 2.
+    "mrrope-uni": (rw.MrRoPEUni(factor=8), ROPE_10K, None, [1, 0.1, 0.01 / 2, 0.001 / 4]),
+    # Progressive: 64^(2/12) = 2 and 64^(4/12) = 4, so the divisors are 2 and 2 x 4; pair 4 would add 64^(6/12) = 8.
+    "mrrope-pro": (rw.MrRoPEPro(factor=64), ROPE_10K, None, [1, 0.1, 0.01 / 2, 0.001 / 8]),
+    # Betas 8 and 2: l = 2, h = 3, a single step
+    "mrrope-pro betas": (rw.MrRoPEPro(factor=64, beta_fast=8, beta_slow=2), ROPE_10K, None, [1, 0.1, 0.01, 0.001 / 64]),
+    # the window (1 + cos x) / 2 at x = 0, pi/2, pi is 1, 1/2, 0
+    "cope": (rw.CoPE(onset=1), ROPE, None, [1, 0.1, 0.005, 0]),
+    # L = 500: the periods are 6.3, 63, 628 and 6283, so pair 2 is the first without a complete period
+    "cope, default onset": (rw.CoPE(), rw.Rope(8, 10_000, 500), None, [1, 0.1, 0.01, 0]),
+    "cope after yarn": (rw.CoPE(onset=1, factor=4), ROPE_10K, None, [1, 0.1, 0.0075 / 2, 0]),
+    # one pair: the window is 1
+    "cope, one pair": (rw.CoPE(onset=3), ROPE, None, [1, 0.1, 0.01, 0.001]),
     # int(0.6 x 8 // 2) = 2 of the 4 pairs rotate
     "proportional": (rw.Proportional(p=0.6, factor=2), ROPE, None, [0.5, 0.05, 0, 0]),
     # (4 L / L)^0.5 = 2: twice as fast
@@ -148,6 +180,10 @@ FACTORS = {
     "longrope, short": (rw.LongRoPE([1] * 4, [2] * 4, factor=1000), 100, math.sqrt(1.75), 1),
     "longrope, given": (rw.LongRoPE([1] * 4, [2] * 4, attention_factor=1.19), 100, 1.19, 1),
     "ntk-by-parts": (rw.NTKByParts(factor=4), None, 1, 1),
+    "mrrope-pro": (rw.MrRoPEPro(factor=4), None, 1.1386294361119891, 1),
+    "mrrope-uni, given": (rw.MrRoPEUni(factor=4, attention_factor=0.75), None, 0.75, 1),
+    "cope": (rw.CoPE(), None, 1, 1),
+    "cope after yarn": (rw.CoPE(factor=4), None, 1.1386294361119891, 1),
 }
 
 

@@ -39,7 +39,8 @@ def test_llama4_temperature_equals_hand_computed_values():
     found = Llama4Temperature().factors([0, 8190, 8191, 16_383, 24_575], 8192)
     wanted = [1, 1, 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(3), 1 + 0.1 * math.log(4)]
     np.testing.assert_allclose(found, wanted, rtol=1e-15)
-    assert Llama4Temperature(attn_scale=0.5, floor_scale=10).factors(19, 8192) == 1 + 0.5 * math.log(3)
+    stated = Llama4Temperature(attn_scale=0.5, floor_scale=10).factors(19, 8192)
+    assert stated == pytest.approx(1 + 0.5 * math.log(3), rel=1e-15)
 
 
 def test_llama4_temperature_equals_the_one_that_llama4_applies():
@@ -71,10 +72,14 @@ def test_mistral_temperature_equals_the_function_of_ministral3():
     assert MistralTemperature().factors(63, 64) == 1 < Llama4Temperature().factors(63, 64)
 
 
-def test_yarn_temperature_adds_a_tenth_of_the_logarithm_of_the_length_ratio():
+def test_yarn_temperature_is_the_square_of_the_attention_factor_of_yarn():
+    attention_factors = [
+        rw.YaRN(factor=factor).frequencies(rw.Rope(8, 10_000, 100)).attention_factor for factor in (2, 4)
+    ]
     found = YarnTemperature().factors([0, 99, 199, 399], 100)
-    np.testing.assert_allclose(found, [1, 1, 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(4)], rtol=1e-15)
-    assert YarnTemperature(coefficient=0.5).factors(199, 100) == 1 + 0.5 * math.log(2)
+    np.testing.assert_allclose(found, [1, 1, *np.square(attention_factors)], rtol=1e-14)
+    stated = YarnTemperature(coefficient=0.5).factors(199, 100)
+    assert stated == pytest.approx((1 + 0.5 * math.log(2)) ** 2, rel=1e-14)
 
 
 @pytest.mark.parametrize("scaling", [cls() for cls in LOGIT_SCALINGS.values()], ids=str)

@@ -18,6 +18,8 @@ STATIC = {
     "ntk-by-parts rotations": lambda s: rw.NTKByParts(factor=s, ramp="rotations"),
     "ntk-by-parts untruncated": lambda s: rw.NTKByParts(factor=s, truncate=False),
     "yarn": lambda s: rw.YaRN(factor=s),
+    "mrrope-uni": lambda s: rw.MrRoPEUni(factor=s),
+    "mrrope-pro": lambda s: rw.MrRoPEPro(factor=s),
     "llama3": lambda s: rw.Llama3(factor=s),
     "proportional": lambda s: rw.Proportional(p=1, factor=s),
     "critical-base": lambda s: rw.CriticalBase(factor=s),
@@ -211,6 +213,14 @@ def test_extension_factor(scaling, length, extension_factor):
         (rw.LongRoPE([1] * 4, [1] * 4, factor=2), rw.Rope(8), "original_length"),
         (rw.LongRoPE([1] * 4, [1] * 4, factor=2), rw.Rope(8, 10_000, 1), "original_length"),  # ln 1 = 0
         (rw.LongRoPE([1] * 3, [1] * 3, factor=2), rw.Rope(8, 10_000, 1000), "longrope: short_factor"),
+        # On this rope, 32 rotations fall before pair 0, 1 rotation at pair 2.2.
+        (rw.YaRN(factor=2, critical=0), rw.Rope(8, 10_000, 1000), "yarn: critical"),
+        (rw.YaRN(factor=2, critical=4), rw.Rope(8, 10_000, 1000), "yarn: critical"),
+        # On this one, 32 rotations fall at pair 1.7: pair 1 is faster.
+        (rw.NTKByParts(factor=2, critical=1), rw.Rope(8, 10_000, 10_000), "ntk-by-parts: critical"),
+        (rw.MrRoPEPro(factor=2), rw.Rope(8), "original_length"),
+        (rw.CoPE(), rw.Rope(8), "original_length"),
+        (rw.CoPE(onset=5), rw.Rope(8, 10_000, 1000), "cope: onset"),
         (rw.NTK(factor=2), rw.Rope(2), "dim"),  # d / (d - 2)
         (rw.DynamicNTK(), rw.Rope(2, 10_000, 1000), "dim"),
     ],

@@ -35,7 +35,7 @@ from ropewalk.errors import IncompleteConfigError, InputError, UnsupportedModelE
 from ropewalk.rope import Layout, Rope
 from ropewalk.scaling.base import Scaling
 from ropewalk.scaling.linear import Linear
-from ropewalk.scaling.longrope import LongRoPE
+from ropewalk.scaling.longrope import MAX_DIVISOR, LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.proportional import Proportional
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
@@ -215,10 +215,12 @@ def _divide_frequencies(
     rotated_pairs = sum(divisor < FIXED_PAIR_DIVISOR / 2 for divisor in combined[0])
     if not 0 < rotated_pairs < pairs:
         return LongRoPE(combined[0], combined[-1], attention_factor=attention_factor)
-    # Some pairs are not rotated. Only Proportional can express this, with one divisor for all others.
+    # Some pairs are not rotated. Proportional expresses this, but with one divisor for all others.
     rotated_divisors, fixed_divisors = set(combined[0][:rotated_pairs]), combined[0][rotated_pairs:]
-    fixed_pairs_are_last = all(divisor > FIXED_PAIR_DIVISOR / 2 for divisor in fixed_divisors)
-    if len(combined) == 1 and len(rotated_divisors) == 1 and attention_factor == 1 and fixed_pairs_are_last:
+    if any(divisor < FIXED_PAIR_DIVISOR / 2 for divisor in fixed_divisors):
+        raise InputError(ROPE_FREQS, "divisors that fix some pairs", "rotated pairs before those only")
+    if len(combined) == 1 and len(rotated_divisors) == 1 and attention_factor == 1:
         p = math.nextafter(2 * rotated_pairs / rope.dim, 1.0)  # rounding down would rotate one pair less
         return Proportional(p=p, factor=rotated_divisors.pop())
-    raise InputError(ROPE_FREQS, "divisors that fix some pairs", "the same divisor for all pairs before those")
+    limited = [tuple(min(divisor, MAX_DIVISOR) for divisor in divisors) for divisors in combined]
+    return LongRoPE(limited[0], limited[-1], attention_factor=attention_factor)

@@ -23,9 +23,7 @@ from ropewalk.models.patching import AttributePatch
 from ropewalk.models.rotary_modules import RotaryModule
 from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.scaling import Scaling
-from ropewalk.scaling.longrope import LongRoPE
-
-_MAX_DIVISOR = 1e12  # the largest that LongRoPE accepts; used for a frequency of 0
+from ropewalk.scaling.longrope import MAX_DIVISOR, LongRoPE
 
 
 @dataclass
@@ -113,7 +111,7 @@ def _as_longrope(
         if (scaling.is_dynamic and length is None) or frequencies.softmax_factor != 1:
             return None
         with np.errstate(divide="ignore"):
-            divisors = tuple(np.minimum(layer.rope.inv_freq / frequencies.inv_freq, _MAX_DIVISOR).tolist())
+            divisors = tuple(np.minimum(layer.rope.inv_freq / frequencies.inv_freq, MAX_DIVISOR).tolist())
         converted[layer_type] = LongRoPE(
             divisors,
             divisors,

@@ -113,9 +113,10 @@ class MistralTemperature(LogitScaling):
 
 @dataclass(frozen=True)
 class YarnTemperature(LogitScaling):
-    """max(1, 1 + a ln(n / L)) for a query that attends to n keys (Qwen2.5-1M, arXiv 2501.15383).
+    """max(1, 1 + a ln(n / L))^2 for a query that attends to n keys: YaRN's temperature (arXiv 2309.00071, eq. 22).
 
-    vLLM 0.10 multiplies the queries of dual chunk attention by it (dual_chunk_flash_attn.py, `scaling_factor`).
+    Qwen2.5-1M (arXiv 2501.15383) combines it with dual chunk attention. vLLM 0.10 multiplies the keys and the queries
+    by 1 + 0.1 ln(n / L) each, with n for the whole request (dual_chunk_flash_attn.py, `scaling_factor`).
 
     Args:
         coefficient: a.
@@ -129,7 +130,8 @@ class YarnTemperature(LogitScaling):
         check_number("yarn: coefficient", self.coefficient, minimum=0)
 
     def _factors(self, positions: NDArray[np.float64], original_length: int) -> NDArray[np.float64]:
-        return 1 + self.coefficient * np.log(np.maximum(positions + 1, original_length) / original_length)
+        length_ratios = np.maximum(positions + 1, original_length) / original_length
+        return np.square(1 + self.coefficient * np.log(length_ratios))
 
 
 LOGIT_SCALINGS: dict[str, type[LogitScaling]] = {

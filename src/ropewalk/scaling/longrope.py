@@ -11,6 +11,8 @@ from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling, above, at_least
 
+MAX_DIVISOR = 1e12  # the largest number that an option accepts; stands for a pair that does not turn
+
 
 @dataclass(frozen=True, repr=False)
 class LongRoPE(Scaling):

@@ -60,7 +60,7 @@ class YaRN(ByParts):
             "factor": float(self.factor),
             "original_max_position_embeddings": self.resolve_original_length(rope),
             "beta_fast": float(self.beta_fast),
-            "beta_slow": float(self.beta_slow),
+            "beta_slow": float(self.resolve_beta_slow(rope)),
             "truncate": self.truncate,
             "attention_factor": None if self.attention_factor is None else float(self.attention_factor),
             "mscale": self.mscale,

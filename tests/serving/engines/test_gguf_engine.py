@@ -141,6 +141,11 @@ METHODS = {
     "yarn:factor=4,original_length=4096": "native",
     "yarn:factor=4,beta_fast=16": "rope_freqs tensor",
     "yarn:factor=4,truncate=false": "rope_freqs tensor",
+    "yarn:factor=4,critical=18": "rope_freqs tensor",
+    "mrrope-uni:factor=4": "rope_freqs tensor",
+    "mrrope-pro:factor=4": "rope_freqs tensor",
+    "cope": "rope_freqs tensor",
+    "cope:factor=4": "rope_freqs tensor",
     "yarn:factor=4,mscale=1,mscale_all_dim=1": None,  # llama.cpp does not scale the softmax of Llama
     "dynamic-yarn": None,
     "llama3:factor=8,low_freq_factor=1,high_freq_factor=4": "rope_freqs tensor",

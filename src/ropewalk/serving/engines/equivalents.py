@@ -42,9 +42,8 @@ def encode_as_yarn(scaling: Scaling, layer: LayerRope, length: int) -> dict[str,
     factor = float(layer.rope.inv_freq[-1] / frequencies.inv_freq[-1])  # YaRN divides the slowest pair by the factor
     if factor < 1 or not (layer.rope.original_length or scaling.original_length):
         return None
-    options = {
-        name: getattr(scaling, name) for name in ("beta_fast", "beta_slow", "truncate") if hasattr(scaling, name)
-    }
+    ramp_options = ("beta_fast", "beta_slow", "truncate", "critical")
+    options = {name: getattr(scaling, name) for name in ramp_options if hasattr(scaling, name)}
     yarn = YaRN(
         factor=factor,
         attention_factor=frequencies.attention_factor,
@@ -58,6 +57,9 @@ def encode_as_yarn(scaling: Scaling, layer: LayerRope, length: int) -> dict[str,
 
 def encode_as_longrope(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
     """Return a longrope dict with two equal lists that gives the same frequencies, or None."""
+    rope_dict = None if scaling.is_dynamic else scaling.to_rope_parameters(layer.rope)
+    if rope_dict and rope_dict["rope_type"] == "longrope":
+        return rope_dict
     frequencies = _static_frequencies(scaling, layer, length)
     if frequencies is None or frequencies.softmax_factor != 1:
         return None

@@ -300,6 +300,6 @@ def _request_factor_dict(scaling: DynamicYaRN, layer: LayerRope, length: int) ->
         "original_max_position_embeddings": original,
         "factors": [2**power for power in range(doublings + 1)],
         "beta_fast": float(scaling.beta_fast),
-        "beta_slow": float(scaling.beta_slow),
+        "beta_slow": float(scaling.resolve_beta_slow(layer.rope)),
         "truncate": scaling.truncate,
     }
