@@ -19,6 +19,7 @@ LLAMA = {
     "model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2,
     "max_position_embeddings": 8192, "rope_theta": 100_000.0, "rope_scaling": None, "vocab_size": 97,
 }  # fmt: skip
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32, "factor": 2.0}
 
 
 @pytest.fixture
@@ -90,10 +91,23 @@ def test_the_untouched_model_of_a_scaled_configuration_is_the_unscaled_one(folde
         ("dynamic-yarn", "sglang", 8192),  # needs no scaling
         ("log-ntk:factor=2", "sglang", 16_384),  # no static scaling is like it
         ("power-ntk", "sglang", 16_384),
+        (LONGROPE, "vllm", 16_384),  # its short list is not the unscaled model
     ],
 )
 def test_there_is_none_where_none_is_needed_or_none_is_near(folder, scaling, engine, length):
     assert find_alternative(folder, scaling, engine, length) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("Qwen2.5-7B", "Qwen2.5-7B-8192"), ("Qwen2.5-7B/config.json", "Qwen2.5-7B-8192")]
+)
+def test_folders_are_named_after_the_model(tmp_path, name, expected):
+    (tmp_path / "Qwen2.5-7B").mkdir()
+    (tmp_path / "Qwen2.5-7B" / "config.json").write_text(
+        json.dumps({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0}})
+    )
+    untouched, _ = find_alternative(str(tmp_path / name), "dynamic-yarn", "tgi", 16_384).servers
+    assert untouched.commands[0].endswith(f" --out {expected}")
 
 
 def test_the_measured_perplexities_are_those_of_the_benchmarks():

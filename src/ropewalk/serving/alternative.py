@@ -14,6 +14,7 @@ from typing import Any
 from ropewalk.config import ModelConfig
 from ropewalk.errors import InputError, UnsupportedScalingError
 from ropewalk.scaling import Scaling, parse
+from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.yarn import DynamicYaRN
 from ropewalk.serving.engines import find_engine
@@ -86,7 +87,8 @@ def find_alternative(model: str, scaling: str | Scaling, engine: str, length: in
     cannot be read.
     """
     chosen_engine, expected = find_engine(engine), parse(scaling)
-    if not expected.is_dynamic:
+    # The short list of LongRoPE is what a model was trained with, so no scaling at all would be wrong for short texts.
+    if not expected.is_dynamic or isinstance(expected, LongRoPE):
         return None
     config, model_config = chosen_engine.load_config(model)
     rope = model_config.main_layer.rope
@@ -139,7 +141,9 @@ def _describe_server(
     except InputError as error:
         if error.field != "out":
             raise
-        folder = f"{Path(model).stem}-{length}"
+        path = Path(model)
+        name = path.parent.name if path.name == "config.json" else path.name.removesuffix(".gguf")
+        folder = f"{name}-{length}"
         options = ["--scaling", str(scaling), "--engine", engine.name, "--length", str(length), "--out", folder]
         export = shlex.join(["ropewalk", "export", model, *options])
         commands = (export, engine.build_command(str(engine.exported_path(model, Path(folder))), length))
