@@ -66,7 +66,8 @@ _recorder = _Recorder()
 @contextmanager
 def record_attention_calls() -> Iterator[list[RecordedCall]]:
     """Record what the attention modules of this thread pass to the implementations of ropewalk inside the block."""
-    _recorder.calls = calls = []
+    calls: list[RecordedCall] = []
+    _recorder.calls = calls
     try:
         yield calls
     finally:

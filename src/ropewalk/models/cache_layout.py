@@ -90,7 +90,7 @@ def find_rotated_channels(decoder: Any, tables: Mapping[str, RotaryTable]) -> li
             if not isinstance(unrotated, Tensor) or not unrotated.is_floating_point():
                 continue
             rotated = getattr(rotated_cache.layers[layer], name)
-            if _close(unrotated, rotated):
+            if equal_up_to_rounding(unrotated, rotated):
                 continue
             channels = explain_rotation(unrotated, rotated, layer, name, tables, angles)
             if channels is None:
@@ -178,7 +178,7 @@ def explain_rotation(
             cos_BTP, sin_BTP = angle_BTP.cos().float(), angle_BTP.sin().float()
             for layout, sign in itertools.product(LAYOUTS, (1, -1)):
                 channels = RotatedChannels(layer, tensor, name, start, layout, columns_P, sign)
-                if _close(channels.rotate(unrotated, cos_BTP, sin_BTP), rotated):
+                if equal_up_to_rounding(channels.rotate(unrotated, cos_BTP, sin_BTP), rotated):
                     return channels
     return None
 
@@ -191,7 +191,7 @@ def _is_scaled(unscaled: Tensor, scaled: Tensor, channels: RotatedChannels) -> b
     return abs(growth - _PROBE_FACTOR) < abs(growth - 1)
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def equal_up_to_rounding(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal up to the rounding of two rotations."""
     if one.shape != other.shape or one.numel() == 0:
         return one.shape == other.shape

@@ -238,12 +238,14 @@ def _find_left_padding(mask: Tensor) -> list[int] | None:
         mask_BtN = mask[:, 0, start : start + _ROWS_PER_COMPARISON]
         query_t = torch.arange(start, start + mask_BtN.shape[1], device=mask.device) + keys - queries
         expected_BtN = (key_N <= query_t[:, None]) & (key_N >= first_B[:, None, None])
-        is_padding_Bt = query_t < first_B[:, None]
         visible_BtN = _is_visible(mask_BtN)
+        # Padding sees nothing, or everything (a remedy against NaN); another text in the same row sees a part.
+        sees_all_or_none_Bt = (visible_BtN == visible_BtN[..., :1]).all(-1)
+        is_padding_Bt = (query_t < first_B[:, None]) & sees_all_or_none_Bt
         hidden_too = mask.dtype == torch.bool or bool((visible_BtN | _is_hidden(mask_BtN)).all())
         if not hidden_too or not bool(((visible_BtN == expected_BtN) | is_padding_Bt[..., None]).all()):
             return None
-    return first_B.tolist()  # type: ignore[no-any-return]
+    return first_B.tolist()
 
 
 def _is_visible(mask: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ropewalk import config as configs
@@ -24,7 +23,13 @@ from ropewalk.models.attention_interface import (
     implementation_name,
     record_attention_calls,
 )
-from ropewalk.models.cache_layout import RotatedChannels, cache_one_token, explain_rotation, probe_angles
+from ropewalk.models.cache_layout import (
+    RotatedChannels,
+    cache_one_token,
+    equal_up_to_rounding,
+    explain_rotation,
+    probe_angles,
+)
 from ropewalk.models.config_update import ConfigPatch
 from ropewalk.models.dynamic import create_decoder_hooks
 from ropewalk.models.patching import AttributePatch, Patch, PatchSet
@@ -137,7 +142,7 @@ def _find_layers(
     rotated_modules = set()
     for unrotated, rotated in zip(unrotated_calls, rotated_calls, strict=True):
         module = unrotated.module
-        if torch.equal(unrotated.query, rotated.query) and torch.equal(unrotated.key, rotated.key):
+        if equal_up_to_rounding(unrotated.query, rotated.query) and equal_up_to_rounding(unrotated.key, rotated.key):
             continue  # a layer without rotary embedding
         rotated_modules.add(module)
         if _is_local(unrotated, layer_types):
@@ -185,6 +190,6 @@ def _count_rotated_layers(unrotated_cache: Any, rotated_cache: Any) -> int:
     count = 0
     for unrotated, rotated in zip(unrotated_cache.layers, rotated_cache.layers, strict=True):
         keys, rotated_keys = getattr(unrotated, "keys", None), getattr(rotated, "keys", None)
-        if isinstance(keys, Tensor) and isinstance(rotated_keys, Tensor) and not torch.equal(keys, rotated_keys):
-            count += 1
+        if isinstance(keys, Tensor) and isinstance(rotated_keys, Tensor):
+            count += not equal_up_to_rounding(keys, rotated_keys)
     return count
