@@ -142,6 +142,10 @@ def test_parse_scaling_refuses_position_methods():
     assert parse_scaling("yarn:factor=4", "which this needs") == rw.YaRN(factor=4)
     with pytest.raises(rw.InputError, match="self-extend changes positions"):
         parse_scaling("self-extend", "which this needs")
+    with pytest.raises(rw.InputError, match=r"\(the nearest are dynamic-yarn and yarn\)"):
+        parse_scaling("jet-long", "which this needs")
+    with pytest.raises(rw.InputError, match=r"\(SGLang applies it to a model whose config.json has dual_chunk"):
+        parse_scaling("dual-chunk", "which this needs")
 
 
 def test_every_method_states_its_formula_and_source():

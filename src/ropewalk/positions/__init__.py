@@ -40,15 +40,14 @@ def parse_scaling(spec: str | Mapping[str, Any] | Scaling | PositionMethod, use:
 
     Args:
         spec: see `parse`.
-        use: what the scaling is for, as in "which ropewalk frequencies shows".
+        use: what the scaling is for, as in "which engines apply".
 
     Raises InputError for a position method, and what `parse` raises.
     """
     method = parse(spec)
     if isinstance(method, PositionMethod):
-        raise InputError(
-            "scaling", str(method), f"a method that changes frequencies, {use}; {method.name} changes positions"
-        )
+        expected = f"a method that changes frequencies, {use}; {method.name} changes positions"
+        raise InputError("scaling", str(method), expected, method.engines or "the nearest are dynamic-yarn and yarn")
     return method
 
 

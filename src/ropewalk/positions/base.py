@@ -19,7 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +57,16 @@ class PositionMethod(Method, ABC):
     package registers it. It implements `choose_options`, which fills in the options that are None, and the methods that
     describe the distances; those are called on a resolved method only.
 
+    Class variables:
+        engines: a clause on the serving engines that have the method; empty if none has.
+
     Args:
         logit_scaling: spec of a `LogitScaling`, such as "log-n", which multiplies the attention logits of queries past
             the original length, near and far. A temperature that a model applies itself, such as
             `llama_4_scaling_beta`, stays in place with or without it.
     """
+
+    engines: ClassVar[str] = ""
 
     logit_scaling: str | None = field(default=None, kw_only=True)
 

@@ -33,6 +33,9 @@ class DualChunk(PositionMethod):
     formula = "key n mod s; own chunk: m mod s; previous: min(m mod s + s, c); earlier: c"
     source = "dual chunk attention, arXiv 2402.17463; Qwen2.5-1M, arXiv 2501.15383"
 
+    # sgl-project/sglang at 1951f6a, dual_chunk_flashattention_backend.py; vLLM dropped it in 0.11 (its issue 49296).
+    engines = "SGLang applies it to a model whose config.json has dual_chunk_attention_config"
+
     chunk_size: int | None = field(default=None, metadata=whole("tokens"))
     local_size: int | None = field(default=None, metadata=whole("tokens"))
 
