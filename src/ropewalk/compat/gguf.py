@@ -17,7 +17,7 @@ def cached_gguf_reader() -> Callable[[str], Any]:
     import gguf
     import numpy as np
 
-    class ArrayReader(gguf.GGUFReader):
+    class ArrayReader(gguf.GGUFReader):  # type: ignore[misc]
         @property
         def data(self) -> Any:
             return self._array
