@@ -219,9 +219,11 @@ def plant(fault: str | None) -> Callable[[], None]:
         "attention factor of the next": (hooks, "_arguments_of_factor", attention_factor_of_the_next),
         "another version": (hooks, "TESTED_VERSIONS", ("0.0.1",)),
         "another signature": (hooks, "_SIGNATURES", signatures),
-        # Neither can be started on a CPU.
+        # These cannot be started on a CPU, or need large models.
         "the second model runner": (vllm.config.VllmConfig, "use_v2_model_runner", True),
         "the Rust frontend": (vllm.envs, "VLLM_USE_RUST_FRONTEND", True),
+        "latent attention": (vllm.config.ModelConfig, "use_mla", True),
+        "gpt-oss": (vllm.config.ModelConfig, "architecture", "GptOssForCausalLM"),
     }[fault]
     original = vars(owner)[name] if name in vars(owner) else getattr(owner, name)
     setattr(owner, name, broken)

@@ -7,8 +7,6 @@ import re
 
 import pytest
 
-transformers = pytest.importorskip("transformers")
-
 pytestmark = pytest.mark.engines
 ROPE_DICT = {
     "rope_type": "ropewalk_dynamic_yarn",
@@ -23,31 +21,26 @@ CHATGLM = {  # a small ChatGLM
     "apply_residual_connection_post_layernorm": False, "original_rope": True, "tie_word_embeddings": False,
     "post_layer_norm": True, "eos_token_id": 2,
 }  # fmt: skip
-
-
-# For each model: its architecture, its class of configurations, further fields of the rope dict, and the reason.
-MODELS = {
-    "Qwen2.5-VL": ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLConfig", {"mrope_section": [16, 24, 24]}, "MRoPE"),
-    "Qwen3-VL": ("Qwen3VLForConditionalGeneration", "Qwen3VLConfig", {"mrope_section": [24, 20, 20]}, "MRoPE"),
-    "DeepSeek-V3": ("DeepseekV3ForCausalLM", "DeepseekV3Config", {}, "MLA"),
-    "Ministral 3": (
-        "Ministral3ForCausalLM", "Ministral3Config", {"llama_4_scaling_beta": 0.1}, "attention scaled by position",
-    ),
-    "gpt-oss": ("GptOssForCausalLM", "GptOssConfig", {}, "GptOssForCausalLM .a rope dict of its own"),
-}  # fmt: skip
+# Fields of the rope dict; the first two are those of published models.
+ROPE_FIELDS = {
+    "Qwen2.5-VL": ({"mrope_section": [16, 24, 24]}, "MRoPE"),
+    "Ministral 3": ({"llama_4_scaling_beta": 0.1}, "attention scaled by position"),
+    "a served length that no factor covers": ({"factors": [1, 2]}, "--max-model-len 512 .at most 256"),
+}
 OPTIONS = {
     "pooling": ({"runner": "pooling", "convert": "embed"}, "pooling"),
     "a KV connector": (
         {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}, "a KV connector",
     ),
-    "too long": ({"max_model_len": 513}, "--max-model-len 513 .at most 512"),
     "transformers' code": ({"model_impl": "transformers"}, "transformers' own model code"),
 }  # fmt: skip
-FAULTS = {
+FAULTS = {  # what vLLM says of itself and of a model
     "another version": "it was tested with 0.0.1",
     "another signature": "the signature of vllm.model_executor",
     "the second model runner": "set VLLM_USE_V2_MODEL_RUNNER=0",
     "the Rust frontend": "unset VLLM_USE_RUST_FRONTEND",
+    "latent attention": "MLA",
+    "gpt-oss": "GptOssForCausalLM .a rope dict of its own",
 }
 IGNORES_ROPE_DICT = "a model that ignores its rope dict"
 
@@ -56,11 +49,9 @@ IGNORES_ROPE_DICT = "a model that ignores its rope dict"
 def errors(run_servers, checkpoints, tmp_path_factory):
     """The error of each server by name."""
     job = {}
-    for name, (architecture, config_class, rope_fields, _) in MODELS.items():
-        fields = getattr(transformers, config_class)(architectures=[architecture]).to_dict()
-        text_fields = fields.get("text_config", fields)
-        text_fields["rope_parameters"] = {**ROPE_DICT, **rope_fields}
-        text_fields["max_position_embeddings"] = 512
+    for name, (rope_fields, _) in ROPE_FIELDS.items():
+        fields = json.loads((checkpoints["dynamic"] / "config.json").read_text())
+        fields["rope_parameters"] |= rope_fields
         job[name] = new_server(tmp_path_factory.mktemp("config"), fields)
     for name, (options, _) in OPTIONS.items():
         job[name] = {"path": str(checkpoints["dynamic"]), "options": options, "batches": None, "fault": None}
@@ -80,7 +71,7 @@ def new_server(folder, fields):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        *((name, message) for name, (*_, message) in MODELS.items()),
+        *((name, message) for name, (_, message) in ROPE_FIELDS.items()),
         *((name, message) for name, (_, message) in OPTIONS.items()),
         *FAULTS.items(),
         (IGNORES_ROPE_DICT, "ChatGLMForCausalLM does not read the rope dict"),
