@@ -63,7 +63,7 @@ def build_temperatures(subject: Subject) -> list[dict[str, Any]]:
         scaled = _at_target(subject, index)
         rows.append(
             {
-                "label": str(subject.scalings[index]),
+                "label": subject.labels[index],
                 "attention_factor": scaled.attention_factor,
                 "sharpness": sharpness(scaled),
                 "share": attention_share(advantage, subject.target, sharpness(scaled)),

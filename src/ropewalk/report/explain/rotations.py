@@ -35,7 +35,10 @@ def build_rotations(subject: Subject) -> dict[str, Any]:
         "critical": int((rotations >= 1).sum()),
         "fast": choose_fast_pair(rotations),
         "slow": choose_slow_pair(rotations),
-        "methods": [_describe_method(subject, scaling) for scaling in subject.scalings],
+        "methods": [
+            {"label": label, **_describe_method(subject, scaling)}
+            for label, scaling in zip(subject.labels, subject.scalings, strict=True)
+        ],
     }
 
 
@@ -79,14 +82,13 @@ def _describe_method(subject: Subject, scaling: Scaling) -> dict[str, Any]:
     divisors = [compute_divisors(subject, scaled) for scaled in by_stop]
     factors = [scaling.extension_factor(layer.rope, stop) for stop in stops]
     return {
-        "label": str(scaling),
-        "turns": [(scaled.inv_freq / (2 * math.pi)).tolist() for scaled in by_stop],
-        "divisors": [_round(each) for each in divisors],
+        "turns": [_round(scaled.inv_freq / (2 * math.pi), 12) for scaled in by_stop],
+        "divisors": [_round(each, 6) for each in divisors],
         "bands": ["".join(band[0] for band in assign_bands(*pair)) for pair in zip(divisors, factors, strict=True)],
         "attention": [scaled.attention_factor for scaled in by_stop],
     }
 
 
-def _round(values: NDArray[np.float64]) -> list[float | None]:
-    """Return the numbers with 6 significant digits, which keeps the page small; null for infinity."""
-    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
+def _round(values: NDArray[np.float64], digits: int) -> list[float | None]:
+    """Return the numbers with that many significant digits, which keeps the page small; None for infinity."""
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,11 @@ class Subject:
         return self.model_config.main_layer
 
     @property
+    def labels(self) -> list[str]:
+        """The specs of the scalings, without the numbers in the lists of LongRoPE."""
+        return [re.sub(r"\[[^]]*]", "[…]", str(scaling)) for scaling in self.scalings]
+
+    @property
     def stops(self) -> list[int]:
         """The lengths that the slider stops at, in tokens: multiples of L from L to 16 L or beyond the target."""
         longest = max(_MIN_LONGEST_RATIO, math.ceil(self.target / self.original_length))
@@ -106,14 +112,8 @@ def open_subject(model: str, target: int, scalings: Sequence[str]) -> Iterator[S
 
 def _choose_scalings(layer: LayerRope, chosen: Scaling, yarn: YaRN) -> list[Scaling]:
     """Return the model's own scaling, the chosen one, and the common methods at the same factor."""
-    original = yarn.original_length
-    return [
-        layer.scaling,
-        Linear(factor=yarn.factor),
-        NTK(factor=yarn.factor),
-        chosen if chosen != layer.scaling else yarn,
-        DynamicYaRN(original_length=original),
-    ]
+    linear, ntk = Linear(factor=yarn.factor), NTK(factor=yarn.factor)
+    return [layer.scaling, linear, ntk, chosen, yarn, DynamicYaRN(original_length=yarn.original_length)]
 
 
 @contextmanager

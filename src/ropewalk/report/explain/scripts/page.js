@@ -17,12 +17,15 @@ makePairsTable(document.querySelector("[data-table=pairs]"));
 
 const labels = data.methods.map((method) => method.label);
 const toLines = (lines, first = 0) => lines.map((values, index) => ({ label: labels[index + first], index: index + first, values }));
+// A measured scaling has the color that it has in the other pictures, if it is in them.
+let unused = labels.length;
+const measured = (data.curve?.labels ?? []).map((label) => ({ label, index: labels.includes(label) ? labels.indexOf(label) : unused++ }));
 const charts = {
   scores: () => ({ x: data.scores.x, lines: toLines(data.scores.lines), isLogX: true, xName: texts.distance, yName: texts.score,
     mark: { x: data.originalLength, label: texts.end } }),
   stale: () => ({ x: data.stale.x, lines: toLines(data.stale.lines, 1), xName: texts.position, yName: texts.degrees,
     level: { y: 90, label: texts.chance } }),
-  curve: () => ({ x: data.curve.x, lines: data.curve.labels.map((label, index) => ({ label, index, values: data.curve.lines[index] })),
+  curve: () => ({ x: data.curve.x, lines: data.curve.lines.map((values, index) => ({ ...measured[index], values })),
     isLogX: true, isLogY: true, xName: texts.text_length, yName: texts.perplexity, mark: { x: data.originalLength, label: texts.end } }),
 };
 for (const figure of document.querySelectorAll(".chart")) makeChart(figure, charts[figure.dataset.chart]());
