@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import Any
 
 from benchmarks.engine_tables.syntax import (
     NOT_TEXT,
-    TEMPERATURE_FIELDS,
     find_assigned_values,
     find_calls,
-    find_words,
     get_argument,
     is_bound_to_literals,
     mentions,
@@ -23,7 +20,6 @@ from benchmarks.engine_tables.syntax import (
 )
 
 _KINDS = ("any", "own", "type", "none")  # of the calls in one file, the first decides
-_ROTARY = re.compile("rotary|^rope|_rope|RoPE", re.IGNORECASE)
 _MAX_IMPORTS = 3  # how far to follow a file that has its attention from another file
 
 
@@ -54,8 +50,6 @@ class ModelFiles:
         self.folders = tuple(folders)
         self.argument = argument
         self._trees: dict[str, list[ast.Module]] = {}
-        self._rope_calls: dict[str, list[RopeCall]] = {}
-        self._imported_names: dict[str, dict[str, set[str]]] = {}
 
     def trees(self, module: str) -> list[ast.Module]:
         """Return the files of a module; empty if there is no such module."""
@@ -80,28 +74,25 @@ class ModelFiles:
 
     def find_rope_calls(self, module: str) -> list[RopeCall]:
         """Return the calls of `get_rope` in the classes of a module that are about text."""
-        if module not in self._rope_calls:
-            self._rope_calls[module] = [
-                RopeCall(function, get_argument(call, *self.argument), name.endswith("ScalingRotaryEmbedding"))
-                for tree in self.trees(module)
-                for owner in tree.body
-                if not NOT_TEXT.search(getattr(owner, "name", ""))
-                for function in _functions_of(owner)
-                for name, call in find_calls(function)
-                if name.rsplit(".", maxsplit=1)[-1] in ("get_rope", "get_rope_wrapper", "ScalingRotaryEmbedding")
-            ]
-        return self._rope_calls[module]
+        return [
+            RopeCall(function, get_argument(call, *self.argument), name.endswith("ScalingRotaryEmbedding"))
+            for tree in self.trees(module)
+            for owner in tree.body
+            if not NOT_TEXT.search(getattr(owner, "name", ""))
+            for function in _functions_of(owner)
+            for name, call in find_calls(function)
+            if name.rsplit(".", maxsplit=1)[-1] in ("get_rope", "get_rope_wrapper", "ScalingRotaryEmbedding")
+        ]
 
     def classify_scaling(self, module: str) -> str:
         """Return which scaling a module passes on: "any", "own", its "type" without a factor, or "none".
 
-        "none" also if it has no rotary embedding at all. "unknown" if it builds one without `get_rope`, and if the
-        files that it imports do not agree.
+        "unknown" if it builds no rotary embedding, and if the files that it imports do not agree.
         """
         modules = self.find_text_modules(module)
         kinds = {self._classify(call) for name in modules for call in self.find_rope_calls(name)}
         if not kinds:
-            return "unknown" if self._has_other_rotary(module) else "none"
+            return "unknown"
         if len({self._summary(name) for name in modules}) > 1:
             return "unknown"
         return next(kind for kind in _KINDS if kind in kinds)
@@ -114,7 +105,6 @@ class ModelFiles:
             "longrope": scaling == "any",
             "attention_factor": scaling in ("any", "own"),
             "softmax_factor": self.mentions(module, "mscale_all_dim"),
-            "temperature": self._reads_temperature(module),
         }
 
     def mentions(self, module: str, *words: str) -> bool:
@@ -129,38 +119,6 @@ class ModelFiles:
             return False
         return any(reads_attribute(tree, name) for tree in trees for name in ("rope_theta", "rope_scaling"))
 
-    def find_parents(self, module: str) -> list[str]:
-        """Return the modules from which a module imports the classes that its own classes are derived from."""
-        bases = {
-            word.id
-            for tree in self.trees(module)
-            for node in tree.body
-            if isinstance(node, ast.ClassDef)
-            for base in node.bases
-            for word in ast.walk(base)
-            if isinstance(word, ast.Name) and not NOT_TEXT.search(word.id) and "Process" not in word.id
-        }
-        return [name for name, names in self._imports(module).items() if names & bases]
-
-    def _reads_temperature(self, module: str) -> bool:
-        """Return whether a module, or each one that it may have its attention from, reads an attention temperature."""
-        sources = self.find_text_modules(module) or [module]
-        return any(mentions(tree, *TEMPERATURE_FIELDS) for tree in self.trees(module)) or all(
-            any(mentions(tree, *TEMPERATURE_FIELDS) for tree in self.trees(name)) for name in sources
-        )
-
-    def _has_other_rotary(self, module: str, depth: int = 0) -> bool:
-        """Return whether a module, or one that it imports, rotates in some other way than by `get_rope`."""
-        classes = [
-            node
-            for tree in self.trees(module)
-            for node in tree.body
-            if not NOT_TEXT.search(getattr(node, "name", "")) and isinstance(node, ast.ClassDef | ast.FunctionDef)
-        ]
-        if any(_ROTARY.search(word) for node in classes for word in find_words(node)):
-            return True
-        return depth < _MAX_IMPORTS and any(self._has_other_rotary(name, depth + 1) for name in self._imports(module))
-
     def _summary(self, module: str) -> str:
         kinds = {self._classify(call) for call in self.find_rope_calls(module)}
         return next(kind for kind in _KINDS if kind in kinds)
@@ -174,20 +132,17 @@ class ModelFiles:
         kinds = {_classify_value(value) for value in values}
         return next(kind for kind in _KINDS if kind in kinds)
 
-    def _imports(self, module: str) -> dict[str, set[str]]:
-        """Return the modules in the same folders from which a module imports, with the names that are about text."""
-        if module not in self._imported_names:
-            found: dict[str, set[str]] = {}
-            for node in (node for tree in self.trees(module) for node in ast.walk(tree)):  # also inside functions
+    def _imports(self, module: str) -> list[str]:
+        """Return the modules in the same folders from which a module imports classes that are about text."""
+        found = []
+        for tree in self.trees(module):
+            for node in tree.body:
                 if not isinstance(node, ast.ImportFrom) or node.module is None:
                     continue
-                path = node.module.partition(".models.")[2] or (node.module if node.level else "")
-                name = next((part for part in reversed(path.split(".")) if part and self.trees(part)), "")
-                names = {alias.name for alias in node.names if not NOT_TEXT.search(alias.name)}
-                if name and names and name not in (module, "utils", "interfaces"):
-                    found.setdefault(name, set()).update(names)
-            self._imported_names[module] = found
-        return self._imported_names[module]
+                is_model = self.trees(node.module) and (node.level or ".models." in node.module)
+                if is_model and any(not NOT_TEXT.search(alias.name) for alias in node.names):
+                    found.append(node.module.rsplit(".", maxsplit=1)[-1])
+        return [name for name in dict.fromkeys(found) if name not in (module, "utils", "interfaces")]
 
 
 def _classify_value(value: ast.expr | None) -> str:

@@ -11,8 +11,6 @@ from benchmarks.engine_tables.syntax import parse_file
 
 PACKAGE = "sglang"
 SOURCE = "python/sglang/srt/models/*.py"
-# Classes that run a model of another library, for architectures without a file.
-_FALLBACKS = ("transformers", "mindspore")
 
 
 def read_table(folder: Path) -> dict[str, Any]:
@@ -21,8 +19,6 @@ def read_table(folder: Path) -> dict[str, Any]:
     files = ModelFiles([models], ("rope_scaling", 5))
     rows = {}
     for path in sorted(models.glob("*.py")):
-        if path.stem in _FALLBACKS:
-            continue
         for name in _entry_classes(parse_file(path)):
             rows[name] = _read_row(path.stem, files)
     return {"architectures": rows}

@@ -48,17 +48,13 @@ def _read_row(module: str, files: ModelFiles, modules: dict[str, str]) -> dict[s
 
 
 def _inner_architectures(module: str, files: ModelFiles) -> list[str] | None:
-    """Return the constant architectures of a nested text model; None if a module, or its parent, builds none."""
+    """Return the constant architectures of a nested text model; None if a module builds none."""
     for tree in files.trees(module):
         for name, call in find_calls(tree):
             if name == "init_vllm_registered_model":
                 value = get_argument(call, "architectures", 3)
                 is_list = isinstance(value, ast.List) and all(isinstance(item, ast.Constant) for item in value.elts)
                 return list(ast.literal_eval(value)) if is_list and value is not None else []
-    for parent in () if files.find_rope_calls(module) else files.find_parents(module):
-        inner = _inner_architectures(parent, files)
-        if inner is not None and not files.find_rope_calls(parent):
-            return inner
     return None
 
 

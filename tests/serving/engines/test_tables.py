@@ -37,6 +37,8 @@ READ_BY_HAND = [
     ("transformers4", "deepseek_v3", "softmax_factor", True, "modeling_deepseek_v3.py: DeepseekV3Attention"),
     ("transformers4", "llama4_text", "temperature", True, "modeling_llama4.py: Llama4TextAttention"),
     ("transformers4", "gemma3_text", "layer_types", True, "modeling_gemma3.py: Gemma3TextModel"),
+    ("mlx-lm", "ministral3", "temperature", True, "mlx_lm/models/ministral3.py: llama_4_scaling_beta"),
+    ("mlx-lm", "llama", "temperature", False, "mlx_lm/models/llama.py"),
     ("transformers4", "qwen2_vl", "text_part", "qwen2_vl_text", "configuration_qwen2_vl.py: sub_configs"),
 ]  # fmt: skip
 

@@ -9,8 +9,8 @@
     softmax_factor         whether the softmax scale is multiplied by m(factor, mscale_all_dim)^2
     partial_rotary_factor  whether only a part of each head can be rotated
     mrope                  whether mrope_section is read
-    temperature            whether the fields are read that scale the attention of long texts by the position:
-                           attn_temperature_tuning (Llama 4), llama_4_scaling_beta (Ministral 3)
+    temperature            (mlx-lm, transformers) whether the fields are read that scale the attention of long texts by
+                           the position: attn_temperature_tuning (Llama 4), llama_4_scaling_beta (Ministral 3)
     layer_types            (transformers) whether layer types have rope parameters of their own
     legacy_fields          (vllm) whether rope_theta and rope_scaling are read, and rope_parameters is not
     text_part              the architecture that the nested text part is built as, instead of all columns above; null
