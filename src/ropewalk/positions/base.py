@@ -198,7 +198,7 @@ def smallest_factor(original_length: int, window: int, length: int, step: float 
 
     Raises InputError for a window that leaves no trained distances for far keys.
     """
-    if window >= original_length > 1:
+    if window >= original_length:
         raise InputError("window", window, f"fewer tokens than the original length, {original_length:,}")
     if length <= original_length:
         return 1.0
