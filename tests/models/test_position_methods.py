@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers import DynamicCache, StaticCache
 import ropewalk as rw
 from ropewalk.models import position_attention
 from ropewalk.models.extend import extended
+from ropewalk.models.far_keys import FarKeys
 from ropewalk.models.key_state import get_key_state
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:transformers cannot express")]
@@ -50,10 +52,10 @@ def random_splits(length, seed):
 
 class TestEqualsTheDenseReference:
     @LAYOUTS
-    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("seed", range(3))
     def test_any_window_group_length_and_split(self, name, seed, small_blocks):
         generator = np.random.default_rng(seed)
-        length = int(generator.integers(LENGTH + 2, 4 * LENGTH))
+        length = int(generator.integers(LENGTH + 12, 2 * LENGTH + 16))
         window, group = int(generator.integers(1, LENGTH)), int(generator.integers(2, 9))
         chunk_size = int(generator.integers(4, LENGTH))
         local_size = int(generator.integers(1, chunk_size))
@@ -284,23 +286,16 @@ class TestCaches:
         assert all(0 < far <= 1.125 * keys for far, keys in zip(kept, cached, strict=True))
 
     def test_nothing_is_kept_without_a_cache(self, llama, monkeypatch):
-        kept = []
-        monkeypatch.setattr(position_attention.RotatedKeys, "extend", self.count(kept))
+        stores = weakref.WeakSet()
+        monkeypatch.setattr(FarKeys, "__init__", lambda store: stores.add(store) or setattr(store, "layers", {}))
+        monkeypatch.setattr(FarKeys, "__hash__", object.__hash__)
         rw.extend(llama, METHOD)
+        handle = llama.model.layers[1].register_forward_hook(lambda *_: alive.append(len(stores)))
+        alive = []
         with torch.no_grad():
             llama(IDS_T, use_cache=False)
-        assert kept
-        assert len({id(keys) for keys in kept}) == len(kept)
-
-    @staticmethod
-    def count(kept):
-        original = position_attention.RotatedKeys.extend
-
-        def extend(self, *args):
-            kept.append(self)
-            return original(self, *args)
-
-        return extend
+        handle.remove()
+        assert alive == [0]
 
     def test_a_cache_that_the_plain_model_filled_is_refused_past_the_original_length(self, llama):
         _, cache = read_text(llama, IDS_T[:, :20])

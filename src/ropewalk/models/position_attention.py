@@ -1,9 +1,7 @@
 """Attention in which near keys keep their trained distance and far keys have that of a position method.
 
-For each block of queries, the keys fall into ranges: near, and one for each far segment. Both ends of a range either
-stay where they are or move on with the query, so all but a triangle at each end is a rectangle of logits, and a
-triangle is causal attention over a square. No mask is needed, no logit is computed twice, and every piece is a call of
-a plain attention kernel (merged_attention.py).
+Queries are split into blocks, and the keys of a block into rectangles and triangles (query_blocks.py). No mask is
+needed, no logit is computed twice, and every piece is a call of a plain attention kernel (merged_attention.py).
 
 Rows with holes in their mask, or with positions that do not follow each other, take a path with masks over all keys,
 which costs as much again for each far segment.
@@ -13,18 +11,16 @@ Shapes: B batch rows, H query heads, K key heads, T queries, N tokens, D channel
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ropewalk.models.far_keys import RotatedKeys
+from ropewalk.models.far_keys import FarKeys
 from ropewalk.models.merged_attention import MergedAttention
 from ropewalk.models.position_call import PositionCall, RotatedPairs, Rows
+from ropewalk.models.query_blocks import KeyRange, QueryBlock
 from ropewalk.positions import PositionMethod
 
 BLOCK_SIZE = 1024  # queries; smaller blocks call more kernels, larger ones take more memory
@@ -71,6 +67,7 @@ class _LayerAttention:
         self.call, self.pairs, self.layer, self.inputs = call, pairs, layer, inputs
         self.query = inputs.query
         self.key, self.value = inputs.key[:, :, : call.num_tokens], inputs.value[:, :, : call.num_tokens]
+        self.far_keys = FarKeys() if call.far_keys is None else call.far_keys
 
     def compute(self) -> Tensor:
         rows = self.call.find_rows(self.inputs.mask)
@@ -81,32 +78,24 @@ class _LayerAttention:
         else:
             output = self.query.new_empty(*self.query.shape[:3], self.value.shape[-1])
             for each in rows:
-                output[list(each.indices or ())] = self._attend_rows(each)
-        if self.call.far_keys is not None:
-            last_positions = self.call.positions_BN[:, -1].tolist()
-            needed = {self._parameters_at(position) for position in last_positions}
-            self.call.far_keys.keep_only(self.layer, needed)
+                output[_select_rows(each.indices)] = self._attend_rows(each)
+        self.far_keys.keep_only(self.layer, self.call.last_parameters)
         return output.transpose(1, 2).contiguous()
-
-    def _parameters_at(self, position: int) -> PositionMethod:
-        return self.call.method.resolve(self.call.original_length, position + 1)
 
     def _merged_attention(self) -> MergedAttention:
         return MergedAttention(self.inputs.scale, self.inputs.softcap)
 
     def _far_keys(self, parameters: PositionMethod, num_tokens: int) -> Tensor:
         """Return the first keys, rotated on to where far queries see them; those of the last queries are kept."""
-        call = self.call
-        rotated = RotatedKeys() if call.far_keys is None else call.far_keys.of_layer(self.layer, parameters)
-        return rotated.extend(
-            self.key,
-            num_tokens,
-            lambda keys, start, stop: call.rotate_keys(self.pairs, parameters, keys, start, stop),
-        )
+
+        def rotate_keys(keys: Tensor, start: int, stop: int) -> Tensor:
+            return self.call.rotate_keys(self.pairs, parameters, keys, start, stop)
+
+        return self.far_keys.of_layer(self.layer, parameters).extend(self.key, num_tokens, rotate_keys)
 
     def _attend_rows(self, rows: Rows) -> Tensor:
         """Return the output of rows whose tokens follow each other, [B, H, T, D]; 0 for padding."""
-        select = slice(None) if rows.indices is None else list(rows.indices)
+        select = _select_rows(rows.indices)
         query, key, value = (x[select] for x in (self.query, self.key, self.value))
         key, value = key[:, :, rows.first :], value[:, :, rows.first :]
         num_queries = min(query.shape[2], key.shape[2])
@@ -115,44 +104,30 @@ class _LayerAttention:
         end = rows.position + key.shape[2]
         start = end - num_queries
         outputs = [query.new_zeros(*query.shape[:2], padding, value.shape[-1])] if padding else []
-        for block in self._blocks(rows.position, start, end):
+        for block in self.call.blocks(rows.position, start, end, BLOCK_SIZE):
             query_t = query[:, :, block.start - start : block.end - start]
             outputs.append(self._attend_block(block, select, rows.first, query_t, key, value))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
-    def _blocks(self, first_position: int, start: int, end: int) -> Iterator[_Block]:
-        """Split queries into those that attend as in training, and blocks with the same parameters."""
-        original_length = self.call.original_length
-        if start < original_length:
-            yield _Block(first_position, start, min(end, original_length), self._parameters_at(start))
-        if end > original_length:
-            for first, last, parameters in self.call.method.blocks(original_length, max(start, original_length), end):
-                position = first
-                while position < last:
-                    block = _Block(first_position, position, min(last, position + BLOCK_SIZE), parameters)
-                    block = dataclasses.replace(block, end=position + block.regular_size())
-                    yield block
-                    position = block.end
-
     def _attend_block(
-        self, block: _Block, select: Any, first: int, query: Tensor, key: Tensor, value: Tensor
+        self, block: QueryBlock, select: slice | list[int], first: int, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
         merged = self._merged_attention()
         positions_1t = torch.arange(block.start, block.end)[None]
         factor = self.call.logit_factor(block.parameters, positions_1t, query)
         if factor is not None:
             query = (query * factor).to(query.dtype)
-        for index, key_range in enumerate(block.key_ranges()):
-            if key_range.is_empty:
+        for index, key_range in enumerate(block.key_ranges):
+            if not key_range.pieces:
                 continue
             keys, queries = key, query
             if index > 0:
                 segment = block.parameters.far_segments[index - 1]
-                keys = self._far_keys(block.parameters, first + key_range.last_end)[select][:, :, first:]
+                keys = self._far_keys(block.parameters, first + key_range.end)[select][:, :, first:]
                 queries = self.call.rotate_queries(
                     self.pairs, block.parameters, segment, query, positions_1t, (index, block.start, block.end)
                 )
-            key_range.add_to(merged, queries, keys, value)
+            _add_range(merged, key_range, queries, keys, value)
         if self.inputs.sinks is not None:
             merged.add_sinks(self.inputs.sinks)
         return merged.result(self.query.dtype)
@@ -209,82 +184,22 @@ class _LayerAttention:
         return torch.zeros(mask.shape, dtype=self.query.dtype, device=mask.device).masked_fill(~mask, -torch.inf)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Queries at the positions start .. end - 1 whose parameters are equal.
-
-    Attributes:
-        first_position: the position of the first key.
-        start, end: positions of the queries.
-        parameters: the resolved position method.
-    """
-
-    first_position: int
-    start: int
-    end: int
-    parameters: PositionMethod
-
-    def range_edges(self) -> list[Tensor]:
-        """Return, for each query, one more than its last key and the first key of each range, as indices of keys."""
-        queries = torch.arange(self.start, self.end)
-        starts = [segment.start(queries) for segment in self.parameters.far_segments]
-        edges = [queries + 1, self.parameters.near_start(queries), *starts]
-        return [(edge - self.first_position).clip(min=0) for edge in edges]
-
-    def regular_size(self) -> int:
-        """Return for how many of the queries every edge of a range either stays where it is or moves on with them."""
-        size = self.end - self.start
-        for edge in self.range_edges():
-            steps = edge.diff()
-            irregular = ((steps != steps[:1]) | (steps < 0) | (steps > 1)).nonzero()
-            if len(irregular):
-                size = min(size, int(irregular[0]) + 1)
-        return size
-
-    def key_ranges(self) -> list[_KeyRange]:
-        """Return the keys of each range: near, and each far segment."""
-        edges = self.range_edges()
-        return [_KeyRange(start, end) for end, start in itertools.pairwise(edges)]
+def _add_range(merged: MergedAttention, key_range: KeyRange, query: Tensor, key: Tensor, value: Tensor) -> None:
+    bias = None
+    if key_range.visible_tn is not None:
+        bias = torch.zeros(key_range.visible_tn.shape).masked_fill(~key_range.visible_tn, -torch.inf)
+        bias = bias.to(query.device)[None, None]
+    for start, end, triangle in key_range.pieces:
+        merged.add(query, key[:, :, start:end], value[:, :, start:end], triangle, bias)
 
 
-@dataclass(frozen=True)
-class _KeyRange:
-    """The keys that the queries of a block see in one range: query i those with the indices start[i] .. end[i] - 1."""
-
-    start_t: Tensor
-    end_t: Tensor
-
-    @property
-    def is_empty(self) -> bool:
-        return bool((self.start_t >= self.end_t).all())
-
-    @property
-    def last_end(self) -> int:
-        return int(self.end_t[-1])
-
-    def add_to(self, merged: MergedAttention, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Add the range as a rectangle, and a triangle at each end that moves; by a mask if it is narrower than those.
-
-        The sides of a triangle have as many keys as there are queries, so that every query sees a key of it.
-        """
-        first_start, last_start = int(self.start_t[0]), int(self.start_t[-1])
-        first_end, last_end = int(self.end_t[0]), int(self.end_t[-1])
-        start = last_start + 1 if last_start > first_start else last_start
-        end = first_end - 1 if last_end > first_end else first_end
-        if start > end:
-            self._add_masked(merged, query, key, value)
-            return
-        pieces = ((first_start, start, "upper"), (start, end, None), (end, last_end, "lower"))
-        for first, last, triangle in pieces:
-            if first < last:
-                merged.add(query, key[:, :, first:last], value[:, :, first:last], triangle)
-
-    def _add_masked(self, merged: MergedAttention, query: Tensor, key: Tensor, value: Tensor) -> None:
-        first, last = int(self.start_t[0]), self.last_end
-        key_N = torch.arange(first, last)
-        visible_tN = (key_N >= self.start_t[:, None]) & (key_N < self.end_t[:, None])
-        bias = torch.zeros(visible_tN.shape).masked_fill(~visible_tN, -torch.inf).to(query.device)
-        merged.add(query, key[:, :, first:last], value[:, :, first:last], bias=bias[None, None])
+def _select_rows(indices: tuple[int, ...] | None) -> slice | list[int]:
+    """Return an index of the batch: a slice, which copies nothing, where the rows follow each other."""
+    if indices is None:
+        return slice(None)
+    if indices[-1] - indices[0] == len(indices) - 1:
+        return slice(indices[0], indices[-1] + 1)
+    return list(indices)
 
 
 def _hide(bias: Tensor, hidden_BtN: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ropewalk.frequencies import Frequencies
 from ropewalk.models.far_keys import FarKeys
+from ropewalk.models.query_blocks import QueryBlock, split_queries
 from ropewalk.ops.rotation import rotate
 from ropewalk.positions import FarSegment, PositionMethod
 from ropewalk.rope import Rope
@@ -88,6 +90,7 @@ class PositionCall:
     far_keys: FarKeys | None
     layer_calls: dict[int, int] = field(default_factory=dict)
     _tables: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _blocks: dict[tuple[int, int, int], list[QueryBlock]] = field(default_factory=dict)
     _rows: dict[int, tuple[Tensor, list[Rows] | None]] = field(default_factory=dict)  # by the id of a mask
 
     @property
@@ -99,6 +102,19 @@ class PositionCall:
     def query_positions(self) -> Tensor:
         """The positions of the tokens of this call, [B, T] on the CPU."""
         return self.positions_BN[:, -self.num_queries :]
+
+    @cached_property
+    def last_parameters(self) -> set[PositionMethod]:
+        """The position method, resolved for the last token of each row."""
+        last_positions = self.positions_BN[:, -1].tolist()
+        return {self.method.resolve(self.original_length, position + 1) for position in last_positions}
+
+    def blocks(self, first_position: int, start: int, end: int, size: int) -> list[QueryBlock]:
+        """Return the blocks of the queries start .. end - 1; the arguments are those of `split_queries`."""
+        key = first_position, start, end
+        if key not in self._blocks:
+            self._blocks[key] = list(split_queries(self.method, self.original_length, first_position, start, end, size))
+        return self._blocks[key]
 
     def count_layer_call(self, layer_index: int) -> int:
         """Return how many times this layer has been called before; a shared layer is called several times."""

@@ -139,18 +139,18 @@ def _find_layers(
         raise UnsupportedModelError(name, f"probing its attention failed: {error}") from error
     layer_types = resolve_layer_types(text_config.to_dict())
     layers: dict[Any, RotatedChannels] = {}
-    rotated_modules = set()
+    num_rotated_calls = 0
     for unrotated, rotated in zip(unrotated_calls, rotated_calls, strict=True):
         module = unrotated.module
         if equal_up_to_rounding(unrotated.query, rotated.query) and equal_up_to_rounding(unrotated.key, rotated.key):
             continue  # a layer without rotary embedding
-        rotated_modules.add(module)
+        num_rotated_calls += 1
         if _is_local(unrotated, layer_types):
             continue
         if _KEY_CHOICE_OPTIONS & set(unrotated.options) or getattr(module, _KEY_CHOICE_MODULE, None) is not None:
             raise UnsupportedModelError(name, f"its {type(module).__name__} chooses keys by their trained distances")
         layers[module] = _explain(name, unrotated, rotated, tables, angles)
-    if len(rotated_modules) < _count_rotated_layers(unrotated_cache, rotated_cache):
+    if num_rotated_calls < _count_rotated_layers(unrotated_cache, rotated_cache):
         raise UnsupportedModelError(name, "its attention does not go through the AttentionInterface of transformers")
     if not layers:
         raise UnsupportedModelError(name, "all of its layers with a rotary embedding attend to a window only")
