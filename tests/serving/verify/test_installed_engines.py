@@ -3,6 +3,9 @@
 benchmarks/verify_engines.py runs every engine with every scaling on the built-in model at 12,000 tokens and keeps the
 results. Here all scalings and faults are made for texts of 64 tokens and verified on 128, because positions past the
 original length are what counts, not many of them. A small random model is that long; the built-in one is told so.
+
+llama.cpp loads only GGUF files, whose context length must not exceed what the factor reaches. So it is verified on the
+built-in model with its own original length, 8,192, and on a short text.
 """
 
 from __future__ import annotations
@@ -18,16 +21,18 @@ from ropewalk.serving.verify.environments import find_python
 
 pytestmark = pytest.mark.engines
 
-ORIGINAL_LENGTH, LENGTH = 64, 128  # tokens
-EXPECTED = f"yarn:factor=2,original_length={ORIGINAL_LENGTH}"
+LENGTH, GGUF_LENGTH = 128, 1024  # tokens
+ORIGINAL_LENGTH = ",original_length=64"
+EXPECTED = f"yarn:factor=2{ORIGINAL_LENGTH}"
 SCALINGS = [
     "none",
+    EXPECTED,
     "linear:factor=2",
     "ntk:factor=2",
-    f"yarn:factor=4,original_length={ORIGINAL_LENGTH}",
-    f"llama3:factor=4,original_length={ORIGINAL_LENGTH}",
+    f"yarn:factor=4{ORIGINAL_LENGTH}",
+    f"llama3:factor=4{ORIGINAL_LENGTH}",
     # Engines have no name for it: longrope lists or a tensor.
-    f"ntk-by-parts:factor=2,ramp=rotations,original_length={ORIGINAL_LENGTH}",
+    f"ntk-by-parts:factor=2,ramp=rotations{ORIGINAL_LENGTH}",
 ]
 ATTENTION_FACTOR = 1.0693147180559945  # 0.1 ln 2 + 1
 FAULTS = {
@@ -35,16 +40,23 @@ FAULTS = {
     "scaling ignored": "none",
     "attention factor dropped": f"{EXPECTED},attention_factor=1",
     "attention factor twice": f"{EXPECTED},attention_factor={ATTENTION_FACTOR**2}",
-    "wrong original length": EXPECTED.replace("length=64", "length=32"),
+    "wrong original length": "yarn:factor=2,original_length=HALF",
 }
 
 
-def model_for(engine, small_model):
-    """The model to verify: llama.cpp loads only GGUF files."""
-    return "smollm2" if engine == "llama.cpp" else small_model
+def choose_model(engine, small_model):
+    """Return the model to verify, and the length of the text."""
+    return ("smollm2", GGUF_LENGTH) if engine == "llama.cpp" else (small_model, LENGTH)
 
 
-@pytest.mark.parametrize("engine", ["transformers", "transformers4", "vllm", "llama.cpp"])
+def adapt(scaling, engine):
+    """Return the spec of a scaling for the model of an engine."""
+    if engine == "llama.cpp":
+        return scaling.replace(ORIGINAL_LENGTH, "").replace("HALF", "4096")
+    return scaling.replace("HALF", "32")
+
+
+@pytest.mark.parametrize("engine", ["transformers", "transformers4", "vllm"])
 def test_passes_past_the_original_length(engine, work):
     result = verify("smollm2", EXPECTED, engine, length=LENGTH, work=work)
     assert result.verdict == "pass", result.why
@@ -54,16 +66,17 @@ def test_passes_past_the_original_length(engine, work):
 @pytest.mark.parametrize("engine", ["transformers4", "vllm", "llama.cpp"])
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_exported_scaling_passes(engine, scaling, small_model, work):
-    result = verify(model_for(engine, small_model), scaling, engine, length=LENGTH, work=work)
+    model, length = choose_model(engine, small_model)
+    result = verify(model, adapt(scaling, engine), engine, length=length, work=work)
     assert result.verdict == "pass", result.why
 
 
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_exported_fault_fails(engine, fault, small_model, work, tmp_path):
-    model = model_for(engine, small_model)
-    export = export_model(model, FAULTS[fault], engine, tmp_path, LENGTH)
-    result = verify(model, EXPECTED, engine, length=LENGTH, served=export.path, work=work)
+    model, length = choose_model(engine, small_model)
+    export = export_model(model, adapt(FAULTS[fault], engine), engine, tmp_path, length)
+    result = verify(model, adapt(EXPECTED, engine), engine, length=length, served=export.path, work=work)
     assert result.behaviour["verdict"] == "fail"
     assert result.behaviour["ratio"] >= 10
     if engine == "vllm":
@@ -90,12 +103,14 @@ def test_fault_written_into_the_config_fails(fields, small_model, work, tmp_path
 
 
 @pytest.fixture
-def vllm_without_shifts(tmp_path):
-    """A Python of vLLM in which the plugin does not shift the positions of a request to the rows of its factor."""
+def faulty_vllm(tmp_path):
+    """A Python of vLLM whose plugin, if FAULT is set, does not shift positions to the rows of a request's factor."""
     (tmp_path / "sitecustomize.py").write_text(
-        "from ropewalk.serving.vllm_plugin import hooks\n"
-        "assert hooks._choose_shifts\n"
-        "hooks._choose_shifts = lambda requests, factors: [0] * len(requests)\n"
+        "import os\n"
+        "if 'FAULT' in os.environ:\n"
+        "    from ropewalk.serving.vllm_plugin import hooks\n"
+        "    assert hooks._choose_shifts\n"
+        "    hooks._choose_shifts = lambda requests, factors: [0] * len(requests)\n"
     )
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {find_python(find_engine("vllm"))} "$@"\n')
@@ -103,11 +118,12 @@ def vllm_without_shifts(tmp_path):
     return str(python)
 
 
-def test_request_factors_of_vllm_pass_and_fail_if_positions_are_not_shifted(small_model, vllm_without_shifts, work):
-    right = verify(small_model, "dynamic-yarn", "vllm", length=256, work=work)
+def test_request_factors_pass_and_fail_if_positions_are_not_shifted(small_model, faulty_vllm, work, monkeypatch):
+    right = verify(small_model, "dynamic-yarn", "vllm", length=256, work=work, python=faulty_vllm)
     assert right.verdict == "pass", right.why
     assert right.behaviour["ignored"] > 100 * right.behaviour["control"]
     assert set(right.batch["factors"]) == {1, 2, 4}
-    wrong = verify(small_model, "dynamic-yarn", "vllm", length=256, work=work, python=vllm_without_shifts)
+    monkeypatch.setenv("FAULT", "1")
+    wrong = verify(small_model, "dynamic-yarn", "vllm", length=256, work=work, python=faulty_vllm)
     assert wrong.tables["verdict"] == "pass"
     assert wrong.behaviour["verdict"] == wrong.batch["verdict"] == "fail"
