@@ -12,6 +12,7 @@ from typing import Any
 from ropewalk.completions import CompletionsClient
 from ropewalk.errors import InputError
 from ropewalk.evaluate.sample import Sample, truncate_at_stop
+from ropewalk.positions import PositionMethod
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.policies import Policy
 
@@ -33,7 +34,7 @@ class ServerTextGenerator:
         raise InputError("task", "one that needs the model's probabilities", "with a server, tasks that only generate")
 
     @contextmanager
-    def scaled(self, scaling: Scaling, policy: Policy) -> Iterator[None]:
+    def scaled(self, scaling: Scaling | PositionMethod, policy: Policy) -> Iterator[None]:
         """Do nothing: the server was started with its scaling."""
         yield
 

@@ -22,6 +22,7 @@ from ropewalk.evaluate.sample import Sample, truncate_at_stop
 from ropewalk.models.evaluation_mode import evaluation_mode
 from ropewalk.models.extend import extended, extension_of
 from ropewalk.models.wrappers import unwrap_measurable_model
+from ropewalk.positions import PositionMethod
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.policies import Policy, RequestPolicy
 
@@ -43,7 +44,7 @@ class TextGenerator:
         self.tokenizer = tokenizer
 
     @contextmanager
-    def scaled(self, scaling: Scaling, policy: Policy) -> Iterator[None]:
+    def scaled(self, scaling: Scaling | PositionMethod, policy: Policy) -> Iterator[None]:
         """Within the block, run the model under a scaling and in evaluation mode; afterwards it is as before."""
         with extended(self.model, scaling, policy=policy), evaluation_mode(self.model):
             yield

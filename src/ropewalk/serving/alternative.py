@@ -23,8 +23,8 @@ from ropewalk.serving.engines.encode import encode, find_nearest_supported
 from ropewalk.serving.engines.vllm import REQUEST_FACTORS
 from ropewalk.serving.export import choose_length
 
-# Perplexity of the first 8,192 tokens of Python's help texts, which are the tokens that SmolLM2-135M-Instruct was
-# trained on, in bfloat16 on two cores of an Intel Xeon, 2026-11-21. Sources: benchmarks/results/demo/curve.json, and
+# Perplexity of SmolLM2-135M-Instruct on the first 8,192 tokens of Python's help texts, as many as it was trained to
+# read, in bfloat16 on two cores of an Intel Xeon, 2026-11-21. Sources: benchmarks/results/demo/curve.json, and
 # for factor 4 benchmarks/results/short_text/curve.json.
 MEASURED_MODEL, MEASURED_LENGTH = "SmolLM2-135M", 8192
 MEASURED_PERPLEXITY = {
