@@ -7,7 +7,7 @@ from tests.helpers.gguf_model import tiny_llama
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 import ropewalk as rw
-from ropewalk.compat.gguf import cached_gguf_reader, use_gguf_reader
+from ropewalk.compat.gguf import read_gguf, use_gguf_reader
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def file(tmp_path):
 
 
 def test_fields_and_tensors_equal_those_of_the_library(file):
-    expected, actual = gguf.GGUFReader(file), cached_gguf_reader()(file)
+    expected, actual = gguf.GGUFReader(file), read_gguf(file)
     assert list(actual.fields) == list(expected.fields)
     for name, field in expected.fields.items():
         assert (actual.fields[name].types, actual.fields[name].data) == (field.types, field.data)
@@ -30,11 +30,11 @@ def test_fields_and_tensors_equal_those_of_the_library(file):
 
 
 def test_transformers_uses_the_reader_inside_the_block_only(file):
-    read, paths = cached_gguf_reader(), []
+    paths = []
 
     def read_and_note(path):
         paths.append(path)
-        return read(path)
+        return read_gguf(path)
 
     original = gguf.GGUFReader
     expected = load_gguf_checkpoint(file)

@@ -8,12 +8,19 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def cached_gguf_reader() -> Callable[[str], Any]:
-    """Return a function that parses a GGUF file as `gguf.GGUFReader` does, and each file once.
+def read_gguf(path: Any) -> Any:
+    """Parse a GGUF file as `gguf.GGUFReader` does, three times faster.
 
-    The reader slices its memory map for every string of the vocabulary, and a slice of a plain array costs a third of
-    one of a `numpy.memmap`.
+    The reader takes several slices of its memory map for every string of the vocabulary. Slices of a plain array cost a
+    third of those of a `numpy.memmap`.
+
+    Raises ValueError, KeyError or IndexError for a damaged file, as the original does.
     """
+    return _array_reader_class()(path)
+
+
+@functools.cache
+def _array_reader_class() -> Any:
     import gguf
     import numpy as np
 
@@ -26,12 +33,12 @@ def cached_gguf_reader() -> Callable[[str], Any]:
         def data(self, memory_map: Any) -> None:
             self._array = memory_map.view(np.ndarray)
 
-    return functools.cache(ArrayReader)
+    return ArrayReader
 
 
 @contextmanager
 def use_gguf_reader(read: Callable[[str], Any]) -> Iterator[None]:
-    """Within the block, let transformers parse GGUF files with a function of `cached_gguf_reader`.
+    """Within the block, let transformers parse GGUF files with another function, such as `functools.cache(read_gguf)`.
 
     For one model, it parses the whole header for the configuration, for the tokenizer and for the weights.
     Source: `load_gguf_checkpoint` in transformers/modeling_gguf_pytorch_utils.py, which imports the class when called.

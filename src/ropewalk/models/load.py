@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from ropewalk.compat.gguf import cached_gguf_reader, use_gguf_reader
+from ropewalk.compat.gguf import read_gguf, use_gguf_reader
 from ropewalk.compat.torch import cpu_has_bfloat16_instructions
 from ropewalk.compat.transformers import quiet_transformers
 from ropewalk.config import ModelConfig, locate, read, unloadable_model_error
@@ -87,7 +88,7 @@ class _Source:
         self._name = name
         self.path = locate(name)
         self.is_gguf = self.path is not None and self.path.suffix == ".gguf"
-        self._read_gguf = cached_gguf_reader() if self.is_gguf else None
+        self._read_gguf = functools.cache(read_gguf) if self.is_gguf else None
 
     def load(self, auto_class: Any, **options: Any) -> Any:
         """Return what an auto class of transformers loads. Raises InputError if that fails."""

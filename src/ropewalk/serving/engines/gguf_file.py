@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ropewalk.compat.gguf import read_gguf
 from ropewalk.config.gguf_header import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
 from ropewalk.errors import InputError, MissingPackageError
 from ropewalk.serving.engines.base import Config
@@ -33,7 +34,7 @@ def copy_gguf(source: Path, target: Path, changes: Config) -> None:
     except ImportError:
         raise MissingPackageError("ropewalk export", "gguf", "pip install 'ropewalk[hf]'") from None
     try:
-        reader = gguf.GGUFReader(source)
+        reader = read_gguf(source)
     except (ValueError, KeyError, IndexError) as error:
         raise InputError("model", str(source), f"a complete GGUF file (reading it failed: {error})") from None
     split_count = reader.get_field("split.count")
