@@ -4,8 +4,8 @@ benchmarks/verify_engines.py runs every engine with every scaling on the built-i
 results. Here all scalings and faults are made for texts of 64 tokens and verified on 128, because positions past the
 original length are what counts, not many of them. A small random model is that long; the built-in one is told so.
 
-llama.cpp loads only GGUF files, whose context length must not exceed what the factor reaches. So it is verified on the
-built-in model with its own original length, 8,192, and on a short text.
+llama.cpp loads only GGUF files, whose context length must not exceed what the factor reaches. So there the built-in
+model is told that its texts had 4,096 tokens, and verified on a short text.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FAULTS = {
     "scaling ignored": "none",
     "attention factor dropped": f"{EXPECTED},attention_factor=1",
     "attention factor twice": f"{EXPECTED},attention_factor={ATTENTION_FACTOR**2}",
-    "wrong original length": "yarn:factor=2,original_length=HALF",
+    "wrong original length": "yarn:factor=2,original_length=WRONG",
 }
 
 
@@ -52,8 +52,8 @@ def choose_model(engine, small_model):
 def adapt(scaling, engine):
     """Return the spec of a scaling for the model of an engine."""
     if engine == "llama.cpp":
-        return scaling.replace(ORIGINAL_LENGTH, "").replace("HALF", "4096")
-    return scaling.replace("HALF", "32")
+        return scaling.replace(ORIGINAL_LENGTH, ",original_length=4096").replace("WRONG", "6144")
+    return scaling.replace("WRONG", "32")
 
 
 @pytest.mark.parametrize("engine", ["transformers", "transformers4", "vllm"])
