@@ -71,15 +71,21 @@ def models(tmp_path_factory):
     return {**{name: str(path) for name, path in paths.items()}, "smollm2": "smollm2"}
 
 
+class Pages(dict):
+    """The page of each configuration, written when a test first asks for it, and the scalings that it compares."""
+
+    def __init__(self, models, folder):
+        self._models, self._folder, self.scalings = models, folder, {}
+
+    def __missing__(self, name):
+        self[name] = self._folder / f"{name}.html"
+        self.scalings[name] = write_explanation(self._models[name], 262_144, self[name]).scalings
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def pages(models, tmp_path_factory):
-    return {name: tmp_path_factory.mktemp("pages") / f"{name}.html" for name in models}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scalings(models, pages):
-    """Write the pages, and return the scalings that each of them compares."""
-    return {name: write_explanation(model, 262_144, pages[name]).scalings for name, model in models.items()}
+    return Pages(models, tmp_path_factory.mktemp("pages"))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +109,7 @@ def hostile_page(tmp_path_factory):
 
 
 def test_the_page_needs_no_other_file_and_is_small(pages, hostile_page):
-    for path in (*pages.values(), hostile_page):
+    for path in (*(pages[name] for name in NAMES), hostile_page):
         page = Page(path)
         assert not page.tags & {"link", "iframe", "object", "embed", "img", "base", "form"}
         targets = [attrs[name] for _, attrs in page.elements for name in ("src", "href") if name in attrs]
@@ -127,7 +133,7 @@ def test_hostile_names_stay_text(hostile_page):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_data_are_the_frequencies_of_the_package(name, models, pages, scalings):
+def test_the_data_are_the_frequencies_of_the_package(name, models, pages):
     data, model_config = Page(pages[name]).data, configs.read(models[name])
     layer = model_config.main_layer
     original, rope = layer.scaling.resolve_original_length(layer.rope), layer.rope
@@ -135,7 +141,7 @@ def test_the_data_are_the_frequencies_of_the_package(name, models, pages, scalin
     assert data["originalLength"] == original
     assert data["methods"][0]["label"] == "none"
     assert len(data["methods"]) >= 4
-    for method, scaling in zip(data["methods"], scalings[name], strict=True):
+    for method, scaling in zip(data["methods"], pages.scalings[name], strict=True):
         assert len(method["label"]) < 120
         lengths = data["stops"] if scaling.is_dynamic else [data["target"]]
         expected = [scaling.frequencies(rope, length) for length in lengths]
@@ -253,7 +259,7 @@ def test_every_width_and_theme_is_legible(browser, hostile_page, pages, width, t
 
 @needs_browser
 @pytest.mark.parametrize("name", NAMES)
-def test_printed_numbers_are_those_of_the_package(browser, models, pages, scalings, name):
+def test_printed_numbers_are_those_of_the_package(browser, models, pages, name):
     browser.open(pages[name])
     table = """(async () => { const details = document.querySelector("[data-table=pairs]"); details.open = true;
       await new Promise((done) => setTimeout(done, 50));
@@ -265,7 +271,7 @@ def test_printed_numbers_are_those_of_the_package(browser, models, pages, scalin
     rope = layer.rope
     length = browser.run("data.stops[state.stop]")
     assert length >= data["target"]
-    scaled = [scaling.frequencies(rope, length).inv_freq for scaling in scalings[name]]
+    scaled = [scaling.frequencies(rope, length).inv_freq for scaling in pages.scalings[name]]
     columns = [np.arange(rope.dim // 2), rope.wavelengths, rope.rotations(data["originalLength"])]
     columns += [np.divide(rope.inv_freq, inv_freq, out=np.full_like(inv_freq, np.inf), where=inv_freq > 0)
                 for inv_freq in scaled[1:]]  # fmt: skip
