@@ -1,5 +1,7 @@
 """Fails when gguf or transformers moves what ropewalk.compat.gguf depends on."""
 
+import functools
+
 import gguf
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from tests.helpers.gguf_model import tiny_llama
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 import ropewalk as rw
-from ropewalk.compat.gguf import read_gguf, use_gguf_reader
+from ropewalk.compat.gguf import _array_reader_class, read_gguf, use_gguf_reader
 
 
 @pytest.fixture
@@ -27,6 +29,12 @@ def test_fields_and_tensors_equal_those_of_the_library(file):
     assert [tensor.name for tensor in actual.tensors] == [tensor.name for tensor in expected.tensors]
     for actual_tensor, tensor in zip(actual.tensors, expected.tensors, strict=True):
         np.testing.assert_array_equal(actual_tensor.data, tensor.data)
+
+
+def test_the_first_file_may_be_parsed_inside_the_block(file):
+    _array_reader_class.cache_clear()
+    with use_gguf_reader(functools.cache(read_gguf)):
+        assert load_gguf_checkpoint(file) == load_gguf_checkpoint(file)
 
 
 def test_transformers_uses_the_reader_inside_the_block_only(file):

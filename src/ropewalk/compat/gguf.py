@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
+
+_lock = RLock()
 
 
 def read_gguf(path: Any) -> Any:
@@ -21,10 +24,10 @@ def read_gguf(path: Any) -> Any:
 
 @functools.cache
 def _array_reader_class() -> Any:
-    import gguf
     import numpy as np
+    from gguf.gguf_reader import GGUFReader  # not the name in the package, which `use_gguf_reader` replaces
 
-    class ArrayReader(gguf.GGUFReader):  # type: ignore[misc]
+    class ArrayReader(GGUFReader):  # type: ignore[misc]
         @property
         def data(self) -> Any:
             return self._array
@@ -40,14 +43,16 @@ def _array_reader_class() -> Any:
 def use_gguf_reader(read: Callable[[str], Any]) -> Iterator[None]:
     """Within the block, let transformers parse GGUF files with another function, such as `functools.cache(read_gguf)`.
 
-    For one model, it parses the whole header for the configuration, for the tokenizer and for the weights.
+    For one model, it parses the whole header for the configuration, for the tokenizer and for the weights. Another
+    thread waits for the end of the block.
     Source: `load_gguf_checkpoint` in transformers/modeling_gguf_pytorch_utils.py, which imports the class when called.
     """
     import gguf
 
-    original = gguf.GGUFReader
-    gguf.GGUFReader = read
-    try:
-        yield
-    finally:
-        gguf.GGUFReader = original
+    with _lock:
+        original = gguf.GGUFReader
+        gguf.GGUFReader = read
+        try:
+            yield
+        finally:
+            gguf.GGUFReader = original
