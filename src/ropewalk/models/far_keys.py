@@ -2,8 +2,8 @@
 
 A far key depends on its own position and the parameters of the position method only, so it is rotated once and kept: a
 second copy of the keys, half of the KV cache more. Rotating all far keys again for every token would save that memory
-and take more time (docs/positions.md has both numbers). The copy follows the cache through `KeyState`; it is made
-anew from the cached keys if it is missing.
+and take more time (`python -m benchmarks.position_methods` measures both). The copy follows the cache through
+`KeyState`; it is made again from the cached keys if it is missing.
 
 Shapes: B batch rows, K key heads, N cached tokens, D channels of a head.
 """

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 
 from ropewalk import config as configs
-from ropewalk.config.layer_types import resolve_layer_types
 from ropewalk.errors import InputError, UnsupportedModelError
 from ropewalk.models.attention_interface import (
     BASES,
@@ -137,7 +136,7 @@ def _find_layers(
             rotated_cache = cache_one_token(decoder, tables, angles)
     except Exception as error:  # the code of the architecture may fail in any way
         raise UnsupportedModelError(name, f"probing its attention failed: {error}") from error
-    layer_types = resolve_layer_types(text_config.to_dict())
+    layer_types = getattr(text_config, "layer_types", None) or []
     layers: dict[Any, RotatedChannels] = {}
     num_rotated_calls = 0
     for unrotated, rotated in zip(unrotated_calls, rotated_calls, strict=True):
