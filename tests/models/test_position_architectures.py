@@ -36,7 +36,7 @@ COVERED = [
     "paddleocr_vl", "persimmon", "phi", "phi3", "phi4_multimodal", "phimoe", "qwen2", "qwen2_5_omni_thinker",
     "qwen2_5_vl", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "qwen3_vl",
     "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "step3p7", "vaultgemma", "youtu", "zamba2",
-    "zaya", "moshi", "qwen3_omni_moe_thinker", "qwen3_vl_moe",
+    "zaya",
 ]  # fmt: skip
 WINDOW_ONLY = "all of its layers with a rotary embedding attend to a window only"
 CHOOSES_KEYS = "chooses keys by their trained distances"
@@ -112,6 +112,13 @@ def test_is_refused_in_one_line(name, reason):
     assert "\n" not in str(error.value)
     assert extension_of(model) is None
     assert torch.equal(compute_logits(model, ids=IDS), before)
+
+
+def test_a_cache_that_drops_tokens_is_refused():
+    """The config has a window, so the default cache has one too, but the attention of the model has none."""
+    model = rw.extend(build("qwen3_vl_moe"), METHOD)
+    with pytest.raises(RuntimeError, match="leaky-rerope: a layer has the keys of 16 tokens of 21"):
+        read_in_chunks(model)
 
 
 def test_covers_at_least_60_architectures():

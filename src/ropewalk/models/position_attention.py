@@ -66,6 +66,11 @@ class _LayerAttention:
     def __init__(self, call: PositionCall, pairs: RotatedPairs, layer: Any, inputs: AttentionInput) -> None:
         self.call, self.pairs, self.layer, self.inputs = call, pairs, layer, inputs
         self.query = inputs.query
+        if inputs.key.shape[2] < call.num_tokens:  # the window of a cache that dropped tokens
+            raise RuntimeError(
+                f"{call.method.name}: a layer has the keys of {inputs.key.shape[2]:,} tokens of {call.num_tokens:,}; "
+                "a position method needs a cache that keeps all of them"
+            )
         self.key, self.value = inputs.key[:, :, : call.num_tokens], inputs.value[:, :, : call.num_tokens]
         self.far_keys = FarKeys() if call.far_keys is None else call.far_keys
 
