@@ -102,6 +102,11 @@ def test_rotations_and_divisors_are_those_of_the_formulas(subject):
     assert rotations["critical"] == math.ceil(DIM * math.log(LENGTH / (2 * math.pi)) / (2 * math.log(BASE)))
 
 
+def test_texts_explain_the_yarn_that_was_requested():
+    with open_subject("smollm2", 32_768, ["linear:factor=4", "yarn:factor=4"]) as subject:
+        assert str(subject.yarn) == "yarn:factor=4"
+
+
 def test_bands_of_yarn_are_those_of_its_ramp(subject):
     low, high = (
         DIM * math.log(LENGTH / (2 * math.pi * beta)) / (2 * math.log(BASE)) for beta in (32, 1)

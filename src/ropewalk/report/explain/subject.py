@@ -40,7 +40,7 @@ class Subject:
         plan: the plan for the target; None if there is none.
         plan_error: why there is no plan; "" if there is one.
         scalings: the scalings to compare; the first one is no scaling.
-        yarn: the YaRN that the texts explain, with the factor that the target needs.
+        yarn: the YaRN that the texts explain: the requested one, or one with the factor that the target needs.
     """
 
     name: str
@@ -103,8 +103,7 @@ def open_subject(model: str, target: int, scalings: Sequence[str]) -> Iterator[S
         yarn = YaRN(factor=max(factor, _MIN_FACTOR))
         if layer.rope.original_length != original:
             yarn = replace(yarn, original_length=original)
-        if isinstance(chosen, YaRN):
-            yarn = chosen
+        yarn = next((scaling for scaling in (*requested, chosen) if isinstance(scaling, YaRN)), yarn)
         compared = requested or _choose_scalings(layer, chosen, yarn)
         unique = {str(scaling): scaling for scaling in (NoScaling(), *compared)}
         yield Subject(model, path, model_config, original, target, planned, error, tuple(unique.values()), yarn)
