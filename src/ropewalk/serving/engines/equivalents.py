@@ -57,8 +57,9 @@ def encode_as_yarn(scaling: Scaling, layer: LayerRope, length: int) -> dict[str,
 
 def encode_as_longrope(scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
     """Return a longrope dict with two equal lists that gives the same frequencies, or None."""
-    rope_dict = None if scaling.is_dynamic else scaling.to_rope_parameters(layer.rope)
-    if rope_dict and rope_dict["rope_type"] == "longrope":
+    rotates_all_pairs = compute_layer_frequencies(layer.scaling, layer, length).inv_freq.all()
+    rope_dict = scaling.to_rope_parameters(layer.rope) if rotates_all_pairs and not scaling.is_dynamic else None
+    if rope_dict and rope_dict["rope_type"] == "longrope":  # its divisors may also stand for pairs that do not turn
         return rope_dict
     frequencies = _static_frequencies(scaling, layer, length)
     if frequencies is None or frequencies.softmax_factor != 1:
