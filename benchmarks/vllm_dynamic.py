@@ -1,84 +1,215 @@
 """Does vLLM with the plugin read every request of smollm2 under the factor of its own length, and what does it cost?
 
-    python -m benchmarks.vllm_dynamic agreement [--lengths 200 4000 8000 9000 12000 15000]
-    python -m benchmarks.vllm_dynamic throughput [--pairs 3]
+    python -m benchmarks.vllm_dynamic agreement    # log-probabilities against static servers
+    python -m benchmarks.vllm_dynamic quality      # perplexity of short text, passkey in long text
+    python -m benchmarks.vllm_dynamic throughput   # against the untouched model, in turn
 
-Both start servers in the Python of `make engines`, with float32 weights and one CPU.
+Servers run one after the other in the Python of `make engines`, with float32 weights on a CPU. The server with the
+plugin has the factors 1 and 2. The answers of each server are kept in --work, and a run goes on where it stopped.
+Each part is written to results/vllm_dynamic.json.
 
-agreement: requests of several lengths are sent at once to a server with the factors 1 and 2, and to the two servers
-    that are static at factor 1 (the untouched model) and 2. `difference` is the largest difference of the
-    log-probabilities from those of the static server at the request's factor, in nats; `control` that between the same
-    static server reading the request alone and with the others; `other factor` that from the other static server.
-throughput: 32 prompts of 100 tokens, 16 new tokens each, on the untouched model and with the plugin in turn.
-
-Each part is written to results/vllm_dynamic.json when it is known.
+agreement: `difference` is the largest difference of the log-probabilities of the generated tokens from those of the
+    server that is static at the request's factor, which reads the requests of its factor at once. `control` is that
+    of the same static server when it reads one request alone, `other factor` that of the static server at factor 2 for
+    a short request. All prompts of 8,000 tokens and more begin with the same 6,000 tokens. In nats.
+quality: perplexity of 8,000 tokens of the built-in text, and passkey at 12,000 tokens in 8 depths, in requests to the
+    server with the plugin; the perplexity of the untouched model in transformers for comparison.
+throughput: 16 prompts of 100 tokens, 16 new tokens each; generated tokens per second with the plugin as a fraction of
+    those without, in pairs of servers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import random
 import statistics
 import subprocess
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ropewalk as rw
 from benchmarks.common import load_result, save_result
+from ropewalk.evaluate.tasks.passkey import Passkey
 from ropewalk.evaluate.texts import read_text
 from ropewalk.serving.engines import find_engine
 from ropewalk.serving.export import export_model
 from ropewalk.serving.verify.environments import find_python
 
 ORIGINAL_LENGTH, SERVED_LENGTH, NEW_TOKENS = 8192, 16_384, 8
+SHORT, LONG, SHARED_PREFIX = (200, 4000, 8000), (9000, 12_000, 15_000), 6000
+PASSKEY_LENGTH, PASSKEY_SAMPLES = 12_000, 8
 SPECS = {"dynamic": "dynamic-yarn", "1": "none", "2": "yarn:factor=2"}
 SERVERS_SCRIPT = Path(__file__).with_name("vllm_servers.py")
 
 
+@dataclass(frozen=True)
+class Scenario:
+    """A server, and the lengths of the prompts that it gets at once, batch by batch."""
+
+    server: str
+    batches: tuple[tuple[int, ...], ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def shuffled(lengths: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(random.Random(seed).sample(lengths, len(lengths))) for seed in range(5))
+
+
+ALL = SHORT + LONG
+# The first batch of a static server is the reference of its factor, the second the control.
+SCENARIOS = {
+    "static factor 1": Scenario("1", (SHORT, (4000,))),
+    "static factor 2": Scenario("2", (LONG, (9000,), (4000,))),
+    "at once": Scenario("dynamic", ((200, 4000, 8000, 9000),)),
+    "at once, chunks of 512 tokens": Scenario("dynamic", (ALL,), {"max_num_batched_tokens": 512}),
+    # Read one by one, so that each finds the cached keys of the earlier ones; then at once in five orders.
+    "prefix caching": Scenario(
+        "dynamic",
+        ((8000,), (9000,), (12_000,), *shuffled((200, 4000, 8000, 9000, 12_000))),
+        {"enable_prefix_caching": True},
+    ),
+    # One block is missing for both at once: the second is preempted and read again.
+    "preemption": Scenario("dynamic", ((4000, 9000),), {"block_size": 32, "num_gpu_blocks_override": 125 + 282 + 1}),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["agreement", "throughput"])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[200, 4000, 8000, 9000, 12_000, 15_000])
+    parser.add_argument("part", choices=["agreement", "quality", "throughput"])
+    parser.add_argument("--scenario", choices=list(SCENARIOS), nargs="+", default=list(SCENARIOS))
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ropewalk-vllm-dynamic")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoints, tokens = prepare_checkpoints(Path(folder))
-        if args.part == "agreement":
-            rows = measure_agreement(checkpoints, tokens, args.lengths)
-        else:
-            rows = measure_throughput(checkpoints, tokens, args.pairs)
+    benchmark = Benchmark(args.work)
+    if args.part == "agreement":
+        rows: Any = benchmark.measure_agreement(args.scenario)
+    elif args.part == "quality":
+        rows = benchmark.measure_quality()
+    else:
+        rows = benchmark.measure_throughput(args.pairs)
     save_result("vllm_dynamic", {**load_result("vllm_dynamic"), args.part: rows})
     print(json.dumps(rows, indent=1))
 
 
-def prepare_checkpoints(folder: Path) -> tuple[dict[str, str], list[int]]:
-    """Return a folder for each server, and the token ids of the built-in text."""
-    model, tokenizer = rw.load("smollm2", dtype="float32", device="cpu")
-    source = folder / "smollm2"
-    model.save_pretrained(source)
-    tokenizer.save_pretrained(source)
-    checkpoints = {}
-    for name, spec in SPECS.items():
-        length = ORIGINAL_LENGTH if name == "1" else SERVED_LENGTH
-        checkpoints[name] = export_model(str(source), spec, "vllm", out=folder / name, length=length).path
-    return checkpoints, tokenizer(read_text("pydoc").content)["input_ids"]
+class Benchmark:
+    """The checkpoints of the servers, and the answers of those that have run."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model, self.tokenizer = rw.load("smollm2", dtype="float32", device="cpu")
+        self.tokens = self.tokenizer(read_text("pydoc").content)["input_ids"]
+        source = folder / "smollm2"
+        if not source.exists():
+            self.model.save_pretrained(source)
+            self.tokenizer.save_pretrained(source)
+        for name, spec in SPECS.items():
+            if not (folder / name).exists():
+                length = ORIGINAL_LENGTH if name == "1" else SERVED_LENGTH
+                export_model(str(source), spec, "vllm", out=folder / name, length=length)
 
-def run_servers(job: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run a job of vllm_servers.py and return its results. Raises RuntimeError if a server failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
-        job_file.write_text(json.dumps(job))
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        python = find_python(find_engine("vllm"))
-        subprocess.run([python, SERVERS_SCRIPT, job_file, result_file], check=True, env=environment)
-        results = json.loads(result_file.read_text())
-    for result in results:
-        if "error" in result:
-            raise RuntimeError(result["error"])
-    return results
+    def run_server(self, key: str, server: str, batches: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+        """Return the result of a server, from an earlier run if there was one."""
+        result_file = self.folder / f"{key.replace(' ', '-')}.json"
+        if not result_file.exists():
+            length = ORIGINAL_LENGTH if server == "1" else SERVED_LENGTH
+            job = {
+                "path": str(self.folder / server),
+                "options": {"max_model_len": length, "enable_prefix_caching": False, **options},
+                "batches": batches,
+                "fault": None,
+            }
+            job_file, partial = self.folder / "job.json", self.folder / "partial.json"
+            job_file.write_text(json.dumps([job]))
+            environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+            environment["VLLM_CPU_KVCACHE_SPACE"] = "4"  # GiB, room for all requests at once
+            python = find_python(find_engine("vllm"))
+            subprocess.run([python, SERVERS_SCRIPT, job_file, partial], check=True, env=environment)
+            (result,) = json.loads(partial.read_text())
+            if "error" in result:
+                raise RuntimeError(result["error"])
+            partial.rename(result_file)
+        (result,) = json.loads(result_file.read_text())
+        return result
+
+    def prompt(self, length: int) -> list[int]:
+        """Return the prompt of a length; those that are longer than the shared prefix differ after it."""
+        prefix = self.tokens[1000 : 1000 + min(length, SHARED_PREFIX)]
+        return prefix + self.tokens[10_000 + length :][: length - len(prefix)]
+
+    def measure_agreement(self, scenarios: list[str]) -> list[dict[str, Any]]:
+        references: dict[int, Any] = {}
+        rows = []
+        for name in dict.fromkeys(["static factor 1", "static factor 2", *scenarios]):
+            scenario = SCENARIOS[name]
+            requests = [
+                [{"prompt": self.prompt(n), "max_tokens": NEW_TOKENS} for n in batch] for batch in scenario.batches
+            ]
+            result = self.run_server(name, scenario.server, requests, scenario.options)
+            answers = [
+                (kind, n, answer)
+                for kind, (batch, found) in enumerate(zip(scenario.batches, result["batches"], strict=True))
+                for n, answer in zip(batch, found, strict=True)
+            ]
+            if scenario.server != "dynamic":
+                references |= {n: answer for kind, n, answer in answers if kind == 0}
+                answers = [(kind, n, answer) for kind, n, answer in answers if kind > 0]
+            for kind, n, answer in answers:
+                what = name if scenario.server == "dynamic" else ("control", "other factor")[kind - 1]
+                row = {
+                    "scenario": what,
+                    "batch": kind,
+                    "tokens": n,
+                    "factor": 1 if n in SHORT else 2,
+                    "difference": largest_difference(answer, references[n]),
+                    "cached tokens": answer["cached_tokens"],
+                    "preemptions": result["preemptions"],
+                }
+                rows.append(row)
+                print(row, flush=True)
+        return rows
+
+    def measure_quality(self) -> dict[str, Any]:
+        from ropewalk.evaluate.curve import perplexity_curve
+
+        scored = self.tokens[:8000]
+        (row,) = perplexity_curve(self.model, scored, [len(scored)])
+        task = Passkey()
+        samples = list(task.make_samples(self.tokenizer, PASSKEY_LENGTH, PASSKEY_SAMPLES, 0))
+        ordered = sorted(samples, key=lambda sample: sample.prompt)  # so that the prefix cache of the server hits
+        batches = [
+            [{"prompt": scored, "max_tokens": 1, "score_prompt": True}],
+            *([{"prompt": sample.prompt, "max_tokens": sample.max_new_tokens}] for sample in ordered),
+        ]
+        result = self.run_server("quality", "dynamic", batches, {"enable_prefix_caching": True})
+        (score,), *answers = result["batches"]
+        texts = [self.tokenizer.decode(answer["tokens"]) for (answer,) in answers]
+        scores = [task.score(sample, text)[task.main_score] for sample, text in zip(ordered, texts, strict=True)]
+        return {
+            "perplexity of 8,000 tokens": math.exp(-statistics.fmean(score["prompt_logprobs"])),
+            "the same, untouched model in transformers": row["ppl"],
+            "passkey tokens": PASSKEY_LENGTH,
+            "passkey found": sum(scores),
+            "passkey samples": len(scores),
+        }
+
+    def measure_throughput(self, pairs: int) -> dict[str, Any]:
+        batch = [{"prompt": self.tokens[100 * i : 100 * i + 100], "max_tokens": 16} for i in range(16)]
+        rows = []
+        for pair in range(pairs):
+            row = {}
+            for server in ("1", "dynamic"):
+                options = {"max_model_len": ORIGINAL_LENGTH}
+                result = self.run_server(f"throughput {server} {pair}", server, [batch] * 3, options)
+                row[server] = min(result["seconds"][1:])  # the first batch warms up
+            rows.append(
+                {"seconds without": row["1"], "seconds with": row["dynamic"], "ratio": row["1"] / row["dynamic"]}
+            )
+        return {"pairs": rows, "median ratio": statistics.median(row["ratio"] for row in rows)}
 
 
 def largest_difference(found: dict[str, Any], expected: dict[str, Any]) -> float:
@@ -91,66 +222,6 @@ def largest_difference(found: dict[str, Any], expected: dict[str, Any]) -> float
         if max(found_top, key=found_top.__getitem__) != max(expected_top, key=expected_top.__getitem__):
             break  # the texts part here
     return worst
-
-
-def measure_agreement(checkpoints: dict[str, str], tokens: list[int], lengths: list[int]) -> list[dict[str, Any]]:
-    requests = {n: {"prompt": tokens[1000 : 1000 + n], "max_tokens": NEW_TOKENS} for n in lengths}
-    factors = {n: "1" if n + NEW_TOKENS <= ORIGINAL_LENGTH else "2" for n in lengths}
-    by_factor = {factor: [n for n in lengths if factors[n] == factor] for factor in ("1", "2")}
-    batches = {
-        "dynamic": [lengths],
-        # Each static server reads its own requests at once, and one of them alone.
-        "1": [by_factor["1"], by_factor["1"][-1:]],
-        "2": [by_factor["2"], by_factor["2"][:1], by_factor["1"][:2]],
-    }
-    job = [
-        {
-            "path": checkpoints[name],
-            "options": {
-                "max_model_len": ORIGINAL_LENGTH if name == "1" else SERVED_LENGTH,
-                "enable_prefix_caching": False,
-            },
-            "batches": [[requests[n] for n in batch] for batch in batches[name]],
-            "fault": None,
-        }
-        for name in SPECS
-    ]
-    results: dict[str, list[dict[int, Any]]] = {}
-    for name, result in zip(SPECS, run_servers(job), strict=True):
-        pairs = zip(batches[name], result["batches"], strict=True)
-        results[name] = [dict(zip(batch, found, strict=True)) for batch, found in pairs]
-    rows = []
-    for n in lengths:
-        own = [batch[n] for batch in results[factors[n]] if n in batch]
-        other = [batch[n] for batch in results["2" if factors[n] == "1" else "1"] if n in batch]
-        rows.append(
-            {
-                "tokens": n,
-                "factor": int(factors[n]),
-                "difference": largest_difference(results["dynamic"][0][n], own[0]),
-                "control": largest_difference(own[1], own[0]) if len(own) > 1 else None,
-                "other factor": largest_difference(other[0], own[0]) if other else None,
-            }
-        )
-    return rows
-
-
-def measure_throughput(checkpoints: dict[str, str], tokens: list[int], pairs: int) -> dict[str, Any]:
-    batch = [{"prompt": tokens[100 * i : 100 * i + 100], "max_tokens": 16} for i in range(32)]
-    names = ["1", "dynamic"] * pairs
-    job = [
-        {
-            "path": checkpoints[name],
-            "options": {"max_model_len": ORIGINAL_LENGTH, "enable_prefix_caching": False},
-            "batches": [batch] * 3,  # the first one warms up
-            "fault": None,
-        }
-        for name in names
-    ]
-    seconds = [min(result["seconds"][1:]) for result in run_servers(job)]
-    ratios = [plain / dynamic for plain, dynamic in zip(seconds[::2], seconds[1::2], strict=True)]
-    ratio = statistics.median(ratios)
-    return {"seconds plain": seconds[::2], "seconds plugin": seconds[1::2], "throughput ratio": ratio}
 
 
 if __name__ == "__main__":
