@@ -252,7 +252,11 @@ def server(model, tokenizer, vllm_python, vllm_environment, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = f"{export.command} --host 127.0.0.1 --port {port} --dtype float32 --enforce-eager --max-logprobs 10"
+    # The `vllm` command of the CPU package looks for the metadata of a package named vllm, and fails.
+    command = export.command.replace("vllm serve ", "python -m vllm.entrypoints.openai.api_server --model ")
+    command = (
+        f"{command} --host 127.0.0.1 --port {port} --dtype float32 --enforce-eager --max-logprobs 10 --block-size 32"
+    )
     environment = {
         **vllm_environment,
         "PATH": f"{vllm_python.parent}:{os.environ['PATH']}",
@@ -267,7 +271,8 @@ def server(model, tokenizer, vllm_python, vllm_environment, tmp_path):
             wait_until_healthy(process, f"http://127.0.0.1:{port}/health")
             yield f"http://127.0.0.1:{port}/v1/completions", export.path
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
 
 
 def wait_until_healthy(process, url):
