@@ -30,6 +30,21 @@ def whole(unit: str) -> dict[str, Any]:
     return {"unit": unit}
 
 
+def check_options(options: Any) -> None:
+    """Check the options of a frozen dataclass with a `name` against the ranges that they declare.
+
+    Raises InputError for an option outside of its range.
+    """
+    for f in fields(options):
+        value = getattr(options, f.name)
+        if isinstance(value, np.generic):  # JSON cannot represent numpy scalars
+            object.__setattr__(options, f.name, value.item())
+        if not f.metadata or (value is None and f.default is None):
+            continue
+        check = check_length if "unit" in f.metadata else check_number
+        check(f"{options.name}: {f.name}", value, **f.metadata)
+
+
 @dataclass(frozen=True, repr=False)
 class Method:
     """A method with its options.
@@ -51,14 +66,7 @@ class Method:
     original_length: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, np.generic):  # JSON cannot represent numpy scalars
-                object.__setattr__(self, f.name, value.item())
-            if not f.metadata or (value is None and f.default is None):
-                continue
-            check = check_length if "unit" in f.metadata else check_number
-            check(f"{self.name}: {f.name}", value, **f.metadata)
+        check_options(self)
         if self.original_length is not None:
             check_length(f"{self.name}: original_length", self.original_length)
 

@@ -54,7 +54,7 @@ def prepare_cache_and_report_lengths(
     `generate` calls the method once, when it knows the prompt, `max_new_tokens` and the cache.
 
     Args:
-        model: the model whose method is replaced. This function calls the original method, that of its class.
+        model: the model to change. The replacement calls the original method, that of the model's class.
         report_lengths: called with the cache and, for each batch row, the tokens of the prompt and the longest answer
             together, without padding.
     """
@@ -78,7 +78,7 @@ def prepare_inputs_with_new_cache(
     again. Source: models/phi3/modeling_phi3.py.
 
     Args:
-        model: the model whose method is replaced. This function calls the original method, that of its class.
+        model: the model to change. The replacement calls the original method, that of the model's class.
         create_cache: called with a cache that the method has dropped; returns the cache to use instead, or None.
     """
     inputs: dict[str, Any] = type(model).prepare_inputs_for_generation(
@@ -93,7 +93,7 @@ def limit_candidates(model: Any, count_candidates: Callable[[Any, int, int], int
     """Replace the method `_get_candidate_generator` of one model, to limit how many candidates it verifies at once.
 
     Args:
-        model: the model whose method is replaced. This function calls the original method, that of its class.
+        model: the model to change. The replacement calls the original method, that of the model's class.
         count_candidates: called with the cache, the tokens of the text and the number of candidates; returns how many
             of them to verify.
 

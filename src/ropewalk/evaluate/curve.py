@@ -52,8 +52,8 @@ class CurvePoint:
         chunk: tokens per forward call through the KV cache; None to read the text at the frequencies of `length`.
         policy: spec of the policy that a dynamic scaling follows in chunks; None if it follows none.
         length: tokens to read.
-        scaled_length: length in tokens that fixes a dynamic scaling; None if its frequencies follow the text, and for
-            a position method, whose parameters follow the position of each query.
+        scaled_length: length in tokens that fixes a dynamic scaling; None if its frequencies follow the text. Position
+            methods have None, too: their options follow each query.
     """
 
     scaling: Scaling | PositionMethod

@@ -90,6 +90,17 @@ class _LayerAttention:
     def _merged_attention(self) -> MergedAttention:
         return MergedAttention(self.inputs.scale, self.inputs.softcap)
 
+    def _finish(self, merged: MergedAttention) -> Tensor:
+        """Return the output of a block of queries to which all keys with values were added."""
+        if self.inputs.sinks is not None:
+            merged.add_sinks(self.inputs.sinks)
+        return merged.result(self.query.dtype)
+
+    def _scale_logits(self, parameters: PositionMethod, positions_Bt: Tensor, query: Tensor) -> Tensor:
+        """Return queries whose logits are scaled by their positions, if the position method does that."""
+        factor = self.call.logit_factor(parameters, positions_Bt, query)
+        return query if factor is None else (query * factor).to(query.dtype)
+
     def _far_keys(self, parameters: PositionMethod, num_tokens: int) -> Tensor:
         """Return the first keys, rotated on to where far queries see them; those of the last queries are kept."""
 
@@ -119,9 +130,7 @@ class _LayerAttention:
     ) -> Tensor:
         merged = self._merged_attention()
         positions_1t = torch.arange(block.start, block.end)[None]
-        factor = self.call.logit_factor(block.parameters, positions_1t, query)
-        if factor is not None:
-            query = (query * factor).to(query.dtype)
+        query = self._scale_logits(block.parameters, positions_1t, query)
         for index, key_range in enumerate(block.key_ranges):
             if not key_range.pieces:
                 continue
@@ -133,9 +142,7 @@ class _LayerAttention:
                     self.pairs, block.parameters, segment, query, positions_1t, (index, block.start, block.end)
                 )
             _add_range(merged, key_range, queries, keys, value)
-        if self.inputs.sinks is not None:
-            merged.add_sinks(self.inputs.sinks)
-        return merged.result(self.query.dtype)
+        return self._finish(merged)
 
     def _attend_masked(self) -> Tensor:
         """Return the output for any mask and any positions, [B, H, T, D]."""
@@ -155,8 +162,7 @@ class _LayerAttention:
             in_block_Bt1 = ((positions_Bt >= block_start) & (positions_Bt < block_end))[..., None]
             if not bool(in_block_Bt1.any()):
                 continue
-            factor = call.logit_factor(parameters, positions_Bt, query_BHtD)
-            query = query_BHtD if factor is None else (query_BHtD * factor).to(query_BHtD.dtype)
+            query = self._scale_logits(parameters, positions_Bt, query_BHtD)
             is_closer_BtN = in_block_Bt1 & (keys_B1N >= parameters.near_start(positions_Bt)[..., None])
             merged.add(query, self.key, self.value, bias=_hide(bias, ~is_closer_BtN))
             hidden_BtN = ~in_block_Bt1 | is_closer_BtN
@@ -171,9 +177,7 @@ class _LayerAttention:
                     self.pairs, parameters, segment, query, positions_Bt, ("masked", index, start, end)
                 )
                 merged.add(far_query, far_keys, self.value, bias=_hide(bias, ~visible_BtN))
-        if self.inputs.sinks is not None:
-            merged.add_sinks(self.inputs.sinks)
-        return merged.result(self.query.dtype)
+        return self._finish(merged)
 
     def _bias(self, start: int, end: int) -> Tensor:
         """Return what the mask adds to the logits of some queries, [B or 1, H or 1, t, N]."""

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ropewalk import spec as specs
-from ropewalk.errors import InputError, check_length, check_number
+from ropewalk.errors import InputError, check_length
+from ropewalk.method import at_least, check_options, whole
 from ropewalk.registry import find_by_name
 
 
@@ -30,6 +31,9 @@ class LogitScaling(ABC):
     """
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def factors(self, positions: ArrayLike, original_length: int) -> NDArray[np.float64]:
         """Return the numbers that multiply the logits of queries at these positions.
@@ -79,13 +83,8 @@ class Llama4Temperature(LogitScaling):
 
     name = "llama-4"
 
-    attn_scale: float = 0.1
-    floor_scale: int | None = None
-
-    def __post_init__(self) -> None:
-        check_number("llama-4: attn_scale", self.attn_scale, minimum=0)
-        if self.floor_scale is not None:
-            check_length("llama-4: floor_scale", self.floor_scale)
+    attn_scale: float = field(default=0.1, metadata=at_least(0))
+    floor_scale: int | None = field(default=None, metadata=whole("tokens"))
 
     def _factors(self, positions: NDArray[np.float64], original_length: int) -> NDArray[np.float64]:
         blocks = np.floor((positions + 1) / (self.floor_scale or original_length))
@@ -102,10 +101,7 @@ class MistralTemperature(LogitScaling):
 
     name = "mistral"
 
-    beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_number("mistral: beta", self.beta, minimum=0)
+    beta: float = field(default=0.1, metadata=at_least(0))
 
     def _factors(self, positions: NDArray[np.float64], original_length: int) -> NDArray[np.float64]:
         return 1 + self.beta * np.log1p(np.floor(positions / original_length))
@@ -124,10 +120,7 @@ class YarnTemperature(LogitScaling):
 
     name = "yarn"
 
-    coefficient: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_number("yarn: coefficient", self.coefficient, minimum=0)
+    coefficient: float = field(default=0.1, metadata=at_least(0))
 
     def _factors(self, positions: NDArray[np.float64], original_length: int) -> NDArray[np.float64]:
         length_ratios = np.maximum(positions + 1, original_length) / original_length
