@@ -27,6 +27,7 @@ from transformers import DynamicCache
 
 import ropewalk as rw
 from benchmarks.common import load_result, save_result
+from ropewalk.evaluate.native_window import native_window_nll
 from ropewalk.evaluate.perplexity import token_nll
 from ropewalk.evaluate.texts import read_text
 from ropewalk.models.key_state import KeyState
@@ -109,7 +110,7 @@ def read_text_in_chunks(model: Any, ids_T: torch.Tensor, variant: str, chunk: in
     """Return the loss of every token but the first, in nats."""
     rw.restore(model)
     if variant == NATIVE_WINDOW:
-        return read_window_again(model, ids_T, chunk)
+        return native_window_nll(model, ids_T, ORIGINAL_LENGTH, stride=chunk).tolist()
     if variant == DROPPED_KEYS:
         return read_with_dropped_keys(model, ids_T, chunk)
     scaling, policy = VARIANTS[variant]
@@ -135,16 +136,6 @@ def keep_cached_keys() -> Iterator[None]:
         yield
     finally:
         KeyState.rotate_keys = rotate_keys  # type: ignore[method-assign]
-
-
-def read_window_again(model: Any, ids_T: torch.Tensor, chunk: int) -> list[float]:
-    """Past the original length, read the last 8,192 tokens again for every chunk."""
-    losses = losses_of(model, ids_T[: ORIGINAL_LENGTH + 1], chunk)
-    while len(losses) < len(ids_T) - 1:
-        end = min(len(losses) + 1 + chunk, len(ids_T))
-        new_tokens = end - 1 - len(losses)
-        losses += losses_of(model, ids_T[end - ORIGINAL_LENGTH : end], ORIGINAL_LENGTH)[-new_tokens:]
-    return losses
 
 
 def read_with_dropped_keys(model: Any, ids_T: torch.Tensor, chunk: int) -> list[float]:
