@@ -87,7 +87,15 @@ def fused_attention_with_lse(
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
             q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale
         )
-    if q.device.type == "cuda" and bias is None and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0:
+    if q.device.type != "cuda" or bias is not None:
+        return None
+    if q.dtype == torch.float32:  # no flash kernel; this one computes in the precision of float32 and knows no groups
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q, k, v, None, True, 0.0, is_causal, scale=scale
+        )
+        return out, lse[..., : q.shape[2]]  # the kernel pads it to a multiple of 32
+    if q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0:
         out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)
         return out, lse
     return None
