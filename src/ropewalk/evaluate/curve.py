@@ -6,7 +6,8 @@ lengths, and shares the pass of the unscaled model up to the original length. Wh
 in chunks, the frequencies of a dynamic scaling follow the text under a policy, and one pass gives all lengths.
 
 `perplexity_curve` measures a loaded model and returns rows. `CurveRun` also loads the model, stores every row in a
-folder as soon as it is known, and continues there when the same run is started again:
+folder as soon as it is known, and continues there when the same run is started again. It adds what each scaling costs
+on short text, and on request the perplexity over key tokens (LongPPL):
 
     run = CurveRun("smollm2", ["none", "yarn:factor=2"], [8192, 16_384], "pydoc", "runs/curve")
     rows = run.run()
@@ -27,9 +28,13 @@ from torch import Tensor
 
 from ropewalk import config as configs
 from ropewalk.errors import InputError, check_length
-from ropewalk.evaluate.curve_store import CurveRow, CurveStore, RowKey, row_key
+from ropewalk.evaluate.curve_store import CurveRow, CurveStore, RowKey
+from ropewalk.evaluate.evaluator import choose_evaluator
+from ropewalk.evaluate.key_token_store import KeyTokenStore
+from ropewalk.evaluate.key_tokens import DEFAULT_RULE, KeyTokenRule, long_perplexity
 from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source
 from ropewalk.evaluate.perplexity import perplexity_of, token_nll
+from ropewalk.evaluate.short_tax import ShortTax, compute_short_tax, window_losses
 from ropewalk.evaluate.texts import Text, read_text
 from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import ScalingLike, extended, extension_of
@@ -75,6 +80,7 @@ def perplexity_curve(
     *,
     chunk: int | None = None,
     policy: Policy | str = DEFAULT_POLICY,
+    key_tokens: Sequence[int] | NDArray[np.int64] | None = None,
     done: Collection[tuple[str, int | None, str | None, int]] = (),
     on_row: Callable[[CurveRow], None] | None = None,
     on_tokens: Callable[[float], None] | None = None,
@@ -89,6 +95,7 @@ def perplexity_curve(
             each length with its frequencies for that length.
         chunk: tokens per forward call through the KV cache; dynamic scalings then follow the text under `policy`.
         policy: how dynamic scalings follow the text in chunks.
+        key_tokens: indices of the tokens that `longppl` is over (`ropewalk.evaluate.key_tokens.find_key_tokens`).
         done: rows to skip, each as (scaling, chunk, policy, length).
         on_row: called with each row as soon as it is known.
         on_tokens: called with the number of tokens read since its last call (a fraction, since it is called after
@@ -113,8 +120,11 @@ def perplexity_curve(
     passes = group_into_passes(rope, [point for point in points if point.key not in done])
     rows: dict[RowKey, CurveRow] = {}
 
-    def keep(row: CurveRow) -> None:
-        rows[row_key(row)] = row
+    key_tokens = None if key_tokens is None else np.asarray(key_tokens, np.int64)
+
+    def keep(point: CurvePoint, nll_T: NDArray[np.float64], seconds: float) -> None:
+        row = _make_row(point, nll_T, seconds, key_tokens)
+        rows[point.key] = row
         if on_row is not None:
             on_row(row)
 
@@ -128,6 +138,7 @@ class CurveRun:
     Attributes:
         text: the text.
         original_length: tokens that the model was trained on; None if its configuration does not say.
+        evaluator: the model that finds the key tokens; None if they were not requested.
         store: the folder with the rows, which may also hold rows of earlier runs of the same model and text.
     """
 
@@ -142,6 +153,8 @@ class CurveRun:
         dtype: str | None = None,
         chunks: Sequence[int | None] = (None,),
         policy: Policy | str = DEFAULT_POLICY,
+        evaluator: str | None = None,
+        rule: KeyTokenRule = DEFAULT_RULE,
     ) -> None:
         """Check all arguments, read the text and open the folder. The model is not loaded yet.
 
@@ -155,6 +168,9 @@ class CurveRun:
             chunks: ways to read the text, each measured for every scaling: None reads it at the frequencies of the
                 length, a number through the KV cache with so many tokens per forward call.
             policy: how dynamic scalings follow the text in chunks.
+            evaluator: the model that finds the key tokens of LongPPL: a scaling of this model, the name of another
+                model, or "" for this model under the scaling that `ropewalk.plan` chooses. By default rows have none.
+            rule: what makes a token a key token.
 
         Raises InputError for a wrong argument, or a folder that holds another curve.
         """
@@ -171,6 +187,14 @@ class CurveRun:
         self._rope = model_config.main_layer.rope
         self.original_length = self._rope.original_length
         self._points = plan_points(self._rope, parsed, self._lengths, chunks, self._policy)
+        self._row_keys = {point.key for point in self._points}
+        self._unscaled = model_config.main_layer.scaling
+        self._short_points = self._plan_short_points(parsed)
+        self.evaluator = None if evaluator is None else choose_evaluator(evaluator, model, self._lengths[-1])
+        self._rule = rule
+        if self.evaluator and self._lengths[-1] <= rule.short_context:
+            expected = f"with LongPPL, at least one above its short context of {rule.short_context:,} tokens"
+            raise InputError("lengths", self._lengths[-1], expected)
         header = {
             "model": identity["model"],
             "text": self.text.name,
@@ -185,9 +209,27 @@ class CurveRun:
         """Return the rows of this run that are measured so far, ordered by scaling, way of reading, and length."""
         return [self.store.rows[point.key] for point in self._points if point.key in self.store.rows]
 
+    def short_taxes(self) -> list[ShortTax]:
+        """Return what each scaling of this run costs on short text, as far as it is measured.
+
+        The frequencies of a dynamic scaling and the distances of a position method are those of the unscaled model
+        there, so that their cost is exactly 0 without being measured.
+        """
+        unscaled = str(self._unscaled)
+        taxes = []
+        for scaling in dict.fromkeys(point.scaling for point in self._points):
+            tokens = self._short_length
+            is_exact = isinstance(scaling, PositionMethod) or scaling.is_dynamic
+            baseline = self.store.short_losses.get((unscaled, tokens))
+            losses = baseline if is_exact else self.store.short_losses.get((str(scaling), tokens))
+            if losses and baseline and scaling != self._unscaled:
+                taxes.append(compute_short_tax(str(scaling), tokens, losses, baseline))
+        return taxes
+
     def remaining_tokens(self) -> int:
-        """Return how many tokens `run` has to read for the rows that the folder lacks."""
-        return sum(points[-1].length for points in self._remaining_passes())
+        """Return how many tokens `run` has to read for what the folder lacks."""
+        evaluation = 0 if self._stored_key_tokens() is not None else self._rule.count_tokens(self._lengths[-1])
+        return sum(points[-1].length for points in self._remaining_passes()) + evaluation
 
     def run(
         self,
@@ -196,7 +238,7 @@ class CurveRun:
     ) -> list[CurveRow]:
         """Measure the rows that the folder lacks, and store each one as soon as it is known.
 
-        The model is loaded only if a row is missing.
+        The model is loaded only if something is missing. Key tokens are found first.
 
         Args:
             on_row: called with each row after it is stored.
@@ -219,16 +261,64 @@ class CurveRun:
         model, tokenizer = load_source(self._model, self._dtype)
         ids_T = _as_token_ids(tokenizer(self.text.content, verbose=False)["input_ids"])
         _check_lengths(self._lengths, len(ids_T))
+        key_tokens = self._find_key_tokens(model, tokenizer, ids_T, on_tokens)
 
-        def store(row: CurveRow) -> None:
-            self.store.add(row)
-            if on_row is not None:
-                on_row(row)
+        def store(point: CurvePoint, nll_T: NDArray[np.float64], seconds: float) -> None:
+            if point in self._short_points:
+                self.store.add_short_losses(str(point.scaling), point.length, window_losses(nll_T))
+            if point.key in self._row_keys:
+                row = _make_row(point, nll_T, seconds, key_tokens, self.evaluator.name if self.evaluator else None)
+                self.store.add(row)
+                if on_row is not None:
+                    on_row(row)
 
         _measure_passes(model, ids_T, passes, self._policy, store, on_tokens)
 
+    def _stored_key_tokens(self) -> NDArray[np.int64] | None:
+        """Return the key tokens if the folder has them; an empty array if none are requested."""
+        if self.evaluator is None:
+            return np.zeros(0, np.int64)
+        length = self._lengths[-1]
+        return KeyTokenStore(self.store.folder).find(self.evaluator.name, self.evaluator.digest(), self._rule, length)
+
+    def _find_key_tokens(
+        self, model: Any, tokenizer: Any, ids_T: Tensor, on_tokens: Callable[[float], None] | None
+    ) -> NDArray[np.int64] | None:
+        """Return the key tokens, which are stored once they are known; None if none are requested."""
+        if self.evaluator is None:
+            return None
+        indices = self._stored_key_tokens()
+        if indices is None:
+            indices = self.evaluator.find(model, tokenizer, self.text, ids_T, self._rule, self._dtype, on_tokens)
+            digest, length = self.evaluator.digest(), self._lengths[-1]
+            KeyTokenStore(self.store.folder).add(self.evaluator.name, digest, self._rule, length, indices)
+        return indices
+
+    @property
+    def _short_length(self) -> int:
+        """Tokens of the short text: as many as the model was trained on, or the longest length of this run."""
+        return min(self.original_length or 0, self._lengths[-1])
+
+    def _plan_short_points(self, scalings: Sequence[Scaling | PositionMethod]) -> list[CurvePoint]:
+        """Return the points that measure the short tax: the unscaled model, and each scaling that has one."""
+        length = self._short_length
+        if length < 2:
+            return []
+        static = [each for each in scalings if isinstance(each, Scaling) and not each.is_dynamic]
+        return plan_points(self._rope, list(dict.fromkeys([self._unscaled, *static])), [length], [None], self._policy)
+
     def _remaining_passes(self) -> list[list[CurvePoint]]:
-        return group_into_passes(self._rope, [point for point in self._points if point.key not in self.store.rows])
+        name = self.evaluator.name if self.evaluator else None
+        stored = self.store.rows
+        rows = [
+            point
+            for point in self._points
+            if point.key not in stored or (name and stored[point.key]["evaluator"] != name)
+        ]
+        short = [
+            point for point in self._short_points if (str(point.scaling), point.length) not in self.store.short_losses
+        ]
+        return group_into_passes(self._rope, list(dict.fromkeys([*rows, *short])))
 
 
 def plan_points(
@@ -277,10 +367,13 @@ def _measure_passes(
     ids_T: Tensor,
     passes: Sequence[Sequence[CurvePoint]],
     policy: Policy,
-    on_row: Callable[[CurveRow], None],
+    on_point: Callable[[CurvePoint, NDArray[np.float64], float], None],
     on_tokens: Callable[[float], None] | None,
 ) -> None:
-    """Read the text once for each pass, and report each point as soon as its length is reached."""
+    """Read the text once for each pass, and report each point as soon as its length is reached.
+
+    `on_point` is called with the point, the losses of its tokens in nats, and the seconds that they needed.
+    """
     for points in passes:
         longest = points[-1]
         with extended(model, longest.scaling, length=longest.scaled_length, policy=policy):
@@ -291,24 +384,27 @@ def _measure_passes(
                     started = time.perf_counter()
                     nll_T = np.concatenate([nll_T, next(parts)])
                     seconds += time.perf_counter() - started  # not the time that `on_row` needs
-                on_row(_make_row(point, nll_T[: point.length - 1], seconds))
+                on_row(make_row(point.key, nll_T[: point.length - 1], seconds))
 
 
-def _make_row(point: CurvePoint, nll_T: NDArray[np.float64], seconds: float) -> CurveRow:
-    """Return the row of a point from the losses of its tokens. Raises RuntimeError if one of them is not finite."""
+def make_row(key: RowKey, nll_T: NDArray[np.float64], seconds: float) -> CurveRow:
+    """Return the row of a key from the losses of its tokens. Raises RuntimeError if one of them is not finite."""
     if not np.isfinite(nll_T).all():
         token = int(np.flatnonzero(~np.isfinite(nll_T))[0]) + 1
-        raise RuntimeError(f"{point.scaling}: the model's loss at token {token:,} is not a number; try another dtype")
+        raise RuntimeError(f"{key.scaling}: the model's loss at token {token:,} is not a number; try another dtype")
     return CurveRow(
-        scaling=str(point.scaling),
-        chunk=point.chunk,
-        policy=point.policy,
-        length=point.length,
+        scaling=key.scaling,
+        chunk=key.chunk,
+        policy=key.policy,
+        length=key.length,
         ppl=perplexity_of(float(nll_T.mean())),
         ppl_last=perplexity_of(float(nll_T[-LAST_TOKENS:].mean())),
         nll=float(nll_T.mean()),
         tokens=len(nll_T),
         seconds=round(seconds, 3),
+        longppl=longppl,
+        key_tokens=key_count,
+        evaluator=evaluator,
     )
 
 
