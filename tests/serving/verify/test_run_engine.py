@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from ropewalk import InputError
 from ropewalk.cli import main
 from ropewalk.errors import MissingPackageError
 from ropewalk.serving.engines import find_engine
+from ropewalk.serving.verify import create_environments
 from ropewalk.serving.verify import run_engine as run_engine_module
 from ropewalk.serving.verify.environments import find_python
 from ropewalk.serving.verify.run_engine import find_runner, run_engine
@@ -54,6 +56,20 @@ def test_environments_are_created_without_a_warning():
     module = "ropewalk.serving.verify.create_environments"
     needs_none = "ollama"
     subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-m", module, needs_none], check=True)
+
+
+def test_failed_download_has_its_own_exit_status(monkeypatch, tmp_path, capsys):
+    def create_with_failing_pip(folder, **options):
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "python").symlink_to("/bin/false")
+
+    monkeypatch.setenv("ROPEWALK_ENGINES", str(tmp_path))
+    monkeypatch.setattr(create_environments.venv, "create", create_with_failing_pip)
+    with pytest.raises(SystemExit) as exit_info:
+        create_environments.main(["llama.cpp"])
+    assert exit_info.value.code == os.EX_UNAVAILABLE
+    assert "pip failed with status 1" in capsys.readouterr().err
+    assert not (tmp_path / "llama.cpp" / "requirements").exists()  # the next call tries again
 
 
 def test_error_of_the_engine_is_reported():

@@ -2,11 +2,14 @@
 
     python -m ropewalk.serving.verify.create_environments [ENGINE ...]
 
-The named engines get one, by default all that need one (environments.py says where).
+The named engines get one, by default all that need one (environments.py says where). The exit status is 69
+(os.EX_UNAVAILABLE) if pip cannot install a package, so that a caller can tell a missing network from an error.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 import venv
@@ -56,5 +59,14 @@ def _find_own_source() -> list[str]:
     return ["--editable", str(checkout)] if checkout else [f"ropewalk=={ropewalk.__version__}"]
 
 
+def main(names: list[str]) -> None:
+    """Create the environments, and exit with os.EX_UNAVAILABLE if pip fails."""
+    try:
+        create_environments(names)
+    except subprocess.CalledProcessError as error:
+        print(f"pip failed with status {error.returncode}: {shlex.join(error.cmd)}", file=sys.stderr)
+        sys.exit(os.EX_UNAVAILABLE)
+
+
 if __name__ == "__main__":
-    create_environments(sys.argv[1:])
+    main(sys.argv[1:])
