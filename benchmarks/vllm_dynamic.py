@@ -11,11 +11,12 @@ Each part is written to results/vllm_dynamic.json.
 agreement: `difference` is the largest difference of the log-probabilities of the generated tokens from those of the
     server that is static at the request's factor, which reads the requests of its factor at once. `control` is that
     of the same static server when it reads one request alone, `other factor` that of the static server at factor 2 for
-    a short request. All prompts of 8,000 tokens and more begin with the same 6,000 tokens. In nats.
+    a short request. All prompts of 6,000 tokens and more begin with the same 6,000 tokens. In nats.
 quality: perplexity of 8,000 tokens of the built-in text, and passkey at 12,000 tokens in 8 depths, in requests to the
     server with the plugin; the perplexity of the untouched model in transformers for comparison.
-throughput: 16 prompts of 100 tokens, 16 new tokens each; generated tokens per second with the plugin as a fraction of
-    those without, in pairs of servers.
+throughput: batches of 16 prompts of 20 to 170 tokens, 16 new tokens each, sent in turn to the server with the plugin
+    and to the untouched model, in one process; the generated tokens per CPU second of the first as a fraction of those
+    of the second, for each pair of batches. CPU time is compared because other programs may be running.
 """
 
 from __future__ import annotations
@@ -43,7 +44,15 @@ from ropewalk.serving.verify.environments import find_python
 ORIGINAL_LENGTH, SERVED_LENGTH, NEW_TOKENS = 8192, 16_384, 8
 SHORT, LONG, SHARED_PREFIX = (200, 4000, 8000), (9000, 12_000, 15_000), 6000
 PASSKEY_LENGTH, PASSKEY_SAMPLES = 12_000, 8
-SPECS = {"dynamic": "dynamic-yarn", "1": "none", "2": "yarn:factor=2"}
+# The scaling and the served length of each server. Those of "1k" have the original length 1,024, so that requests of a
+# few tokens get factor 2; factor 1 is the untouched model there, too.
+SERVERS = {
+    "dynamic": ("dynamic-yarn", SERVED_LENGTH),
+    "1": ("none", ORIGINAL_LENGTH),
+    "2": ("yarn:factor=2", SERVED_LENGTH),
+    "dynamic 1k": ("dynamic-yarn:original_length=1024", 2048),
+    "2 1k": ("yarn:factor=2,original_length=1024", 2048),
+}
 SERVERS_SCRIPT = Path(__file__).with_name("vllm_servers.py")
 
 
@@ -61,10 +70,14 @@ def shuffled(lengths: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 ALL = SHORT + LONG
-# The first batch of a static server is the reference of its factor, the second the control.
-SCENARIOS = {
+# The first batch of a static server is the reference of its requests, the second the control, the third has the wrong
+# factor.
+REFERENCES = {
     "static factor 1": Scenario("1", (SHORT, (4000,))),
     "static factor 2": Scenario("2", (LONG, (9000,), (4000,))),
+    "static factor 2, original length 1k": Scenario("2 1k", ((1100, 1500),)),
+}
+SCENARIOS = {
     "at once": Scenario("dynamic", ((200, 4000, 8000, 9000),)),
     "at once, chunks of 512 tokens": Scenario("dynamic", (ALL,), {"max_num_batched_tokens": 512}),
     # Read one by one, so that each finds the cached keys of the earlier ones; then at once in five orders.
@@ -73,8 +86,13 @@ SCENARIOS = {
         ((8000,), (9000,), (12_000,), *shuffled((200, 4000, 8000, 9000, 12_000))),
         {"enable_prefix_caching": True},
     ),
+    "at once in five orders, original length 1k": Scenario("dynamic 1k", shuffled((200, 1100, 1500))),
     # One block is missing for both at once: the second is preempted and read again.
-    "preemption": Scenario("dynamic", ((4000, 9000),), {"block_size": 32, "num_gpu_blocks_override": 125 + 282 + 1}),
+    "preemption": Scenario(
+        "dynamic",
+        ((4000, 9000),),
+        {"block_size": 32, "num_gpu_blocks_override": 125 + 282 + 1, "max_model_len": 9216},
+    ),
 }
 
 
@@ -82,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["agreement", "quality", "throughput"])
     parser.add_argument("--scenario", choices=list(SCENARIOS), nargs="+", default=list(SCENARIOS))
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=20, help="pairs of batches of the throughput")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ropewalk-vllm-dynamic")
     args = parser.parse_args()
     benchmark = Benchmark(args.work)
@@ -91,7 +109,7 @@ def main() -> None:
     elif args.part == "quality":
         rows = benchmark.measure_quality()
     else:
-        rows = benchmark.measure_throughput(args.pairs)
+        rows = benchmark.measure_throughput(args.rounds)
     save_result("vllm_dynamic", {**load_result("vllm_dynamic"), args.part: rows})
     print(json.dumps(rows, indent=1))
 
@@ -107,22 +125,21 @@ class Benchmark:
         if not source.exists():
             self.model.save_pretrained(source)
             self.tokenizer.save_pretrained(source)
-        for name, spec in SPECS.items():
+        for name, (spec, length) in SERVERS.items():
             if not (folder / name).exists():
-                length = ORIGINAL_LENGTH if name == "1" else SERVED_LENGTH
                 export_model(str(source), spec, "vllm", out=folder / name, length=length)
 
     def run_server(self, key: str, server: str, batches: list[Any], options: dict[str, Any]) -> dict[str, Any]:
         """Return the result of a server, from an earlier run if there was one."""
+        options = {"max_model_len": SERVERS[server][1], "enable_prefix_caching": False, **options}
+        return self.run_job(
+            key, {"path": str(self.folder / server), "options": options, "batches": batches, "fault": None}
+        )
+
+    def run_job(self, key: str, job: dict[str, Any]) -> dict[str, Any]:
+        """Return the result of a job of vllm_servers.py, from an earlier run if there was one."""
         result_file = self.folder / f"{key.replace(' ', '-')}.json"
         if not result_file.exists():
-            length = ORIGINAL_LENGTH if server == "1" else SERVED_LENGTH
-            job = {
-                "path": str(self.folder / server),
-                "options": {"max_model_len": length, "enable_prefix_caching": False, **options},
-                "batches": batches,
-                "fault": None,
-            }
             job_file, partial = self.folder / "job.json", self.folder / "partial.json"
             job_file.write_text(json.dumps([job]))
             environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -144,8 +161,8 @@ class Benchmark:
     def measure_agreement(self, scenarios: list[str]) -> list[dict[str, Any]]:
         references: dict[int, Any] = {}
         rows = []
-        for name in dict.fromkeys(["static factor 1", "static factor 2", *scenarios]):
-            scenario = SCENARIOS[name]
+        for name in [*REFERENCES, *scenarios]:
+            scenario = {**REFERENCES, **SCENARIOS}[name]
             requests = [
                 [{"prompt": self.prompt(n), "max_tokens": NEW_TOKENS} for n in batch] for batch in scenario.batches
             ]
@@ -155,11 +172,11 @@ class Benchmark:
                 for kind, (batch, found) in enumerate(zip(scenario.batches, result["batches"], strict=True))
                 for n, answer in zip(batch, found, strict=True)
             ]
-            if scenario.server != "dynamic":
+            if name in REFERENCES:
                 references |= {n: answer for kind, n, answer in answers if kind == 0}
                 answers = [(kind, n, answer) for kind, n, answer in answers if kind > 0]
             for kind, n, answer in answers:
-                what = name if scenario.server == "dynamic" else ("control", "other factor")[kind - 1]
+                what = ("control", "other factor")[kind - 1] if name in REFERENCES else name
                 row = {
                     "scenario": what,
                     "batch": kind,
@@ -197,19 +214,20 @@ class Benchmark:
             "passkey samples": len(scores),
         }
 
-    def measure_throughput(self, pairs: int) -> dict[str, Any]:
-        batch = [{"prompt": self.tokens[100 * i : 100 * i + 100], "max_tokens": 16} for i in range(16)]
-        rows = []
-        for pair in range(pairs):
-            row = {}
-            for server in ("1", "dynamic"):
-                options = {"max_model_len": ORIGINAL_LENGTH}
-                result = self.run_server(f"throughput {server} {pair}", server, [batch] * 3, options)
-                row[server] = min(result["seconds"][1:])  # the first batch warms up
-            rows.append(
-                {"seconds without": row["1"], "seconds with": row["dynamic"], "ratio": row["1"] / row["dynamic"]}
-            )
-        return {"pairs": rows, "median ratio": statistics.median(row["ratio"] for row in rows)}
+    def measure_throughput(self, rounds: int) -> dict[str, Any]:
+        batch = [{"prompt": self.tokens[200 * i :][: 20 + 10 * i], "max_tokens": 16} for i in range(16)]
+        options = {"max_model_len": ORIGINAL_LENGTH, "enable_prefix_caching": False}
+        paths = [str(self.folder / server) for server in ("1", "dynamic")]
+        job = {"paths": paths, "options": options, "batch": batch, "rounds": rounds}
+        plain, dynamic = self.run_job(f"throughput {rounds}", job)["seconds"]
+        ratios = sorted(without / with_factors for without, with_factors in zip(plain, dynamic, strict=True))
+        first, median, third = statistics.quantiles(ratios, method="inclusive")
+        return {
+            "CPU seconds without": plain,
+            "CPU seconds with": dynamic,
+            "median ratio": median,
+            "quartiles of the ratio": [first, third],
+        }
 
 
 def largest_difference(found: dict[str, Any], expected: dict[str, Any]) -> float:

@@ -5,7 +5,12 @@ The job is a list of servers, which run one after the other in this process:
     {"path": checkpoint, "options": arguments of vllm.LLM, "fault": name of a fault to plant or null,
      "batches": [[{"prompt": [token ids], "max_tokens": n} ...] ...]}
 
-A server with "batches" null is not started: its configuration is checked only. Options of a request:
+A server with "batches" null is not started: its configuration is checked only. Servers can also run side by side, to
+compare their speed: each round sends the batch to all of them in turn, and the result has the CPU "seconds" of each.
+
+    {"paths": [checkpoint ...], "options": arguments of vllm.LLM, "batch": [request ...], "rounds": n}
+
+Options of a request:
 
     "cache_salt": text         "score_prompt": bool
     "sampling": arguments of vllm.SamplingParams
@@ -49,11 +54,33 @@ def main(job_file: str, result_file: str) -> None:
     results = []
     for server in json.loads(Path(job_file).read_text()):
         try:
-            results.append(check_configuration(**server) if server["batches"] is None else run_server(**server))
+            results.append(run_job(server))
         except Exception as error:
             traceback.print_exc()
             results.append({"error": " ".join(f"{type(error).__name__}: {error}".split())})
         Path(result_file).write_text(json.dumps(results))
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    if "paths" in job:
+        return run_in_turn(**job)
+    return check_configuration(**job) if job["batches"] is None else run_server(**job)
+
+
+def run_in_turn(paths: list[str], options: dict[str, Any], batch: list[Any], rounds: int) -> dict[str, Any]:
+    import vllm
+
+    engines = [vllm.LLM(path, **DEFAULTS | options) for path in paths]
+    for engine in engines:
+        run_batch(engine, batch)  # the first one warms up
+    seconds: list[list[float]] = [[] for _ in engines]
+    for number in range(rounds):
+        servers = list(zip(engines, seconds, strict=True))
+        for engine, times in servers if number % 2 else reversed(servers):
+            started = time.process_time()
+            run_batch(engine, batch)
+            times.append(time.process_time() - started)
+    return {"seconds": seconds}
 
 
 def check_configuration(path: str, options: dict[str, Any], batches: None, fault: str | None) -> dict[str, Any]:
