@@ -14,7 +14,7 @@ from torch import nn
 
 from ropewalk import config as configs
 from ropewalk.compat.transformers import applied_softmax_factor
-from ropewalk.errors import InputError, UnknownNameError, UnsupportedModelError
+from ropewalk.errors import InputError, UnknownNameError
 from ropewalk.frequencies import Frequencies
 from ropewalk.models.dynamic import create_decoder_hooks
 from ropewalk.models.fused import fuse_patches
@@ -22,7 +22,7 @@ from ropewalk.models.generation import generation_patches
 from ropewalk.models.patching import AttributePatch, Patch, PatchSet
 from ropewalk.models.position_extension import position_patches
 from ropewalk.models.position_options import complete_position_method
-from ropewalk.models.rotary_modules import RotaryModule, find_rotary_modules
+from ropewalk.models.rotary_modules import RotaryModule, find_rotary_modules, get_text_config
 from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.positions import PositionMethod, parse, parse_scaling
 from ropewalk.scaling import Scaling
@@ -74,16 +74,6 @@ class DynamicFrequencies:
         original_length = self.scaling.resolve_original_length(self.layer.rope)
         target_length = self.policy.scaled_length(length, original_length)
         return configs.compute_layer_frequencies(self.scaling, self.layer, target_length)
-
-
-def get_text_config(model: nn.Module) -> Any:
-    """Return the config of the model's text decoder. Raise UnsupportedModelError if it has none or has an encoder."""
-    config = getattr(model, "config", None)
-    if config is None:
-        raise UnsupportedModelError(type(model).__name__, "it has no config, as the models of transformers have")
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(type(model).__name__, "its encoder reads the text too")
-    return configs.get_text_config(config)
 
 
 def build_extension(

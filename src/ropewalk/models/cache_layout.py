@@ -130,25 +130,32 @@ def cache_one_token(
     decoder: Any, tables: Mapping[str, RotaryTable], angles: Mapping[str, Tensor], attention_factor: float = 1.0
 ) -> Any:
     """Return the cache after the decoder has read one token with these angles in its tables."""
-    config = configs.get_text_config(decoder.config)
-    cache = DynamicCache(config=config)
+    cache = DynamicCache(config=configs.get_text_config(decoder.config))
+    with ExitStack() as stack:
+        for name, table in tables.items():
+            stack.enter_context(table.override_angles(angles[name], attention_factor))
+        read_one_token(decoder, past_key_values=cache, use_cache=True)
+    return cache
+
+
+def read_one_token(decoder: Any, **options: Any) -> Any:
+    """Return what the decoder computes for one token, in evaluation mode.
+
+    `options`: further arguments of its forward.
+    """
     device = decoder.get_input_embeddings().weight.device
     if device.type == "meta":  # accelerate has offloaded the embeddings, and moves their input to where they compute
         device = torch.device("cpu")
+    token_BT = torch.tensor([[configs.get_text_config(decoder.config).vocab_size // 2]], device=device)
     training_modules = [module for module in decoder.modules() if module.training]
     for module in training_modules:
         module.training = False
     try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            for name, table in tables.items():
-                stack.enter_context(table.override_angles(angles[name], attention_factor))
-            token_BT = torch.tensor([[config.vocab_size // 2]], device=device)
-            decoder(input_ids=token_BT, past_key_values=cache, use_cache=True)
+        with torch.inference_mode():
+            return decoder(input_ids=token_BT, **options)
     finally:
         for module in training_modules:
             module.training = True
-    return cache
 
 
 def explain_rotation(

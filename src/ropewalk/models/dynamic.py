@@ -355,7 +355,7 @@ def create_decoder_hooks(
     """
     tables_of_decoder: dict[Any, dict[str, RotaryTable]] = {}
     for rotary, tables in module_tables:
-        decoder, path = _find_decoder(model, rotary)
+        decoder, path = find_decoder(model, rotary)
         decoder_tables = tables_of_decoder.setdefault(decoder, {})
         decoder_tables.update({f"{path}:{layer_type}": table for layer_type, table in tables.items()})
     return [
@@ -363,7 +363,7 @@ def create_decoder_hooks(
     ]
 
 
-def _find_decoder(model: nn.Module, rotary: RotaryModule) -> tuple[Any, str]:
+def find_decoder(model: nn.Module, rotary: RotaryModule) -> tuple[Any, str]:
     """Return the innermost module around a rotary module that takes tokens and a cache, and the path from it.
 
     Raises UnsupportedModelError if there is none.

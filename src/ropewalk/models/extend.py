@@ -18,10 +18,11 @@ from torch import nn
 
 from ropewalk import config as configs
 from ropewalk.errors import InputError
-from ropewalk.models.apply import Extension, ScalingLike, build_extension, get_text_config
+from ropewalk.models.apply import Extension, ScalingLike, build_extension
 from ropewalk.models.config_update import ConfigPatch, find_config_update
 from ropewalk.models.dynamic import DecoderHooks
 from ropewalk.models.patching import PatchSet
+from ropewalk.models.rotary_modules import get_text_config
 from ropewalk.models.wrappers import unwrap_model
 from ropewalk.planning import plan
 from ropewalk.scaling.policies import DEFAULT_POLICY, Policy, parse_policy

@@ -192,6 +192,16 @@ class _ReturnsExactTables(Mixin):
             return self.ropewalk[layer_type or ALL_LAYER_TYPES](x, position_ids)
 
 
+def get_text_config(model: nn.Module) -> Any:
+    """Return the config of the model's text decoder. Raise UnsupportedModelError if it has none or has an encoder."""
+    config = getattr(model, "config", None)
+    if config is None:
+        raise UnsupportedModelError(type(model).__name__, "it has no config, as the models of transformers have")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(type(model).__name__, "its encoder reads the text too")
+    return configs.get_text_config(config)
+
+
 def find_rotary_modules(model: nn.Module, text_config: Any) -> list[RotaryModule]:
     """Return the rotary modules of the model's text decoder, in order.
 

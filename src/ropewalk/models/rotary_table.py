@@ -107,7 +107,7 @@ class RotaryTable(nn.Module):
         if self.follows_choices:
             return self._forward_as_chosen(x, position_ids)
         angle_BTU = self._fixed_point_angles(position_ids, self.high_RU, self.low_RU)
-        return self._to_channels(x, *cos_sin_of_fixed_point(angle_BTU, self.frequencies.attention_factor))
+        return self.to_channels(x, *cos_sin_of_fixed_point(angle_BTU, self.frequencies.attention_factor))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the choice differs between threads and calls
     def _forward_as_chosen(self, x: Tensor, position_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -115,11 +115,12 @@ class RotaryTable(nn.Module):
         if angle_override is not None:
             angle_U, factor = angle_override
             angle_BTU = angle_U.expand(*position_ids.shape[-2:], -1)
-            return self._to_channels(x, angle_BTU.cos() * factor, angle_BTU.sin() * factor)
+            return self.to_channels(x, angle_BTU.cos() * factor, angle_BTU.sin() * factor)
         angle_BTU = self.fixed_point_angles(position_ids, self.row_frequencies)
-        return self._to_channels(x, *cos_sin_of_fixed_point(angle_BTU, attention_factors(self.row_frequencies)))
+        return self.to_channels(x, *cos_sin_of_fixed_point(angle_BTU, attention_factors(self.row_frequencies)))
 
-    def _to_channels(self, x: Tensor, cos_BTU: Tensor, sin_BTU: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def to_channels(self, x: Tensor, cos_BTU: Tensor, sin_BTU: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return cos and sin of the columns, [..., T, U], in the form and the dtype of the rotary module's table."""
         dtype = x.dtype if self.channel_layout.follows_dtype else torch.promote_types(x.dtype, torch.float32)
         cos_BTC = cos_BTU.to(dtype)[..., self.column_C].to(x.device)
         sin_BTC = sin_BTU.to(dtype)[..., self.column_C].to(x.device)
@@ -143,13 +144,15 @@ class RotaryTable(nn.Module):
             self.follows_choices = self.is_dynamic
             del _choices.angles[self]
 
-    def _fixed_point_angles(self, position_ids: Tensor, high_RU: Tensor, low_RU: Tensor) -> Tensor:
-        position_ids = position_ids.to(high_RU.device, torch.int64)
+    def column_positions(self, position_ids: Tensor) -> Tensor:
+        """Return the position that each column follows, [B, T, U] int64, or [B, T, 1] if that is the same for all."""
+        position_ids = position_ids.to(self.pair_U.device, torch.int64)
         if self.channel_layout.axes == 1 or position_ids.ndim == 2:  # text has the same position on every axis
-            position_BTU = position_ids[..., None]
-        else:
-            position_BTU = torch.stack([position_ids[axis] for _, axis in self.channel_layout.columns_U], dim=-1)
-        return fixed_point_angle(position_BTU, high_RU[:, None], low_RU[:, None])
+            return position_ids[..., None]
+        return torch.stack([position_ids[axis] for _, axis in self.channel_layout.columns_U], dim=-1)
+
+    def _fixed_point_angles(self, position_ids: Tensor, high_RU: Tensor, low_RU: Tensor) -> Tensor:
+        return fixed_point_angle(self.column_positions(position_ids), high_RU[:, None], low_RU[:, None])
 
     def _columns_in_fixed_point(self, row_frequencies: RowFrequencies) -> tuple[Tensor, Tensor]:
         high_RP, low_RP, _ = to_fixed_point(row_frequencies, self.pair_U.device)
