@@ -1,10 +1,8 @@
-"""How llama.cpp interprets metadata and tensors, and its commands; if it is installed, also the real engine."""
+"""How llama.cpp interprets metadata and tensors, its commands, and the real engine (`make test-engines`)."""
 
 import json
-import os
 import shlex
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from ropewalk.config.scaled_fields import frequencies_match
 from ropewalk.errors import UnsupportedScalingError
 from ropewalk.serving.engines import find_engine
 from ropewalk.serving.engines.encode import encode
+from ropewalk.serving.verify.environments import find_python
 
 LLAMA_CPP, OLLAMA = find_engine("llama.cpp"), find_engine("ollama")
 LENGTH = 12_288
@@ -167,9 +166,8 @@ def test_ollama_starts_from_a_modelfile(tmp_path):
         OLLAMA.build_command(str(source), LENGTH, encoded.changes)
 
 
-# ---- the real engine, if `make engines` has installed it
+# ---- the real engine
 
-ENGINE = Path(os.environ.get("ROPEWALK_ENGINES", ".engines")) / "llama.cpp" / "bin" / "python"
 NEXT_TOKEN_SCRIPT = """
 import json, sys
 import xllamacpp as x
@@ -188,7 +186,7 @@ print("LOGPROBS", json.dumps(sorted([token["id"], token["logprob"]] for token in
 LISTS_OF_16 = {"short_factor": [1.0] * 16, "long_factor": [1 + i / 4 for i in range(16)], "factor": 4}
 
 
-@pytest.mark.skipif(not ENGINE.exists(), reason="llama.cpp is not installed (make engines)")
+@pytest.mark.engines
 def test_all_encodings_of_a_scaling_agree_in_the_real_engine(tmp_path):
     """Metadata and tensors for the same scaling give the same next-token distribution, unlike an unscaled model."""
     length, source = 2048, tiny_llama(tmp_path / "tiny.gguf")
@@ -207,7 +205,7 @@ def test_all_encodings_of_a_scaling_agree_in_the_real_engine(tmp_path):
             if not frequencies_match(layer.scaling.frequencies(layer.rope, length), expected):
                 continue
             path = LLAMA_CPP.write_checkpoint(str(source), candidate, tmp_path / "out", length)
-            argv = [ENGINE, "-c", NEXT_TOKEN_SCRIPT, path]
+            argv = [find_python(LLAMA_CPP), "-c", NEXT_TOKEN_SCRIPT, path]
             process = subprocess.run(argv, input=json.dumps(ids), capture_output=True, text=True, check=False)
             assert process.returncode == 0, process.stderr[-3000:]
             line = next(line for line in process.stdout.splitlines() if line.startswith("LOGPROBS"))
