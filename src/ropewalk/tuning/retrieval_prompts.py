@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,14 @@ _NEAR = 100  # tokens within which the end of a sentence is looked for
 _TEXT, _FRAME, _ANSWER = range(3)  # what a token is: the user's text, a statement or question, an answer
 
 
+class Fact(NamedTuple):
+    """The token ids of a statement, of the question about it, and of the answer."""
+
+    statement: list[int]
+    question: list[int]
+    answer: list[int]
+
+
 @dataclass(frozen=True)
 class PlantedText:
     """The token ids of a text with planted facts, and what each of them is.
@@ -97,7 +105,7 @@ class FactPlanter:
         self._tokenizer = tokenizer
         with_special = list(tokenizer("a", verbose=False)["input_ids"])
         is_prefixed = tokenizer.bos_token_id is not None and with_special[:1] == [tokenizer.bos_token_id]
-        self.prefix = [tokenizer.bos_token_id] if is_prefixed else []
+        self._prefix = [tokenizer.bos_token_id] if is_prefixed else []
         pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         self._ends_sentence_V = np.array([piece.rstrip(" ").endswith((".", "!", "?", "\n", "。")) for piece in pieces])
 
@@ -106,49 +114,57 @@ class FactPlanter:
     ) -> PlantedText:
         """Return a text of `length` tokens: the beginning of `token_ids` with facts in it, and questions at its end.
 
-        The facts are spread evenly over the text, each at a random place of its share, at the end of a sentence. The
-        questions follow in random order.
-
         Args:
             token_ids: the user's text, without special tokens.
             length: tokens of the result.
-            count: number of facts, at most `MAX_FACTS`.
+            count: number of facts.
             rng: for everything that is drawn at random.
 
         Raises InputError if the text is too short, or `length` too short for the facts.
         """
+        facts = self.draw_facts(count, rng)
+        text_tokens = self.text_tokens(length, facts)
+        if len(token_ids) < text_tokens:
+            raise InputError("text", f"{len(token_ids):,} tokens", f"at least {text_tokens:,} tokens")
+        return self.insert(token_ids[:text_tokens], facts, rng)
+
+    def draw_facts(self, count: int, rng: random.Random) -> list[Fact]:
+        """Return facts of different kinds. Raises InputError for more than `MAX_FACTS`."""
         if not 0 <= count <= MAX_FACTS:
             raise InputError("facts", count, f"from 0 to {MAX_FACTS}")
-        facts = [self._make_fact(kind, rng) for kind in rng.sample(_KINDS, count)]
-        planted = sum(len(statement) + len(question) + len(answer) for statement, question, answer in facts)
-        budget = length - len(self.prefix) - planted
-        if budget < max(count, 1):
-            raise InputError("length", length, f"more than {length - budget} tokens, which {count} facts take")
-        if len(token_ids) < budget:
-            raise InputError("text", f"{len(token_ids):,} tokens", f"at least {budget:,} tokens")
-        text_T = np.asarray(token_ids[:budget], dtype=np.int64)
-        ids, kinds = [np.array(self.prefix, dtype=np.int64)], [np.full(len(self.prefix), _FRAME)]
-        start = 0
-        for index, (statement, _, _) in enumerate(facts):
-            depth = (index + rng.random()) / count
-            end = max(start, self._nearest_sentence_end(text_T, int(depth * budget)))
-            for part, kind in ((text_T[start:end], _TEXT), (statement, _FRAME)):
-                ids.append(np.asarray(part, dtype=np.int64))
-                kinds.append(np.full(len(part), kind))
-            start = end
-        ids.append(text_T[start:])
-        kinds.append(np.full(budget - start, _TEXT))
-        for _, question, answer in rng.sample(facts, count):
-            for part, kind in ((question, _FRAME), (answer, _ANSWER)):
-                ids.append(np.asarray(part, dtype=np.int64))
-                kinds.append(np.full(len(part), kind))
-        kind_T = np.concatenate(kinds)
-        return PlantedText(np.concatenate(ids), kind_T == _TEXT, kind_T == _ANSWER)
+        return [self._make_fact(kind, rng) for kind in rng.sample(_KINDS, count)]
 
-    def _make_fact(
-        self, kind: tuple[tuple[str, ...], tuple[str, ...]], rng: random.Random
-    ) -> tuple[list[int], list[int], list[int]]:
-        """Return the tokens of a statement, of its question, and of its answer."""
+    def text_tokens(self, length: int, facts: Sequence[Fact]) -> int:
+        """Return the tokens that facts leave to the user's text. Raises InputError if that is less than one each."""
+        planted = len(self._prefix) + sum(len(part) for fact in facts for part in fact)
+        if length - planted < max(len(facts), 1):
+            raise InputError("length", length, f"more than {planted + len(facts):,} tokens, for {len(facts)} facts")
+        return length - planted
+
+    def insert(
+        self, token_ids: Sequence[int] | NDArray[np.int64], facts: Sequence[Fact], rng: random.Random
+    ) -> PlantedText:
+        """Return the whole of a text with facts in it, and questions at its end.
+
+        The facts are spread evenly over the text, each at a random place of its share, at the end of a sentence. The
+        questions follow in random order.
+        """
+        text_T = np.asarray(token_ids, dtype=np.int64)
+        parts: list[tuple[int, Any]] = [(_FRAME, self._prefix)]
+        start = 0
+        for index, fact in enumerate(facts):
+            depth = (index + rng.random()) / len(facts)
+            end = max(start, self._nearest_sentence_end(text_T, int(depth * len(text_T))))
+            parts += [(_TEXT, text_T[start:end]), (_FRAME, fact.statement)]
+            start = end
+        parts.append((_TEXT, text_T[start:]))
+        for fact in rng.sample(facts, len(facts)):
+            parts += [(_FRAME, fact.question), (_ANSWER, fact.answer)]
+        ids_T = np.concatenate([np.asarray(ids, dtype=np.int64) for _, ids in parts])
+        kind_T = np.repeat([kind for kind, _ in parts], [len(ids) for _, ids in parts])
+        return PlantedText(ids_T, kind_T == _TEXT, kind_T == _ANSWER)
+
+    def _make_fact(self, kind: tuple[tuple[str, ...], tuple[str, ...]], rng: random.Random) -> Fact:
         statements, questions = kind
         smallest = 10 ** rng.choice((3, 4, 4, 5, 6))
         answers = {
@@ -167,7 +183,7 @@ class FactPlanter:
             (i for i, (a, b) in enumerate(zip(question_ids, whole_ids, strict=False)) if a != b), len(question_ids)
         )
         statement_ids = self._tokenize("\n" + statement.format(city=city, **answers) + "\n")
-        return statement_ids, whole_ids[:shared], whole_ids[shared:]
+        return Fact(statement_ids, whole_ids[:shared], whole_ids[shared:])
 
     def _nearest_sentence_end(self, text_T: NDArray[np.int64], position: int) -> int:
         """Return the position after the sentence end nearest to `position`, or `position` if none is near."""

@@ -1,0 +1,62 @@
+"""The windows of a text that one step of training reads.
+
+A window as long as the target is a piece of the text. A shorter one stands for a piece as long as the target: it has
+parts of that piece at their true positions, so its position ids jump between the parts (PoSE, arXiv 2309.10400). Facts
+in the first parts and questions in the last one are then as far apart as in the whole piece.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ropewalk.tuning.retrieval_prompts import FactPlanter
+
+_PARTS = 5  # of a window that is shorter than the target
+
+
+@dataclass(frozen=True)
+class Window:
+    """Token ids with their positions in a text as long as the target.
+
+    Attributes:
+        ids_T: token ids, [T] int64.
+        positions_T: position of each token, increasing, [T] int64.
+        is_text_T: whether a token is one of the user's own text, [T] bool.
+        is_answer_T: whether a token belongs to the answer to a question, [T] bool.
+    """
+
+    ids_T: NDArray[np.int64]
+    positions_T: NDArray[np.int64]
+    is_text_T: NDArray[np.bool_]
+    is_answer_T: NDArray[np.bool_]
+
+
+def sample_window(
+    document_N: NDArray[np.int64], target: int, tokens: int, planter: FactPlanter, facts: int, rng: random.Random
+) -> Window:
+    """Return a window of `tokens` tokens from a random piece of a text as long as `target`.
+
+    Args:
+        document_N: token ids of the text, at least `target`.
+        target: tokens of the piece.
+        tokens: tokens of the window, at most `target`.
+        planter: plants the facts.
+        facts: number of facts.
+        rng: for everything that is drawn at random.
+    """
+    facts_to_plant = planter.draw_facts(facts, rng)
+    text_tokens = planter.text_tokens(tokens, facts_to_plant)
+    start, skipped = rng.randrange(len(document_N) - target + 1), target - tokens
+    # The first part begins the piece and the last one ends it, so that every window has the longest distances.
+    jumps_P = np.array([0, *sorted(rng.randrange(skipped + 1) for _ in range(_PARTS - 2)), skipped])
+    part_of_source_N = np.arange(text_tokens) * _PARTS // text_tokens
+    source_N = start + np.arange(text_tokens) + jumps_P[part_of_source_N]
+    planted = planter.insert(document_N[source_N], facts_to_plant, rng)
+    # A planted token belongs to the part of the text before it.
+    part_T = part_of_source_N[np.maximum(np.cumsum(planted.is_text_T) - 1, 0)]
+    positions_T = np.arange(tokens) + jumps_P[part_T]
+    return Window(planted.ids_T, positions_T, planted.is_text_T, planted.is_answer_T)
