@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ropewalk import config as configs
 from ropewalk.errors import InputError, check_length
@@ -37,6 +38,7 @@ from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.tasks import Task
 from ropewalk.evaluate.tasks.needle import Needle
 from ropewalk.evaluate.tasks.passkey import Passkey
+from ropewalk.evaluate.texts import Text
 from ropewalk.evaluate.worker import CellSummary
 from ropewalk.files import ensure_writable_folder, write_text_atomically
 from ropewalk.models.extend import ScalingLike
@@ -175,7 +177,7 @@ class ProofRun:
                 the target.
             samples: prompts for each task and length, with facts from the beginning of the text to its end.
 
-        Raises InputError for a wrong argument, or a folder that holds other results.
+        Raises InputError for a wrong argument, a text with fewer tokens, or a folder that holds other results.
         """
         self._source = source
         self._samples = samples
@@ -196,6 +198,7 @@ class ProofRun:
             CurveRun(source, scalings, self._ends, text, self.folder / f"curve-{number}")
             for number, text in enumerate(texts, 1)
         ]
+        self._ids = [self._read_ids(curve.text) for curve in self._curves]
         self._tasks: list[Task] = [Passkey(), Needle(text=texts[0])]
         halfway = target // 2
         self._retrieval_lengths = [halfway, target] if halfway > self._original_length else [target]
@@ -217,15 +220,15 @@ class ProofRun:
         Args:
             on_tokens: called with the number of tokens read since its last call, and what is measured.
 
-        Raises InputError if a text is too short, and RuntimeError if a loss is not a number.
+        Raises RuntimeError if a loss is not a number.
         """
-        for curve in self._curves:
+        for curve, ids_T in zip(self._curves, self._ids, strict=True):
 
             def report(tokens: float, label: str = f"perplexity, {Path(curve.text.name).name}") -> None:
                 on_tokens(tokens, label)
 
             curve.run(on_tokens=report)
-            self._measure_native_window(curve, report)
+            self._measure_native_window(curve, ids_T, report)
         evaluation = self._open_evaluation()
         with evaluation.store:
             evaluation.run(on_result=lambda cell, result: on_tokens(_count_tokens(result), cell.task.name))
@@ -243,18 +246,25 @@ class ProofRun:
         write_text_atomically(self.folder / "proof.json", json.dumps(proof.to_dict(), indent=1) + "\n")
         return proof
 
+    def _read_ids(self, text: Text) -> Tensor:
+        """Return the token ids of a text up to the target, [target]."""
+        ids = self._source[1](text.content, verbose=False)["input_ids"]
+        if len(ids) < self._target:
+            raise InputError(
+                "text", f"{text.name}, {len(ids):,} tokens", f"at least the target, {self._target:,} tokens"
+            )
+        return torch.tensor(ids[: self._target])
+
     def _has_native_window(self, curve: CurveRun) -> bool:
         return all(_native_window_key(end) in curve.store.rows for end in self._ends)
 
-    def _measure_native_window(self, curve: CurveRun, on_tokens: Callable[[float], None]) -> None:
+    def _measure_native_window(self, curve: CurveRun, ids_T: Tensor, on_tokens: Callable[[float], None]) -> None:
         """Store the rows of the native window beside those of the scalings, unless they are there."""
         if self._has_native_window(curve):
             return
-        model, tokenizer = self._source
-        ids_T = torch.tensor(tokenizer(curve.text.content, verbose=False)["input_ids"][: self._target])
         with curve.store.locked():
             started = time.perf_counter()
-            nll_T = native_window_nll(model, ids_T, self._original_length, on_tokens=on_tokens)
+            nll_T = native_window_nll(self._source[0], ids_T, self._original_length, on_tokens=on_tokens)
             seconds = time.perf_counter() - started
             for end in self._ends:
                 curve.store.add(make_row(_native_window_key(end), nll_T[: end - 1], seconds))
