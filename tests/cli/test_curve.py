@@ -6,7 +6,9 @@ import pytest
 
 import ropewalk as rw
 from ropewalk.cli.demo import LENGTHS, SCALINGS
+from ropewalk.evaluate.curve import CurveRun
 from ropewalk.evaluate.curve_store import CurveStore
+from ropewalk.evaluate.key_tokens import KeyTokenRule
 
 ROW_KEYS = {"scaling", "length", "ppl", "ppl_last", "nll", "tokens", "seconds"}
 
@@ -97,6 +99,51 @@ def test_an_interrupted_run_keeps_its_rows_and_can_be_continued(curve, no_pictur
     rows = json.loads(curve("--json")[1])["rows"]
     assert len(rows) == 4
     assert all({key: value for key, value in row.items() if value is not None} in rows for row in added)
+
+
+@pytest.fixture
+def short_rule(monkeypatch):
+    """Find key tokens in the short text of these tests."""
+    rule = KeyTokenRule(short_context=40, step=16, min_gain=0.001, max_loss=4.6)
+    monkeypatch.setitem(CurveRun.__init__.__kwdefaults__, "rule", rule)
+
+
+def test_longppl_has_columns_a_table_and_a_picture(curve, no_picture, short_rule, tmp_path):
+    status, out, err = curve("--longppl", "--json")
+    assert status == 0, err
+    rows = json.loads(out)["rows"]
+    assert all(set(row) >= ROW_KEYS | {"key_tokens", "evaluator"} for row in rows)
+    assert [row["key_tokens"] > 3 for row in rows] == [False, True, False, True]  # at 32 and at 100 tokens
+    assert all(row["longppl"] > 1 for row in rows if row["length"] == 100)
+    assert {row["evaluator"] for row in rows} == {"itself under yarn:factor=2"}
+    assert (tmp_path / "out" / "longppl.png").read_bytes().startswith(b"\x89PNG")
+    _, out, _ = curve("--longppl")
+    assert "LongPPL: perplexity over the key tokens" in out
+    assert "found by the model itself under yarn:factor=2; that favors scalings like this one" in out
+    assert f"{rows[1]['key_tokens']} of 100 tokens are key tokens" in out
+
+
+def test_no_key_tokens_are_said_to_be_none(curve, no_picture, monkeypatch):
+    rule = KeyTokenRule(short_context=40, step=16)  # the random model gains nothing near 2 nats
+    monkeypatch.setitem(CurveRun.__init__.__kwdefaults__, "rule", rule)
+    status, out, _ = curve("--longppl")
+    assert status == 0
+    assert "No key tokens were found by the model itself under yarn:factor=2, so there is no LongPPL." in out
+
+
+def test_an_evaluator_without_longppl_is_refused(curve):
+    status, out, err = curve("--evaluator", "none")
+    assert (status, out) == (2, "")
+    assert err == "ropewalk: error: evaluator: got 'none'; expected --longppl beside it\n"
+
+
+def test_the_cost_on_short_text_is_shown(curve, no_picture):
+    (tax,) = json.loads(curve("--json")[1])["short_tax"]
+    assert (tax["scaling"], tax["tokens"], tax["windows"]) == ("yarn:factor=2", 64, 9)
+    assert tax["percent"] == pytest.approx(100 * (tax["ppl"] / tax["ppl_unscaled"] - 1), abs=0.1)
+    _, out, _ = curve()
+    assert "Cost on short text: the first 64 tokens" in out
+    assert f"{tax['percent']:+.2f}" in out
 
 
 def test_the_demo_compares_seven_scalings_past_the_trained_length():

@@ -14,6 +14,8 @@ import ropewalk as rw
 from ropewalk.evaluate import curve
 from ropewalk.evaluate.curve import CurveRun, group_into_passes, perplexity_curve, plan_points
 from ropewalk.evaluate.curve_store import CurveStore
+from ropewalk.evaluate.evaluator import Evaluator
+from ropewalk.evaluate.key_tokens import KeyTokenRule, find_key_tokens
 from ropewalk.evaluate.texts import Text
 from ropewalk.models.load import choose_dtype
 from ropewalk.scaling.policies import DEFAULT_POLICY
@@ -204,7 +206,7 @@ def test_a_run_measures_what_perplexity_curve_measures_and_stores_it(tiny, make_
     assert {(row["scaling"], row["chunk"], row["length"]): row["nll"] for row in rows} == expected
     assert run.original_length == 64
     document = json.loads(run.store.json_path.read_text())
-    assert set(document) == {"model", "text", "dtype", "text_sha256", "model_digest", "rows"}
+    assert set(document) == {"model", "text", "dtype", "text_sha256", "model_digest", "rows", "short_text"}
     assert len(document["rows"]) == 8
 
 
@@ -319,6 +321,75 @@ def test_wrong_arguments_are_refused_before_the_folder_is_created(make_run, tmp_
 def test_a_text_that_is_too_short_is_refused(make_run):
     with pytest.raises(rw.InputError, match="lengths: got 201; expected at most the 200 tokens of the text"):
         make_run(lengths=[64, 201]).run()
+
+
+def test_the_short_tax_compares_windows_of_the_trained_length(tiny, make_run):
+    run = make_run(["dynamic-yarn", "yarn:factor=4"], [100, 150])
+    run.run()
+    ids = CharacterTokenizer()(TEXT.content)["input_ids"][:64]
+    unscaled = plain_nll(tiny, ids)
+    with rw.extended(tiny, "yarn:factor=4"):
+        scaled = plain_nll(tiny, ids)
+    windows = (scaled - unscaled)[:63].reshape(9, 7).mean(1)  # 63 losses in at least 8 windows
+    dynamic, yarn = run.short_taxes()
+    assert (yarn["scaling"], yarn["tokens"], yarn["windows"]) == ("yarn:factor=4", 64, 9)
+    ratio = math.exp(windows.mean())
+    assert yarn["percent"] == pytest.approx(100 * (ratio - 1), rel=1e-3)
+    assert yarn["standard_error"] == pytest.approx(100 * ratio * windows.std(ddof=1) / 3, rel=1e-3)
+    assert yarn["ppl_unscaled"] == pytest.approx(math.exp(unscaled.mean()), rel=1e-5)
+    assert yarn["ppl"] == pytest.approx(math.exp(scaled.mean()), rel=1e-5)
+    assert (dynamic["percent"], dynamic["standard_error"]) == (0, 0)  # exactly the unscaled model there
+    assert {row["scaling"] for row in run.rows()} == {"dynamic-yarn", "yarn:factor=4"}  # none is read, but no row
+
+
+def test_the_short_tax_of_a_folder_without_it_is_measured_later(make_run):
+    run = make_run(["none", "yarn:factor=4"], [64])
+    run.run()
+    document = json.loads(run.store.json_path.read_text())
+    del document["short_text"]  # a version without it
+    run.store.json_path.write_text(json.dumps(document))
+    again = make_run(["none", "yarn:factor=4"], [64])
+    assert again.short_taxes() == []
+    rows = again.run(pytest.fail)  # no row is missing
+    assert rows == run.rows()
+    assert again.short_taxes() == run.short_taxes()
+
+
+RULE = KeyTokenRule(short_context=40, step=16, min_gain=0.002, max_loss=4.6)
+
+
+def test_longppl_is_over_the_key_tokens_that_the_evaluator_finds_once(tiny, make_run, monkeypatch):
+    ids = CharacterTokenizer()(TEXT.content)["input_ids"]
+    with rw.extended(tiny, "yarn:factor=4"):
+        indices = find_key_tokens(tiny, torch.tensor(ids[:150]), RULE)
+    assert len(indices) > 5
+    run = make_run(["none"], [64, 150], evaluator="yarn:factor=4", rule=RULE)
+    assert run.remaining_tokens() == 150 + RULE.count_tokens(150)
+    short, long = run.run()
+    assert long["longppl"] == pytest.approx(math.exp(plain_nll(tiny, ids[:150])[indices - 1].mean()), rel=1e-5)
+    assert (long["key_tokens"], long["evaluator"]) == (len(indices), "itself under yarn:factor=4")
+    assert short["key_tokens"] == (indices < 64).sum()
+    monkeypatch.setattr(Evaluator, "find", lambda *_: pytest.fail("the key tokens are stored"))
+    again = make_run(["none", "linear:factor=2"], [64, 150], evaluator="yarn:factor=4", rule=RULE)
+    assert again.remaining_tokens() == 150
+    rows = again.run()
+    assert rows[:2] == [short, long]
+    assert rows[3]["key_tokens"] == len(indices)
+
+
+def test_rows_are_measured_again_for_another_evaluator(make_run):
+    make_run(["none"], [150]).run()
+    (first,) = make_run(["none"], [150], evaluator="yarn:factor=4", rule=RULE).run()
+    (second,) = make_run(["none"], [150], evaluator="linear:factor=3", rule=RULE).run()
+    assert (first["evaluator"], second["evaluator"]) == ("itself under yarn:factor=4", "itself under linear:factor=3")
+    assert first["ppl"] == second["ppl"]
+    (kept,) = make_run(["none"], [150]).run(pytest.fail)  # without LongPPL, any row will do
+    assert kept == second
+
+
+def test_longppl_needs_a_length_past_the_short_context(make_run):
+    with pytest.raises(rw.InputError, match="lengths: got 150; expected with LongPPL, at least one above"):
+        make_run(["none"], [64, 150], evaluator="")
 
 
 def test_on_the_built_in_model_linear_costs_short_text_and_yarn_hardly_does(model, tokens):

@@ -22,6 +22,9 @@ VALID = {
     "ppl_last": [1.5],
     "nll": [-1, 1.5, float("nan")],
     "seconds": [-1, 1.5, float("nan")],
+    "longppl": [None, 1.5],
+    "key_tokens": [None],
+    "evaluator": [None, "", "a"],
 }
 
 
@@ -36,6 +39,9 @@ def make_row(length=64):
         nll=1.0,
         tokens=length - 1,
         seconds=0.1,
+        longppl=None,
+        key_tokens=None,
+        evaluator=None,
     )
 
 
@@ -101,6 +107,20 @@ def test_a_field_of_the_wrong_type_is_refused_and_named(tmp_path, field):
         store.json_path.write_text(json.dumps({**HEADER, "rows": [{**make_row(), field: value}]}))
         with pytest.raises(rw.InputError, match=rf"cannot be read.*{field} is"):
             CurveStore(tmp_path, HEADER)
+
+
+@pytest.mark.parametrize("junk", [3, [3], [{}], [{"scaling": "none", "tokens": 64, "losses": [[]]}]])
+def test_damaged_losses_on_short_text_are_refused(tmp_path, junk):
+    store = CurveStore(tmp_path, HEADER)
+    store.json_path.write_text(json.dumps({**HEADER, "rows": [], "short_text": junk}))
+    with pytest.raises(rw.InputError, match=r"^[^\n]*cannot be read[^\n]*$"):
+        CurveStore(tmp_path, HEADER)
+
+
+def test_losses_on_short_text_are_read_back(tmp_path):
+    store = CurveStore(tmp_path, HEADER)
+    store.add_short_losses("none", 64, [1.0, 2.5])
+    assert CurveStore(tmp_path, HEADER).short_losses == {("none", 64): [1.0, 2.5]}
 
 
 def test_a_long_difference_is_cut_off(tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ropewalk.cli.options import DtypeOption, JsonOption, ModelArgument, ScalingsOption
 from ropewalk.cli.output import console, err_console, print_json
 from ropewalk.cli.progress import token_progress
+from ropewalk.errors import InputError
 from ropewalk.lengths import parse_length, parse_lengths
 from ropewalk.scaling.policies import POLICIES
 
@@ -34,9 +35,28 @@ def command(
     policy: Annotated[
         str, typer.Option(help=f"With --cached: how dynamic scalings follow the text; {', '.join(POLICIES)}.")
     ] = "stepped",
+    longppl: Annotated[
+        bool,
+        typer.Option(
+            "--longppl",
+            help="Also measure LongPPL, the perplexity over key tokens: those that only the long context predicts.",
+        ),
+    ] = False,
+    evaluator: Annotated[
+        str,
+        typer.Option(
+            help="With --longppl: who finds the key tokens, another model or a scaling of this one; by default this "
+            "model under the scaling that `ropewalk plan` chooses, which favors scalings like that one."
+        ),
+    ] = "",
     json: JsonOption = False,
 ) -> None:
-    """Measure perplexity against length under one or several scalings."""
+    """Measure perplexity against length, and the cost on short text, under one or several scalings.
+
+    Plain perplexity hardly separates scalings that retrieve well from others; LongPPL does (arXiv 2410.23771).
+    """
+    if evaluator and not longppl:
+        raise InputError("evaluator", evaluator, "--longppl beside it")
     chunk_tokens = parse_length(chunk, "chunk")
     from ropewalk.evaluate.curve import CurveRun
 
@@ -49,24 +69,27 @@ def command(
         dtype=dtype or None,
         chunks=[None, chunk_tokens] if cached else [None],
         policy=policy,
+        evaluator=evaluator if longppl else None,
     )
     run_and_show(run, json)
 
 
 def run_and_show(run: CurveRun, json: bool) -> None:
     """Measure the rows that the folder lacks, with a progress bar, and print all rows of the run."""
-    from ropewalk.report.curve import curve_sentence, curve_table, draw_curve, row_label
+    from ropewalk.report import curve as curves
 
     model = run.store.header["model"]
+    about: Any = {"model": model, "text": run.text.name, "original_length": run.original_length}
     figure_path = run.store.folder / "curve.png"
+    longppl_path = run.store.folder / "longppl.png"
 
     def draw() -> None:
-        draw_curve(run.rows(), figure_path, model=model, text=run.text.name, original_length=run.original_length)
+        curves.draw_curve(run.rows(), figure_path, **about)
 
     def show_row(row: CurveRow) -> None:
         draw()
         if not err_console.is_terminal:
-            err_console.print(f"{row_label(row)} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}")
+            err_console.print(f"{curves.row_label(row)} at {row['length']:,} tokens: perplexity {row['ppl']:.3f}")
 
     remaining = run.remaining_tokens()
     if remaining:
@@ -80,9 +103,21 @@ def run_and_show(run: CurveRun, json: bool) -> None:
         )
         raise
     draw()
+    longppl_rows = [row for row in rows if row["longppl"] is not None] if run.evaluator else []
+    if longppl_rows:
+        curves.draw_longppl(longppl_rows, longppl_path, **about)
+    taxes = run.short_taxes()
     if json:
-        print_json(run.store.document(rows))
+        print_json({**run.store.document(rows), "short_tax": taxes})
         return
-    console.print(curve_table(rows))
-    console.print(curve_sentence(rows, run.original_length))
-    console.print(f"Results: {run.store.json_path}, curve.csv and {figure_path}")
+    console.print(curves.curve_table(rows))
+    if longppl_rows:
+        console.print(curves.longppl_table(longppl_rows))
+        console.print(curves.evaluator_sentence(longppl_rows))
+    elif run.evaluator:
+        console.print(f"No key tokens were found by the model {run.evaluator.name}, so there is no LongPPL.")
+    if taxes:
+        console.print(curves.short_tax_table(taxes))
+    console.print(curves.curve_sentence(rows, run.original_length))
+    pictures = f"{figure_path} and {longppl_path}" if longppl_rows else str(figure_path)
+    console.print(f"Results: {run.store.json_path}, curve.csv and {pictures}")

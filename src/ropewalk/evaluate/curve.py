@@ -123,7 +123,7 @@ def perplexity_curve(
     key_tokens = None if key_tokens is None else np.asarray(key_tokens, np.int64)
 
     def keep(point: CurvePoint, nll_T: NDArray[np.float64], seconds: float) -> None:
-        row = _make_row(point, nll_T, seconds, key_tokens)
+        row = make_row(point.key, nll_T, seconds, key_tokens)
         rows[point.key] = row
         if on_row is not None:
             on_row(row)
@@ -187,7 +187,6 @@ class CurveRun:
         self._rope = model_config.main_layer.rope
         self.original_length = self._rope.original_length
         self._points = plan_points(self._rope, parsed, self._lengths, chunks, self._policy)
-        self._row_keys = {point.key for point in self._points}
         self._unscaled = model_config.main_layer.scaling
         self._short_points = self._plan_short_points(parsed)
         self.evaluator = None if evaluator is None else choose_evaluator(evaluator, model, self._lengths[-1])
@@ -262,12 +261,14 @@ class CurveRun:
         ids_T = _as_token_ids(tokenizer(self.text.content, verbose=False)["input_ids"])
         _check_lengths(self._lengths, len(ids_T))
         key_tokens = self._find_key_tokens(model, tokenizer, ids_T, on_tokens)
+        name = self.evaluator.name if self.evaluator else None
+        rows, short_points = self._remaining_rows(), self._remaining_short_points()
 
         def store(point: CurvePoint, nll_T: NDArray[np.float64], seconds: float) -> None:
-            if point in self._short_points:
-                self.store.add_short_losses(str(point.scaling), point.length, window_losses(nll_T))
-            if point.key in self._row_keys:
-                row = _make_row(point, nll_T, seconds, key_tokens, self.evaluator.name if self.evaluator else None)
+            row = make_row(point.key, nll_T, seconds, key_tokens, name)
+            if point in short_points:
+                self.store.add_short_losses(row["scaling"], point.length, window_losses(nll_T))
+            if point in rows:
                 self.store.add(row)
                 if on_row is not None:
                     on_row(row)
@@ -307,18 +308,22 @@ class CurveRun:
         static = [each for each in scalings if isinstance(each, Scaling) and not each.is_dynamic]
         return plan_points(self._rope, list(dict.fromkeys([self._unscaled, *static])), [length], [None], self._policy)
 
-    def _remaining_passes(self) -> list[list[CurvePoint]]:
-        name = self.evaluator.name if self.evaluator else None
-        stored = self.store.rows
-        rows = [
+    def _remaining_rows(self) -> list[CurvePoint]:
+        """Return the points whose rows are missing, or have the key tokens of another evaluator."""
+        name, stored = self.evaluator.name if self.evaluator else None, self.store.rows
+        return [
             point
             for point in self._points
             if point.key not in stored or (name and stored[point.key]["evaluator"] != name)
         ]
-        short = [
-            point for point in self._short_points if (str(point.scaling), point.length) not in self.store.short_losses
-        ]
-        return group_into_passes(self._rope, list(dict.fromkeys([*rows, *short])))
+
+    def _remaining_short_points(self) -> list[CurvePoint]:
+        stored = self.store.short_losses
+        return [point for point in self._short_points if (point.key.scaling, point.length) not in stored]
+
+    def _remaining_passes(self) -> list[list[CurvePoint]]:
+        points = dict.fromkeys([*self._remaining_rows(), *self._remaining_short_points()])
+        return group_into_passes(self._rope, list(points))
 
 
 def plan_points(
@@ -383,15 +388,30 @@ def _measure_passes(
                 while len(nll_T) < point.length - 1:
                     started = time.perf_counter()
                     nll_T = np.concatenate([nll_T, next(parts)])
-                    seconds += time.perf_counter() - started  # not the time that `on_row` needs
-                on_row(make_row(point.key, nll_T[: point.length - 1], seconds))
+                    seconds += time.perf_counter() - started  # not the time that `on_point` needs
+                on_point(point, nll_T[: point.length - 1], seconds)
 
 
-def make_row(key: RowKey, nll_T: NDArray[np.float64], seconds: float) -> CurveRow:
-    """Return the row of a key from the losses of its tokens. Raises RuntimeError if one of them is not finite."""
+def make_row(
+    key: RowKey,
+    nll_T: NDArray[np.float64],
+    seconds: float,
+    key_tokens: NDArray[np.int64] | None = None,
+    evaluator: str | None = None,
+) -> CurveRow:
+    """Return the row of a key from the losses of its tokens. Raises RuntimeError if one of them is not finite.
+
+    Args:
+        key: what identifies the row.
+        nll_T: loss of each token after the first, in nats.
+        seconds: time that they needed.
+        key_tokens: indices of the key tokens, if they were requested.
+        evaluator: name of the evaluator that found them.
+    """
     if not np.isfinite(nll_T).all():
         token = int(np.flatnonzero(~np.isfinite(nll_T))[0]) + 1
         raise RuntimeError(f"{key.scaling}: the model's loss at token {token:,} is not a number; try another dtype")
+    longppl, key_count = (None, None) if key_tokens is None else long_perplexity(nll_T, key_tokens)
     return CurveRow(
         scaling=key.scaling,
         chunk=key.chunk,

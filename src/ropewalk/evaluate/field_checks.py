@@ -44,6 +44,11 @@ def is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_text, value))
 
 
+def is_list_of_numbers(value: Any) -> bool:
+    """Return whether the value is a list of numbers."""
+    return isinstance(value, list) and all(map(is_number, value))
+
+
 def is_object(value: Any) -> bool:
     """Return whether the value is a JSON object."""
     return isinstance(value, dict)

@@ -32,9 +32,13 @@ _MAX_MEAN_NLL = 700.0  # exp of a larger number overflows; a broken model reache
 
 
 def token_nll(
-    model: Any, ids_T: Tensor, on_tokens: Callable[[float], None] | None = None, chunk: int | None = None
+    model: Any,
+    ids_T: Tensor,
+    on_tokens: Callable[[float], None] | None = None,
+    chunk: int | None = None,
+    first: int = 1,
 ) -> Iterator[NDArray[np.float64]]:
-    """Yield the negative log-likelihood of each token after the first, in nats, in consecutive parts.
+    """Yield the negative log-likelihood of each token from `first` on, in nats, in consecutive parts.
 
     Args:
         model: a causal language model of transformers, or a wrapper of one. It is in evaluation mode while it reads.
@@ -43,6 +47,7 @@ def token_nll(
             each layer.
         chunk: tokens per forward call, the earlier ones being in the KV cache. By default as many as keep the
             activations within 512 MiB, or the whole text if the model cannot continue from a `DynamicCache`.
+        first: index of the first token to predict, at least 1. The head does not run for the tokens before it.
 
     Raises UnsupportedModelError for a wrapper that adds virtual tokens, and for a model without a language modeling
     head. Raises InputError for a chunk if the model cannot continue from a `DynamicCache`.
@@ -64,7 +69,10 @@ def token_nll(
             chunk_BT = ids_BT[:, start : start + chunk_length]
             with _count_tokens(model, chunk_BT.shape[1], on_tokens):
                 outputs = body(input_ids=chunk_BT, past_key_values=cache, use_cache=cache is not None)
-            nll = _head_nll(model, body, chunk_BT, outputs, ids_BT[0, start + 1 : start + chunk_length + 1])
+            skipped = min(max(first - 1 - start, 0), chunk_BT.shape[1])
+            targets_T = ids_BT[0, start + skipped + 1 : start + chunk_length + 1]
+            outputs.last_hidden_state = outputs.last_hidden_state[:, skipped:]
+            nll = _head_nll(model, body, chunk_BT[:, skipped:], outputs, targets_T)
         yield nll
 
 
