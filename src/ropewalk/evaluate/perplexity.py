@@ -53,7 +53,7 @@ def token_nll(
     head. Raises InputError for a chunk if the model cannot continue from a `DynamicCache`.
     """
     model = unwrap_measurable_model(model)
-    body = _find_body(model)
+    body = find_body(model)
     total = len(ids_T)
     ids_BT = ids_T[None].to(model.device)
     chunk_length = min(chunk or _default_chunk(model), total)
@@ -81,8 +81,11 @@ def perplexity_of(mean_nll: float) -> float:
     return math.exp(min(mean_nll, _MAX_MEAN_NLL))
 
 
-def _find_body(model: Any) -> Any:
-    """Return the part of a model that computes the hidden states for its head."""
+def find_body(model: Any) -> Any:
+    """Return the part of a model that computes the hidden states for its head.
+
+    Raises UnsupportedModelError for a model without a language modeling head.
+    """
     if model.base_model is not model:
         return model.base_model
     # Llama 4 names a base model that it does not have: take the outermost part that embeds tokens and has no head.
@@ -99,7 +102,7 @@ def _head_nll(model: Any, body: Any, ids_BT: Tensor, outputs: Any, targets_T: Te
     hidden_BTD = outputs.last_hidden_state
     # Allocate the result before the loop: small allocations inside it would fragment the heap between freed logits.
     nll_T = torch.empty(len(targets_T), dtype=torch.float32, device=hidden_BTD.device)
-    with _head_only(body, outputs):
+    with head_only(body, outputs):
         for start in range(0, len(targets_T), _HEAD_BLOCK):
             block = slice(start, min(start + _HEAD_BLOCK, len(targets_T)))
             outputs.last_hidden_state = hidden_BTD[:, block]
@@ -111,7 +114,7 @@ def _head_nll(model: Any, body: Any, ids_BT: Tensor, outputs: Any, targets_T: Te
 
 
 @contextmanager
-def _head_only(body: Any, outputs: Any) -> Iterator[None]:
+def head_only(body: Any, outputs: Any) -> Iterator[None]:
     """Within the block, make a call of the model skip its body and run its head on `outputs`."""
     instance_forward = vars(body).get("forward")  # accelerate (device_map) installs its hooks as an instance attribute
     body.forward = lambda *args, **kwargs: outputs

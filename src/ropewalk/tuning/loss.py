@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ropewalk.evaluate.perplexity import _find_body, _head_only
+from ropewalk.evaluate.perplexity import find_body, head_only
 
 _HEAD_BLOCK = 1024  # tokens whose logits exist at the same time
 
@@ -30,12 +30,12 @@ def differentiable_nll(model: Any, ids_T: Tensor) -> Tensor:
         model: a causal language model of transformers.
         ids_T: token ids, on the device of the model.
     """
-    body = _find_body(model)
+    body = find_body(model)
     ids_BT = ids_T[None]
     hidden_BTD = body(input_ids=ids_BT, use_cache=False).last_hidden_state
 
     def block_nll(block_BTD: Tensor, block_BT: Tensor, targets_T: Tensor) -> Tensor:
-        with _head_only(body, BaseModelOutputWithPast(last_hidden_state=block_BTD)):  # type: ignore[arg-type]
+        with head_only(body, BaseModelOutputWithPast(last_hidden_state=block_BTD)):  # type: ignore[arg-type]
             logits_TV = model(input_ids=block_BT, use_cache=False).logits[0]
         return nn.functional.cross_entropy(logits_TV.float(), targets_T, reduction="none")
 
