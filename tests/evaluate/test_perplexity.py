@@ -25,6 +25,19 @@ def test_losses_are_those_of_a_plain_forward_call(tiny, random_ids, chunk):
     assert np.allclose(measured_nll(tiny, random_ids, chunk=chunk), plain_nll(tiny, random_ids), atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [None, 16])
+def test_tokens_are_read_at_the_given_positions(tiny, random_ids, chunk):
+    positions = torch.tensor([*range(10), *range(30, 45), *range(50, 65)])
+    distance_TK = positions[:, None] - positions[None]
+    with torch.inference_mode():
+        mask = torch.where(distance_TK >= 0, 0.0, -torch.inf)[None, None]  # a mask of its own: no text is split
+        ids = torch.tensor(random_ids[:40])
+        logits_TV = tiny(ids[None], position_ids=positions[None], attention_mask=mask, use_cache=False).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits_TV[:-1].double(), ids[1:], reduction="none").numpy()
+    assert np.allclose(measured_nll(tiny, random_ids[:40], chunk=chunk, positions_T=positions), expected, atol=1e-5)
+    assert not np.allclose(measured_nll(tiny, random_ids[:40]), expected, atol=1e-3)
+
+
 def test_soft_caps_and_logit_scales_of_the_head_are_applied(random_ids):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 

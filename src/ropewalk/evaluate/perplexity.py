@@ -37,6 +37,7 @@ def token_nll(
     on_tokens: Callable[[float], None] | None = None,
     chunk: int | None = None,
     first: int = 1,
+    positions_T: Tensor | None = None,
 ) -> Iterator[NDArray[np.float64]]:
     """Yield the negative log-likelihood of each token from `first` on, in nats, in consecutive parts.
 
@@ -48,6 +49,8 @@ def token_nll(
         chunk: tokens per forward call, the earlier ones being in the KV cache. By default as many as keep the
             activations within 512 MiB, or the whole text if the model cannot continue from a `DynamicCache`.
         first: index of the first token to predict, at least 1. The head does not run for the tokens before it.
+        positions_T: position of each token, increasing, in place of 0 to T-1. transformers' flash attention takes a
+            jump between two positions for the beginning of another text.
 
     Raises UnsupportedModelError for a wrapper that adds virtual tokens, and for a model without a language modeling
     head. Raises InputError for a chunk if the model cannot continue from a `DynamicCache`.
@@ -68,12 +71,23 @@ def token_nll(
         with torch.inference_mode(), evaluation_mode(model):
             chunk_BT = ids_BT[:, start : start + chunk_length]
             with _count_tokens(model, chunk_BT.shape[1], on_tokens):
-                outputs = body(input_ids=chunk_BT, past_key_values=cache, use_cache=cache is not None)
+                positions = _position_arguments(positions_T, start, chunk_BT)
+                outputs = body(input_ids=chunk_BT, past_key_values=cache, use_cache=cache is not None, **positions)
             skipped = min(max(first - 1 - start, 0), chunk_BT.shape[1])
             targets_T = ids_BT[0, start + skipped + 1 : start + chunk_length + 1]
             outputs.last_hidden_state = outputs.last_hidden_state[:, skipped:]
             nll = _head_nll(model, body, chunk_BT[:, skipped:], outputs, targets_T)
         yield nll
+
+
+def _position_arguments(positions_T: Tensor | None, start: int, chunk_BT: Tensor) -> dict[str, Tensor]:
+    """Return the arguments of a forward call that give the tokens of a chunk their positions."""
+    if positions_T is None:
+        return {}
+    end = start + chunk_BT.shape[1]
+    position_ids = positions_T[None, start:end].to(chunk_BT.device)
+    # Without a mask, transformers takes a jump between two positions for the beginning of another text.
+    return {"position_ids": position_ids, "attention_mask": chunk_BT.new_ones(1, end)}
 
 
 def perplexity_of(mean_nll: float) -> float:
