@@ -8,17 +8,17 @@ Shapes: B batch (1), T tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ropewalk.evaluate.perplexity import find_body, head_only
+from ropewalk.models.patching import AttributePatch, Patch
 
 _HEAD_BLOCK = 1024  # tokens whose logits exist at the same time
 
@@ -47,22 +47,10 @@ def differentiable_nll(model: Any, ids_T: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-@contextmanager
-def gradient_checkpointing(model: Any) -> Iterator[None]:
-    """Within the block, the backward pass computes the activations of each layer again instead of keeping them.
+def checkpoint_patches(layers: Iterable[Any]) -> list[Patch]:
+    """Return patches that make the backward pass compute the activations of each layer again instead of keeping them.
 
-    The rest of the model stays in evaluation mode, so that dropout stays off.
+    The switch of transformers for this needs layers in training mode, with their dropout.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    before = [(layer, layer.training) for layer in layers]
-    was_on = model.is_gradient_checkpointing
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    for layer in layers:
-        layer.training = True  # not layer.train(), which would reach the dropout inside
-    try:
-        yield
-    finally:
-        for layer, training in before:
-            layer.training = training
-        if not was_on:
-            model.gradient_checkpointing_disable()
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    return [AttributePatch(layer, "forward", partial(checkpoint, layer.forward, **options)) for layer in layers]

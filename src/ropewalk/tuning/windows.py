@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ropewalk.errors import InputError
+from ropewalk.tuning.base import TuneJob
 from ropewalk.tuning.retrieval_prompts import FactPlanter
 
 _PARTS = 5  # of a window that is shorter than the target
+_CPU_WINDOW = 3072  # tokens; on a CPU, a text of 32k tokens takes minutes
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,18 @@ class Window:
     positions_T: NDArray[np.int64]
     is_text_T: NDArray[np.bool_]
     is_answer_T: NDArray[np.bool_]
+
+
+def choose_window_tokens(job: TuneJob, window: int | None) -> int:
+    """Return the tokens of each window: as requested, or by default the target on a GPU and 3,072 on a CPU.
+
+    Raises InputError for a window longer than the target.
+    """
+    if window is None:
+        return min(job.target, _CPU_WINDOW) if job.model.device.type == "cpu" else job.target
+    if window > job.target:
+        raise InputError("window", window, f"at most the target, {job.target:,} tokens")
+    return window
 
 
 def sample_window(
