@@ -9,7 +9,7 @@ from tests.helpers.gguf_model import tiny_llama
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 import ropewalk as rw
-from ropewalk.compat.gguf import _array_reader_class, read_gguf, use_gguf_reader
+from ropewalk.compat.gguf import _array_reader_class, read_gguf, fast_gguf_loading
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_fields_and_tensors_equal_those_of_the_library(file):
 
 def test_the_first_file_may_be_parsed_inside_the_block(file):
     _array_reader_class.cache_clear()
-    with use_gguf_reader(functools.cache(read_gguf)):
+    with fast_gguf_loading(functools.cache(read_gguf)):
         assert load_gguf_checkpoint(file) == load_gguf_checkpoint(file)
 
 
@@ -46,7 +46,7 @@ def test_transformers_uses_the_reader_inside_the_block_only(file):
 
     original = gguf.GGUFReader
     expected = load_gguf_checkpoint(file)
-    with use_gguf_reader(read_and_note):
+    with fast_gguf_loading(read_and_note):
         assert load_gguf_checkpoint(file) == expected
     assert paths == [file]
     assert gguf.GGUFReader is original
@@ -62,3 +62,17 @@ def test_loading_a_model_parses_its_file_once(file, monkeypatch):
     monkeypatch.setattr(gguf.GGUFReader, "__init__", parse_and_note)
     rw.load(file)
     assert paths == [file]
+
+
+def test_loading_a_model_builds_its_table_of_names_once(file, monkeypatch):
+    build, architectures = gguf.TensorNameMap.__init__, []
+
+    def build_and_note(self, architecture, blocks):
+        architectures.append(architecture)
+        build(self, architecture, blocks)
+
+    monkeypatch.setattr(gguf.TensorNameMap, "__init__", build_and_note)
+    get_tensor_name_map = gguf.get_tensor_name_map
+    rw.load(file)
+    assert architectures == [gguf.MODEL_ARCH.LLAMA]
+    assert gguf.get_tensor_name_map is get_tensor_name_map

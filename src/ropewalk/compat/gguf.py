@@ -25,7 +25,7 @@ def read_gguf(path: Any) -> Any:
 @functools.cache
 def _array_reader_class() -> Any:
     import numpy as np
-    from gguf.gguf_reader import GGUFReader  # not the name in the package, which `use_gguf_reader` replaces
+    from gguf.gguf_reader import GGUFReader  # not the name in the package, which `fast_gguf_loading` replaces
 
     class ArrayReader(GGUFReader):  # type: ignore[misc]
         @property
@@ -40,19 +40,21 @@ def _array_reader_class() -> Any:
 
 
 @contextmanager
-def use_gguf_reader(read: Callable[[str], Any]) -> Iterator[None]:
-    """Within the block, let transformers parse GGUF files with another function, such as `functools.cache(read_gguf)`.
+def fast_gguf_loading(read: Callable[[str], Any]) -> Iterator[None]:
+    """Within the block, let transformers load GGUF files faster.
 
-    For one model, it parses the whole header for the configuration, for the tokenizer and for the weights. Another
-    thread waits for the end of the block.
-    Source: `load_gguf_checkpoint` in transformers/modeling_gguf_pytorch_utils.py, which imports the class when called.
+    For one model, it parses the whole header for the configuration, for the tokenizer and for the weights; within the
+    block it calls `read` instead, such as `functools.cache(read_gguf)`. It builds the same table of tensor names once
+    for every module; within the block, once. Another thread waits for the end of the block.
+    Source: `load_gguf_checkpoint` and `get_gguf_hf_weights_map` in transformers/modeling_gguf_pytorch_utils.py, which
+    import both names when called.
     """
     import gguf
 
     with _lock:
-        original = gguf.GGUFReader
-        gguf.GGUFReader = read
+        reader, get_tensor_name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+        gguf.GGUFReader, gguf.get_tensor_name_map = read, functools.cache(get_tensor_name_map)
         try:
             yield
         finally:
-            gguf.GGUFReader = original
+            gguf.GGUFReader, gguf.get_tensor_name_map = reader, get_tensor_name_map

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from ropewalk.compat.gguf import read_gguf, use_gguf_reader
+from ropewalk.compat.gguf import read_gguf, fast_gguf_loading
 from ropewalk.compat.torch import cpu_has_bfloat16_instructions
 from ropewalk.compat.transformers import quiet_transformers
 from ropewalk.config import ModelConfig, locate, read, unloadable_model_error
@@ -103,7 +103,7 @@ class _Source:
             with ExitStack() as stack:
                 if self._read_gguf is not None:
                     stack.enter_context(quiet_transformers(logging.ERROR))
-                    stack.enter_context(use_gguf_reader(self._read_gguf))
+                    stack.enter_context(fast_gguf_loading(self._read_gguf))
                 return auto_class.from_pretrained(location, **file, **options)
         except (MemoryError, torch.OutOfMemoryError):
             raise
