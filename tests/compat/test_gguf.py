@@ -9,7 +9,7 @@ from tests.helpers.gguf_model import tiny_llama
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 import ropewalk as rw
-from ropewalk.compat.gguf import _array_reader_class, read_gguf, fast_gguf_loading
+from ropewalk.compat.gguf import _array_reader_class, fast_gguf_loading, read_gguf
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from ropewalk.compat.gguf import read_gguf, fast_gguf_loading
+from ropewalk.compat.gguf import fast_gguf_loading, read_gguf
 from ropewalk.compat.torch import cpu_has_bfloat16_instructions
 from ropewalk.compat.transformers import quiet_transformers
 from ropewalk.config import ModelConfig, locate, read, unloadable_model_error
