@@ -44,7 +44,7 @@ test-engines: engines
 	touch $@
 
 .venv/test: .venv/demo
-	$(PIP) -e '.[eval,ray,test]'
+	$(PIP) -e '.[eval,ray,tune,test]'
 	$(PIP) --no-deps llama-index-core  # only for nltk's sentence splitter data, which it contains
 	touch $@
 

@@ -31,6 +31,11 @@ def correction_index(rope: Rope, length: int, rotations: float) -> float:
     return rope.dim * math.log(length / (2 * math.pi * rotations)) / (2 * math.log(rope.base))
 
 
+def rotations_at(rope: Rope, length: int, index: float) -> float:
+    """Return the rotations over `length` tokens of a pair, by its (fractional) index; undoes `correction_index`."""
+    return length / (2 * math.pi) * math.pow(rope.base, -2 * index / rope.dim)
+
+
 def correction_range(
     rope: Rope, length: int, beta_fast: float, beta_slow: float, truncate: bool = True
 ) -> tuple[float, float]:
@@ -103,7 +108,7 @@ class ByParts(Scaling):
         if self.ramp == "index" and self.truncate:
             # The index will be rounded up. Stay away from whole numbers, which rounding errors would step over.
             index -= min(1.0, self.critical - start) / 2
-        return length / (2 * math.pi) * math.pow(rope.base, -2 * index / rope.dim)
+        return rotations_at(rope, length, index)
 
     def _kept_fraction(self, rope: Rope) -> NDArray[np.float64]:
         """Return g, the fraction of each pair's frequency that stays unscaled, [dim/2] (arXiv 2309.00071, eq. 21)."""

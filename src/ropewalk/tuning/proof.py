@@ -97,10 +97,11 @@ class Proof:
     @property
     def sentence(self) -> str:
         """What the numbers show: whether the tuned scaling or the best formula is better, and at what."""
-        better, worse = [], []
-        for what, tuned, formula, shown in self._comparisons():
-            if tuned != formula:
-                (better if tuned < formula else worse).append(f"{what} {shown}")
+        better: list[str] = []
+        worse: list[str] = []
+        for what, tuned_cost, formula_cost, shown in self._comparisons():
+            if tuned_cost != formula_cost:
+                (better if tuned_cost < formula_cost else worse).append(f"{what} {shown}")
         formula = f"{self.best_formula}, the best formula"
         if not worse:
             relation = "is better than" if better else "is as good as"
@@ -182,16 +183,17 @@ class ProofRun:
         self._source = source
         self._samples = samples
         self._target = check_length("target", target)
-        self._original_length = configs.read(source[0]).main_layer.rope.original_length
-        if self._original_length is None:
+        original_length = configs.read(source[0]).main_layer.rope.original_length
+        if original_length is None:
             raise InputError("original_length", None, "a model whose configuration has one")
-        if target <= self._original_length:
-            raise InputError("target", target, f"more than the original length of the model, {self._original_length}")
+        if target <= original_length:
+            raise InputError("target", target, f"more than the original length of the model, {original_length}")
         if not texts:
             raise InputError("text", [], "at least one text that the scaling was not tuned on")
-        self._ends = _bucket_ends(self._original_length, target)
+        self._original_length = original_length
+        self._ends = _bucket_ends(original_length, target)
         self._tuned = parse(tuned)
-        self._formulas = [parse(formula) for formula in formulas or _default_formulas(target / self._original_length)]
+        self._formulas = [parse(formula) for formula in formulas or _default_formulas(target / original_length)]
         self.folder = ensure_writable_folder(out)
         scalings = [self._tuned, *self._formulas, parse(UNSCALED)]
         self._curves = [
@@ -201,7 +203,7 @@ class ProofRun:
         self._ids = [self._read_ids(curve.text) for curve in self._curves]
         self._tasks: list[Task] = [Passkey(), Needle(text=texts[0])]
         halfway = target // 2
-        self._retrieval_lengths = [halfway, target] if halfway > self._original_length else [target]
+        self._retrieval_lengths = [halfway, target] if halfway > original_length else [target]
 
     def remaining_tokens(self) -> int:
         """Return about how many tokens `run` has to read."""

@@ -1,0 +1,80 @@
+"""What a search without gradients minimizes: the loss on answers that are far from their facts, and on the text.
+
+LongRoPE2 (arXiv 2502.20082) searches with the perplexity of the answer tokens alone, because most tokens of a long
+text can be predicted from the near ones. The loss on the text itself is added here, so that a scaling that finds facts
+but reads worse does not win. Both come from one pass over each text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ropewalk.errors import InputError
+from ropewalk.evaluate.perplexity import token_nll
+from ropewalk.models.digest import model_digest
+from ropewalk.models.extend import extended
+from ropewalk.scaling import Scaling
+from ropewalk.tuning.base import TuneJob
+from ropewalk.tuning.retrieval_prompts import FactPlanter
+from ropewalk.tuning.windows import sample_window
+
+
+class NeedlePerplexity:
+    """The cost of a scaling on texts that are chosen once, so that the costs of all scalings can be compared.
+
+    Attributes:
+        tokens: tokens that are read for one cost.
+        digest: of the model, the texts and the weight; costs with the same digest can be compared.
+    """
+
+    def __init__(self, job: TuneJob, *, texts: int, facts: int, window: int, text_weight: float) -> None:
+        """Choose the texts and plant the facts.
+
+        Args:
+            job: the model and the documents.
+            texts: number of texts.
+            facts: facts planted in each.
+            window: tokens read of each text (see windows.py).
+            text_weight: weight of the loss on the text; that on the answers has weight 1.
+
+        Raises InputError for a window shorter than the target under flash attention, which takes the jumps between the
+        positions of such a window for the beginning of another text.
+        """
+        attention = str(job.model.config._attn_implementation)
+        if window < job.target and "flash" in attention:
+            raise InputError("window", window, f"the target, {job.target:,} tokens", f"attention is {attention}")
+        self._model = job.model
+        self._text_weight = text_weight
+        planter, rng = FactPlanter(job.tokenizer), random.Random(f"{job.seed}/needle perplexity")
+        documents = [job.documents[index % len(job.documents)] for index in range(texts)]
+        self._windows = [sample_window(document, job.target, window, planter, facts, rng) for document in documents]
+        self.tokens = texts * window
+        digest = hashlib.sha256(f"{model_digest(job.model, job.tokenizer)} {job.model.dtype} {text_weight}".encode())
+        for each in self._windows:
+            digest.update(each.ids_T.tobytes() + each.positions_T.tobytes() + each.is_answer_T.tobytes())
+        self.digest = digest.hexdigest()
+
+    def cost(self, scaling: Scaling, on_tokens: Callable[[float], None] | None = None) -> float:
+        """Return the mean loss on the answers, plus the weighted mean loss on the text, in nats.
+
+        Raises RuntimeError if it is not a number.
+        """
+        answer_nll: list[Any] = []
+        text_nll: list[Any] = []
+        with extended(self._model, scaling):
+            for each in self._windows:
+                ids_T, positions_T = torch.from_numpy(each.ids_T), torch.from_numpy(each.positions_T)
+                nll_T = np.concatenate(list(token_nll(self._model, ids_T, on_tokens, positions_T=positions_T)))
+                answer_nll.append(nll_T[each.is_answer_T[1:]])
+                text_nll.append(nll_T[each.is_text_T[1:]])
+        cost = float(np.concatenate(answer_nll).mean() + self._text_weight * np.concatenate(text_nll).mean())
+        if not math.isfinite(cost):
+            raise RuntimeError(f"{scaling}: the model's loss is not a number; try another dtype")
+        return cost
