@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # names that are defined dynamically below, for editors and t
     from ropewalk.scaling.by_parts import DynamicNTKByParts, NTKByParts
     from ropewalk.scaling.cope import CoPE
     from ropewalk.scaling.critical_base import CriticalBase
+    from ropewalk.scaling.learned import Learned
     from ropewalk.scaling.linear import Linear
     from ropewalk.scaling.llama3 import Llama3
     from ropewalk.scaling.longrope import LongRoPE

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar
 
@@ -68,9 +68,16 @@ def build_from_options(cls: type[T], options: Mapping[str, Any]) -> T:
     return cls(**options)
 
 
-def format_spec(instance: Any) -> str:
-    """Return the spec of a dataclass instance that has a `name`, without the options that have their default value."""
-    options = [f"{f.name}={_format_value(value, f.type)}" for f, value in _non_default_fields(instance)]
+def format_spec(instance: Any, shown: Collection[str] | None = None) -> str:
+    """Return the spec of a dataclass instance that has a `name`, without the options that have their default value.
+
+    `shown`: the options to show; by default all.
+    """
+    options = [
+        f"{f.name}={_format_value(value, f.type)}"
+        for f, value in _non_default_fields(instance)
+        if shown is None or f.name in shown
+    ]
     return str(instance.name) + (":" + ",".join(options) if options else "")
 
 

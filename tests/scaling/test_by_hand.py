@@ -130,6 +130,7 @@ BY_HAND = {
     "cope, one pair": (rw.CoPE(onset=3), ROPE, None, [1, 0.1, 0.01, 0.001]),
     # int(0.6 x 8 // 2) = 2 of the 4 pairs rotate
     "proportional": (rw.Proportional(p=0.6, factor=2), ROPE, None, [0.5, 0.05, 0, 0]),
+    "learned": (rw.Learned((1, 2, 4, 8)), ROPE, None, [1, 0.05, 0.0025, 0.000125]),
     # (4 L / L)^0.5 = 2: twice as fast
     "power-ntk": (rw.PowerNTK(gamma=0.5), ROPE, 4000, [2, 0.2, 0.02, 0.002]),
     # 2 (ln 4 + 1) = 4.772588722239781 times as fast

@@ -22,7 +22,11 @@ divisors = st.lists(positive, min_size=4, max_size=4)
 # A strategy for every option of every method. A new method adds its options here.
 VALUES = {
     "original_length": st.none() | st.integers(1, 10**7),
+    "date": st.none() | st.just("2026-11-28"),
+    "digest": st.none(),
+    "divisors": divisors | st.lists(divisors, min_size=1, max_size=3),
     "factor": factors,
+    "file": st.none(),
     "alpha": st.none() | factors,
     "attention_factor": positive,
     "base": st.floats(1.5, 1e9),
@@ -34,14 +38,17 @@ VALUES = {
     "long_factor": divisors,
     "low_freq_factor": st.floats(0.1, 4),
     "mixed_b": positive,
+    "model": st.none() | st.just("smollm2"),
     "mscale": st.none() | positive,
     "mscale_all_dim": st.none() | positive,
     "onset": st.none() | st.integers(0, 200),
     "p": st.floats(0, 1),
     "ramp": st.sampled_from(["index", "rotations"]),
     "short_factor": divisors,
+    "target": st.none() | st.integers(1, 10**7),
     "truncate": st.booleans(),
     "variant": st.sampled_from(["aware", "fixed", "mixed"]),
+    "version": st.none() | st.just("0.1.0"),
 }
 
 

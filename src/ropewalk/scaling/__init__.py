@@ -31,7 +31,8 @@ def parse(spec: str | Mapping[str, Any] | Scaling) -> Scaling:
 
     Args:
         spec: `name:option=value,...`; a dict of `Scaling.to_dict` (`{"name": "yarn", "factor": 4}`); a rope dict of
-            transformers (`{"rope_type": "yarn", ...}`, or `type` in version 4); or a scaling, which is returned as is.
+            transformers (`{"rope_type": "yarn", ...}`, or `type` in version 4); the path of a `scaling.json` that
+            `ropewalk tune` wrote; or a scaling, which is returned as is.
 
     Raises InputError that names the wrong option, its value and the allowed values.
     """
@@ -45,6 +46,8 @@ def parse_method(spec: str | Mapping[str, Any], find_class: Callable[[object], t
             spec = json.loads(spec)
         except (ValueError, RecursionError) as error:
             raise InputError("scaling", spec, f"valid JSON ({error})") from None
+    if isinstance(spec, str) and spec.endswith(".json") and not {":", "="} & set(spec):
+        return specs.build_from_options(find_class("learned"), {"file": spec})
     if isinstance(spec, str):
         return specs.parse_spec(spec, find_class)
     if not isinstance(spec, Mapping):

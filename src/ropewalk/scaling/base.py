@@ -46,6 +46,18 @@ class Scaling(Method, ABC):
         Raises InputError if the original length or the length is needed and missing.
         """
 
+    @property
+    def is_per_layer(self) -> bool:
+        """Whether each layer of the model has frequencies of its own; `frequencies` then raises InputError."""
+        return False
+
+    def layer_frequencies(self, rope: Rope) -> tuple[Frequencies, ...]:
+        """Compute the scaled frequencies of `rope` for each layer, if `is_per_layer`.
+
+        Raises InputError for any other scaling.
+        """
+        raise InputError("scaling", str(self), "a scaling with a set for each layer")
+
     def length_ratio(self, rope: Rope, length: int | None) -> float:
         """Return the ratio of text length to original length, l / L; it is below 1 for short texts.
 

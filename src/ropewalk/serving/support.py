@@ -11,6 +11,7 @@ from typing import Any
 from ropewalk.config import from_dict
 from ropewalk.errors import InputError, UnsupportedScalingError
 from ropewalk.scaling import REGISTRY, Scaling, parse
+from ropewalk.scaling.learned import Learned
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.serving.engines import ENGINES
 from ropewalk.serving.engines.base import Engine
@@ -119,8 +120,10 @@ def _determine_support(
 
 def _make_example(cls: type[Scaling]) -> Scaling:
     """Return the method with a factor of 4, or with example values for the options that it requires instead."""
+    pairs = range(_LLAMA_CONFIG["head_dim"] // 2)
+    if cls is Learned:
+        return Learned(tuple(1 + i / 20 for i in pairs), target=SERVED_LENGTH)
     if cls is LongRoPE:
-        pairs = range(_LLAMA_CONFIG["head_dim"] // 2)
         return LongRoPE(tuple(1 + i / 100 for i in pairs), tuple(1 + i / 20 for i in pairs), factor=_FACTOR)
     examples: dict[str, Any] = {"factor": _FACTOR, "base": 4_000_000.0, "p": 0.5}
     needed = [f.name for f in fields(cls) if f.default is MISSING or (f.name == "factor" and f.default is None)]

@@ -150,6 +150,7 @@ METHODS = {
     "dynamic-yarn": None,
     "llama3:factor=8,low_freq_factor=1,high_freq_factor=4": "rope_freqs tensor",
     "longrope": "native",
+    "learned": "rope_freqs tensor",
     "abf:base=500000": "native",
     "critical-base:factor=4": "rope.freq_base",
     "critical-base": None,
@@ -160,6 +161,8 @@ METHODS = {
 
 
 def scaling_of(spec):
+    if spec == "learned":
+        return rw.Learned([1 + i / 20 for i in range(32)], attention_factor=1.1, target=32_768)
     if spec != "longrope":
         return rw.parse(spec)
     return rw.LongRoPE([1 + i / 100 for i in range(32)], [1 + i / 20 for i in range(32)], factor=4)

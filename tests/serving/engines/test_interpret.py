@@ -42,6 +42,7 @@ SPECS = {
     "cope": ("cope:factor=2", 7),
     "llama3": ("llama3:factor=4", 8),
     "longrope": (json.dumps({"name": "longrope", "factor": 2, "short_factor": SHORT, "long_factor": LONG}), 6),
+    "learned": (json.dumps({"name": "learned", "divisors": LONG, "attention_factor": 1.1, "target": 16_384}), 7),
     "abf": ("abf:base=1000000", 8),
     "critical-base": ("critical-base:factor=2", 8),
     "proportional": ("proportional:p=0.5", 1),
