@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from tests.helpers import toy_task as toy
@@ -122,6 +123,14 @@ class NewerVersion(toy.ToyTask):
 
 
 @dataclass(frozen=True)
+class ChattyTask(toy.ToyTask):
+    chat_choices = ("auto", "on")
+
+    def make_samples(self, tokenizer, length, count, seed, chat=False):
+        return super().make_samples(tokenizer, length, count, seed + 100 * chat)
+
+
+@dataclass(frozen=True)
 class TaskWithText(toy.ToyTask):
     text: str = "old"
 
@@ -149,6 +158,39 @@ def test_whatever_changes_the_results_makes_a_new_cell(run, first, then):
     cells, _ = run(**{**ONE_CELL, **then})
     assert len(cells) == 2
     assert all(summary is not None for _, _, summary, _ in cells)
+
+
+@pytest.fixture
+def set_template(monkeypatch):
+    """Set the chat template of the tokenizer of the toy model, which has no tokenizer."""
+
+    def _set_template(template):
+        tokenizer = SimpleNamespace(chat_template=template)
+        monkeypatch.setattr("ropewalk.evaluate.evaluation.load_source_tokenizer", lambda source: tokenizer)
+
+    return _set_template
+
+
+def test_prompts_with_and_without_a_chat_template_are_different_cells(run, set_template):
+    set_template("a template")
+    plain, _ = run(ChattyTask(), **ONE_CELL, chat="off")
+    assert plain == run(**ONE_CELL)[0], "the cell of plain text is that of a task without the choice"
+    cells, _ = run(ChattyTask(), **ONE_CELL)
+    assert [(description["chat"], summary is None) for _, description, summary, _ in cells] == [
+        (False, False),
+        (True, False),
+    ]
+    assert [cell[3][0]["answer"] for cell in cells] == ["none [0, 8, 0]", "none [100, 8, 0]"]
+    assert run(ChattyTask(), **ONE_CELL, chat="on")[0] == cells
+
+
+def test_a_chat_template_is_used_where_model_and_task_have_it(run, set_template):
+    set_template(None)
+    assert [description["chat"] for _, description, *_ in run(ChattyTask(), **ONE_CELL)[0]] == [False]
+    with pytest.raises(rw.InputError, match=r"chat: got 'on for .*, which has no chat template'; expected auto"):
+        run(ChattyTask(), **ONE_CELL, chat="on")
+    set_template("a template")
+    assert [description["chat"] for _, description, *_ in run(**ONE_CELL, chat="on")[0]] == [False]
 
 
 def test_the_policy_does_not_matter_to_static_scalings(run):
@@ -213,6 +255,7 @@ def test_the_folder_of_another_model_is_refused(run, toy_model):
         ({"lengths": [0]}, "lengths: got 0; expected a whole number of tokens"),
         ({"samples": 0}, "samples: got 0; expected a whole number of samples"),
         ({"policy": "sometimes"}, "policy: got 'sometimes'"),
+        ({"chat": "yes"}, "chat: got 'yes'; expected auto, on, off"),
         ({"dtype": "int8"}, "dtype: got 'int8'"),
     ],
 )

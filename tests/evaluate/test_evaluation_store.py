@@ -24,7 +24,15 @@ from ropewalk.evaluate.worker import CellSummary, Worker
 
 MODEL = {"model": "m", "digest": "sha256:0", "dtype": "float32"}
 DESCRIPTION = describe_cell("toy", "none", 8, 2)
-EXPORTED = {"task": "toy", "length": 8, "scaling": "none", "policy": None, "seed": 0}  # of the description
+EXPORTED = {
+    "task": "toy",
+    "length": 8,
+    "scaling": "none",
+    "policy": None,
+    "seed": 0,
+    "chat": False,
+}  # of DESCRIPTION
+REQUIRED = [field for field in DESCRIPTION if field != "chat"]  # earlier versions did not store it
 KILLS = 20
 
 
@@ -69,6 +77,12 @@ def test_stored_results_are_read_back(tmp_path):
         assert [(run["command"], run["versions"]) for run in store.runs()] == [("a command", {"python": "3"})]
 
 
+def test_cells_of_versions_without_chat_templates_are_plain_text(tmp_path):
+    change_json("cells", "described", chat="del")(fill(tmp_path) / "results.sqlite")
+    with EvaluationStore(tmp_path) as store:
+        assert [cell.description for cell in store.cells()] == [DESCRIPTION, {**DESCRIPTION, "length": 16}]
+
+
 def test_a_sample_that_is_added_twice_is_stored_once(tmp_path):
     with EvaluationStore(fill(tmp_path), MODEL) as store:
         store.add("first", sample_result(1, answer="again"))
@@ -98,7 +112,16 @@ def test_export_writes_every_sample_and_every_score(tmp_path):
     ]
     with open(tmp_path / "cells.csv", newline="", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == [
-            {**EXPORTED, "length": "8", "policy": "", "seed": "0", "score": "found", "value": "0.6", "samples": "2"}
+            {
+                **EXPORTED,
+                "length": "8",
+                "policy": "",
+                "seed": "0",
+                "chat": "False",
+                "score": "found",
+                "value": "0.6",
+                "samples": "2",
+            }
         ]
 
 
@@ -198,7 +221,7 @@ WRONG_VALUES = {
         ]
         if (table, column, name) not in {("samples", "scores", "other types"), ("samples", "about", "other types")}
     },
-    **{f"no {field} in the description": change_json("cells", "described", **{field: "del"}) for field in DESCRIPTION},
+    **{f"no {field} in the description": change_json("cells", "described", **{field: "del"}) for field in REQUIRED},
     **{
         f"{field} of the description is an object": change_json("cells", "described", **{field: {"a": [1]}})
         for field in DESCRIPTION

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.truncation import truncate_middle
 
 
@@ -38,16 +39,16 @@ class StubbornTokenizer(GrowingTokenizer):
 
 
 def test_the_middle_is_dropped():
-    token_ids, was_cut = truncate_middle(GrowingTokenizer(0), "0123456789", "?", 7, "file")
+    token_ids, was_cut = truncate_middle(PromptEncoder(GrowingTokenizer(0)), "0123456789", "?", 7, "file")
     assert ("".join(token_ids), was_cut) == ("012789?", True)
-    token_ids, was_cut = truncate_middle(GrowingTokenizer(2), "0123456789", "?", 7, "file")
+    token_ids, was_cut = truncate_middle(PromptEncoder(GrowingTokenizer(2)), "0123456789", "?", 7, "file")
     assert ("".join(token_ids), was_cut) == ("0189?++", True)
 
 
 def test_a_tokenizer_that_always_adds_one_more_needs_few_steps():
     length, needed = 100_000, 50_000
     tokenizer = StubbornTokenizer(length, needed)
-    token_ids, was_cut = truncate_middle(tokenizer, "a" * 2 * length, "?", length, "file")
+    token_ids, was_cut = truncate_middle(PromptEncoder(tokenizer), "a" * 2 * length, "?", length, "file")
     assert was_cut
     assert len(token_ids) <= length
     assert tokenizer.calls < 25, "one step per token would be quadratic"

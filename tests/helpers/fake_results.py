@@ -26,6 +26,7 @@ def describe_cell(task, scaling, length, samples, *, main="found", better="highe
         "length": length,
         "samples": samples,
         "seed": 0,
+        "chat": False,
         **changes,
     }
 

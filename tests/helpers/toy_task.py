@@ -65,7 +65,7 @@ class ToyTask(Task):
     delay: float = 0.0
     error: str = ""
 
-    def make_samples(self, tokenizer, length, count, seed):
+    def make_samples(self, tokenizer, length, count, seed, chat=False):
         if self.error == "input":
             raise InputError("lengths", length, "less")
         if self.error:

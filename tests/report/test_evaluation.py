@@ -74,6 +74,6 @@ def test_the_document_has_every_cell_and_is_ready_for_json(tmp_path):
     assert len(document["cells"]) == 24
     assert document["cells"][5] == {
         "task": "passkey", "length": 16384, "scaling": "dynamic-yarn", "policy": "stepped", "seed": 0,
-        "samples": 2, "summary": None, "done": 1,
+        "samples": 2, "chat": False, "summary": None, "done": 1,
     }  # fmt: skip
     assert document["cells"][3]["summary"] == {"found": 1.0}

@@ -33,11 +33,19 @@ def test_a_suite_has_no_mean_until_all_of_its_tasks_are_finished(tmp_path):
     assert mean.format("none") == "3/4"
 
 
+def test_a_task_in_a_chat_template_and_as_plain_text_is_two_tasks(tmp_path):
+    cells = [(describe_cell("passkey", "none", 4096, 2, chat=chat), [chat, 1]) for chat in (False, True)]
+    with write_store(tmp_path, cells) as store:
+        cells = store.cells()
+    prompts = ("plain text", "chat template")
+    assert list(group_by_task(cells)) == [f"passkey (2 samples, seed 0, {prompt}, version 1)" for prompt in prompts]
+
+
 def test_a_task_with_two_seeds_is_two_tasks(tmp_path):
     cells = [(describe_cell("passkey", "none", 4096, 2, seed=seed), [seed, 1]) for seed in (0, 1)]
     with write_store(tmp_path, cells) as store:
         cells = store.cells()
-    assert list(group_by_task(cells)) == [f"passkey (2 samples, seed {seed}, version 1)" for seed in (0, 1)]
+    assert list(group_by_task(cells)) == [f"passkey (2 samples, seed {seed}, plain text, version 1)" for seed in (0, 1)]
     assert [row.format("none") for row in all_rows(cells)] == ["50.0", "100.0"]
 
 

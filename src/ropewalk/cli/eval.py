@@ -40,6 +40,13 @@ def command(
     policy: Annotated[
         str, typer.Option(help=f"How dynamic scalings follow the text: {', '.join(POLICIES)}.")
     ] = "stepped",
+    chat: Annotated[
+        str,
+        typer.Option(
+            help="Put prompts into the model's chat template: on, off, or auto for all tasks but lm_eval and "
+            "perplexity if the model has a template."
+        ),
+    ] = "auto",
     dtype: DtypeOption = "",
     jobs: Annotated[
         int,
@@ -81,6 +88,7 @@ def command(
         seed=seed,
         policy=policy,
         dtype=dtype or None,
+        chat=chat,
         server=CompletionsClient(url, api_key=read_api_key(api_key_env)) if url else None,
         command=shlex.join(["ropewalk", *sys.argv[1:]]),
     )

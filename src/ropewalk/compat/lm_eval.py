@@ -153,7 +153,13 @@ def load_task(entry: Any, seed: int, dataset: Any = None) -> Any:
     return tasks[entry.name]
 
 
-def build_requests(task: Any, count: int, seed: int, num_fewshot: int | None = None) -> list[list[Any]]:
+def build_requests(
+    task: Any,
+    count: int,
+    seed: int,
+    num_fewshot: int | None = None,
+    chat_template: Callable[..., str] | None = None,
+) -> list[list[Any]]:
     """Build the requests of each of the first documents of a task, as `simple_evaluate` does.
 
     Args:
@@ -161,6 +167,8 @@ def build_requests(task: Any, count: int, seed: int, num_fewshot: int | None = N
         count: number of documents; a task with fewer documents uses all of them.
         seed: for the choice of few-shot examples.
         num_fewshot: examples before each question; a task whose YAML sets 0 keeps 0.
+        chat_template: renders the messages of a prompt, as `HFLM.apply_chat_template` does; None for plain text. The
+            examples are then turns of the conversation, as with the default options of the harness.
 
     Returns one list of requests (`lm_eval.api.instance.Instance`) for each document.
     """
@@ -172,7 +180,12 @@ def build_requests(task: Any, count: int, seed: int, num_fewshot: int | None = N
     task.set_config("num_fewshot", num_fewshot)
     task.set_fewshot_seed(DEFAULT_OTHER_SEED + seed)
     with quiet(), seeded(seed):
-        task.build_all_requests(limit=count)
+        task.build_all_requests(
+            limit=count,
+            apply_chat_template=chat_template is not None,
+            fewshot_as_multiturn=chat_template is not None,
+            chat_template=chat_template,
+        )
     requests_by_document: dict[int, list[Any]] = {}
     for request in task.instances:
         requests_by_document.setdefault(request.doc_id, []).append(request)

@@ -12,6 +12,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,13 @@ from ropewalk.evaluate.evaluation_store import CellResult, EvaluationStore
 from ropewalk.evaluate.executors import Executor, KeyedCell
 from ropewalk.evaluate.executors.in_process import in_process_executor
 from ropewalk.evaluate.grid import Cell, cell_key, make_grid
-from ropewalk.evaluate.model_source import ModelSource, describe_source
+from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source_tokenizer
 from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.server_text_generator import ServerTextGenerator
 from ropewalk.evaluate.tasks import Task
 from ropewalk.evaluate.worker import CellSummary, Worker
 from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import ScalingLike
-from ropewalk.models.load import load_tokenizer
 from ropewalk.scaling.policies import DEFAULT_POLICY, Policy, parse_policy
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Evaluation:
         seed: int = 0,
         policy: Policy | str = DEFAULT_POLICY,
         dtype: str | None = None,
+        chat: str = "auto",
         server: CompletionsClient | None = None,
         command: str = "",
     ) -> None:
@@ -72,13 +73,21 @@ class Evaluation:
             seed: seed of everything random in the samples.
             policy: how dynamic scalings follow the text.
             dtype: see `ropewalk.load`; of a model that is given by its name.
+            chat: "on" to put prompts into the chat template of the tokenizer, "off" for plain text, or "auto": where
+                the model has one, for the tasks that do so by default (`Task.chat_choices`).
             server: server that answers in place of the model, which then only names the tokenizer.
             command: command line to record with the results; by default that of this process.
 
-        Raises InputError for a wrong argument, or a folder that holds results of another model.
+        Raises InputError for a wrong argument, a model without a chat template that should use one, or a folder that
+        holds results of another model.
         """
-        grid = make_grid(scalings, tasks, lengths, samples=samples, seed=seed, policy=parse_policy(policy))
+        grid = make_grid(scalings, tasks, lengths, samples=samples, seed=seed, policy=parse_policy(policy), chat=chat)
         identity = describe_source(model, dtype)
+        # The tokenizer is loaded only if it matters whether it has a template.
+        if any(cell.chat for cell in grid) and not load_source_tokenizer(model).chat_template:
+            if chat == "on":
+                raise InputError("chat", f"on for {identity['model']}, which has no chat template", "auto or off")
+            grid = [replace(cell, chat=False) for cell in grid]
         self.dtype = identity["dtype"]
         model_description = {
             "model": identity["model"],
@@ -125,8 +134,8 @@ class Evaluation:
         """
         if self._server is None:
             return in_process_executor(Worker(self._model, self.dtype))
-        tokenizer = load_tokenizer(self._model) if isinstance(self._model, str) else self._model[1]
-        return in_process_executor(Worker(ServerTextGenerator(self._server, tokenizer, concurrent_requests)))
+        generator = ServerTextGenerator(self._server, load_source_tokenizer(self._model), concurrent_requests)
+        return in_process_executor(Worker(generator))
 
     def run(
         self,
@@ -174,6 +183,7 @@ def run_evaluation(
     seed: int = 0,
     policy: Policy | str = DEFAULT_POLICY,
     dtype: str | None = None,
+    chat: str = "auto",
     executor: Executor | None = None,
 ) -> list[CellResult]:
     """Evaluate a model on tasks under one or several scalings, and return the cells.
@@ -182,7 +192,7 @@ def run_evaluation(
     call again computes only what is missing.
     """
     evaluation = Evaluation(
-        model, scalings, tasks, lengths, out, samples=samples, seed=seed, policy=policy, dtype=dtype
+        model, scalings, tasks, lengths, out, samples=samples, seed=seed, policy=policy, dtype=dtype, chat=chat
     )
     with evaluation.store:
         evaluation.run(executor)

@@ -50,7 +50,7 @@ create table samples (
 ) without rowid;
 """
 _SAMPLE_COLUMNS = "number, prompt, tokens, answer, refs, scores, about, seconds"  # in the order of SampleResult
-_EXPORTED_FIELDS = ("task", "length", "scaling", "policy", "seed")  # of the description of a cell
+_EXPORTED_FIELDS = ("task", "length", "scaling", "policy", "seed", "chat")  # of the description of a cell
 
 # What the JSON of the file must have: readers rely on these types, and a file may be damaged.
 _MODEL_CHECKS = {"model": is_text, "digest": is_text, "dtype": is_text}
@@ -240,6 +240,8 @@ class EvaluationStore:
         for key, described, summary in rows:
             with self._damage_as_input_error():
                 description = check_fields(_from_json(described), _DESCRIPTION_CHECKS)
+                description.setdefault("chat", False)  # which earlier versions did not store
+                check_fields(description, {"chat": lambda value: isinstance(value, bool)})
                 scores = None if summary is None else _from_json(summary)
                 if scores is not None and not is_object_of_numbers(scores):
                     raise ValueError(f"the summary of {description['task']}")

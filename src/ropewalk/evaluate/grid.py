@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ropewalk.errors import InputError, check_length
+from ropewalk.errors import InputError, UnknownNameError, check_length
+from ropewalk.evaluate.prompt_encoder import CHAT_CHOICES
 from ropewalk.evaluate.tasks import Task, parse_task
 from ropewalk.positions import PositionMethod, parse
 from ropewalk.scaling import Scaling
@@ -36,6 +37,7 @@ class Cell:
         length: tokens of each prompt, or at most so many; see the task.
         samples: number of samples.
         seed: seed of everything random in the samples.
+        chat: whether the prompts go through the chat template of the tokenizer.
     """
 
     scaling: Scaling | PositionMethod
@@ -44,6 +46,7 @@ class Cell:
     length: int
     samples: int
     seed: int
+    chat: bool = False
 
     @property
     def column(self) -> str:
@@ -72,12 +75,15 @@ class Cell:
             "length": self.length,
             "samples": self.samples,
             "seed": self.seed,
+            "chat": self.chat,
         }
 
 
 def cell_key(model: Mapping[str, Any], description: Mapping[str, Any]) -> str:
     """Return the key of a cell from the descriptions of the model (with `digest` and `dtype`) and of the cell."""
     determining = [model["digest"], model["dtype"], *(description[field] for field in _KEY_FIELDS)]
+    if description["chat"]:  # otherwise the key is that of versions without chat templates, whose results are the same
+        determining.append("chat")
     return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -89,20 +95,24 @@ def make_grid(
     samples: int,
     seed: int,
     policy: Policy,
+    chat: str = "off",
 ) -> list[Cell]:
     """Return all cells, ordered by task, length, and scaling; the arguments are those of `Evaluation`.
 
     Cells that differ in the scaling only are adjacent, so that a worker can reuse their prompts.
+    With `chat`, cells of tasks that have it among their `chat_choices` use a chat template.
     Raises InputError if there is no scaling, task or length, and for an invalid one.
     """
     for field, values in (("scaling", scalings), ("task", tasks), ("lengths", lengths)):
         if not values:
             raise InputError(field, [], "at least one")
     check_length("samples", samples, "samples")
+    if chat not in CHAT_CHOICES:
+        raise UnknownNameError("chat", chat, CHAT_CHOICES)
     unique_scalings = dict.fromkeys(parse(scaling) for scaling in scalings)
     unique_tasks = dict.fromkeys(member for task in tasks for member in parse_task(task).expand())
     return [
-        Cell(scaling, policy, task, check_length("lengths", length), samples, seed)
+        Cell(scaling, policy, task, check_length("lengths", length), samples, seed, chat in task.chat_choices)
         for task in unique_tasks
         for length in sorted(set(lengths))
         for scaling in unique_scalings

@@ -21,6 +21,15 @@ def load_source(source: ModelSource, dtype: str | None = None) -> tuple[Any, Any
     return load(source, dtype=dtype)
 
 
+def load_source_tokenizer(source: ModelSource) -> Any:
+    """Return the tokenizer, loading it if only the name is given."""
+    if not isinstance(source, str):
+        return source[1]
+    from ropewalk.models.load import load_tokenizer
+
+    return load_tokenizer(source)
+
+
 def describe_source(source: ModelSource, dtype: str | None = None) -> dict[str, str]:
     """Return `model` (its name) and `dtype` as results store them, without loading the model.
 

@@ -133,16 +133,16 @@ class TextGenerator:
         """Run `model.generate` on prompts with the same `max_new_tokens` and `stop`, padded on the left."""
         longest = max(len(sample.prompt) for sample in batch)
         model_defaults = self.model.generation_config
+        # Both end an answer, as in vLLM and lm-eval: not every generation config names the token that ends a turn.
         eos = model_defaults.eos_token_id
-        if eos is None:
-            eos = self.tokenizer.eos_token_id
-        any_eos = eos[0] if isinstance(eos, list) else eos
-        pad = next(token for token in (self.tokenizer.pad_token_id, any_eos, 0) if token is not None)
+        ends = [*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id]
+        eos = list(dict.fromkeys(token for token in ends if token is not None))
+        pad = next(token for token in (self.tokenizer.pad_token_id, *eos, 0) if token is not None)
         rows = [[pad] * (longest - len(sample.prompt)) + sample.prompt for sample in batch]
         mask = [[0] * (longest - len(sample.prompt)) + [1] * len(sample.prompt) for sample in batch]
         stop = batch[0].stop
         # `generate` fills unset fields from the generation config of the model, so replace that one too.
-        greedy = GenerationConfig(eos_token_id=eos, pad_token_id=pad, do_sample=False, use_cache=True)
+        greedy = GenerationConfig(eos_token_id=eos or None, pad_token_id=pad, do_sample=False, use_cache=True)
         self.model.generation_config = greedy
         try:
             with torch.inference_mode(), without_length_reminder():

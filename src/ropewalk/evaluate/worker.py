@@ -50,7 +50,7 @@ class Worker:
         self._dtype = dtype
         self._before_load = before_load
         self._generator: TextGenerator | ServerTextGenerator | None = None
-        self._samples_of: tuple[Task, int, int, int] | None = None
+        self._samples_of: tuple[Task, int, int, int, bool] | None = None
         self._samples: list[Sample] = []
 
     def run(self, cell: Cell, finished: Mapping[int, SampleResult]) -> Iterator[SampleResult | CellSummary]:
@@ -95,9 +95,9 @@ class Worker:
 
     def _make_samples(self, cell: Cell, tokenizer: Any) -> list[Sample]:
         """Return the samples of the cell. They are kept for the next cell, which often differs in the scaling only."""
-        samples_of = (cell.task, cell.length, cell.samples, cell.seed)
+        samples_of = (cell.task, cell.length, cell.samples, cell.seed, cell.chat)
         if self._samples_of != samples_of:
-            self._samples = cell.task.make_samples(tokenizer, cell.length, cell.samples, cell.seed)
+            self._samples = cell.task.make_samples(tokenizer, cell.length, cell.samples, cell.seed, cell.chat)
             self._samples_of = samples_of
         return self._samples
 

@@ -37,7 +37,7 @@ def results_document(store: EvaluationStore, cells: Sequence[CellResult]) -> dic
 
     In each cell, `done` counts the finished samples out of `samples`, and `summary` is null until all are finished.
     """
-    shown = ("task", "length", "scaling", "policy", "seed", "samples")
+    shown = ("task", "length", "scaling", "policy", "seed", "samples", "chat")
     documents = []
     for cell in cells:
         document = {name: cell.description[name] for name in shown}

@@ -29,7 +29,8 @@ def group_by_column(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
 def group_by_task(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
     """Return the cells of each task, by its name.
 
-    A folder may hold a task with several settings: seeds, numbers of samples or versions of a file that it reads.
+    A folder may hold a task with several settings: seeds, numbers of samples, prompts with and without a chat template,
+    or versions of a file that it reads.
     Their values must not be compared, so each of them is a task here, with the settings in its name.
     """
     groups: dict[tuple[str, str], list[CellResult]] = {}
@@ -64,7 +65,8 @@ def is_suite(kind: str) -> bool:
 
 def _describe_settings(description: Mapping[str, Any], details: Iterable[str]) -> str:
     """Return the settings of a cell as text: `10 samples, seed 0, DETAILS, version 1`."""
-    parts = [f"{description['samples']} samples", f"seed {description['seed']}", *details]
+    parts = [f"{description['samples']} samples", f"seed {description['seed']}"]
+    parts += ["chat template" if description["chat"] else "plain text", *details]
     return ", ".join([*parts, f"version {description['task_version']}"])
 
 

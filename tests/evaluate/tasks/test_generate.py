@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.helpers.chat import with_template
+from tests.helpers.harness_tasks import character_tokenizer
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate.tasks import parse_task
@@ -35,6 +37,16 @@ def test_a_context_that_is_too_long_loses_its_middle(file, smollm2):
     assert sample.metadata["cut"]
     assert text.startswith("The rope is 300")
     assert text.endswith("yards long. \n\nHow long is it?")
+
+
+def test_in_a_chat_template_a_context_loses_its_middle_only(file):
+    tokenizer = with_template(character_tokenizer())
+    samples = parse_task(f"generate:{file}").make_samples(tokenizer, 200, 1, seed=0, chat=True)
+    text = tokenizer.decode(samples[0].prompt)
+    assert 190 <= len(samples[0].prompt) <= 200
+    assert samples[0].metadata["cut"]
+    assert text.startswith("[user]The rope is 300")
+    assert text.endswith("yards long. \n\nHow long is it?[end][assistant]")
 
 
 def test_answers_are_scored_and_summarized_by_each_metric(file, smollm2):

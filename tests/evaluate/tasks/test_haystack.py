@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.tasks.haystack import Haystack
 
 # The definition: after the punctuation of a sentence, and at each line end that blank lines follow. As one regular
@@ -19,7 +20,7 @@ def tokenize_words(texts, **_):
 
 
 def sentence_ends(text):
-    return Haystack(tokenize_words, lambda characters: text, 1)._sentence_ends
+    return Haystack(PromptEncoder(tokenize_words), lambda characters: text, 1)._sentence_ends
 
 
 @pytest.mark.parametrize(

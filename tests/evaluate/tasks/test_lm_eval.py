@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.helpers.chat import with_template
 
 import ropewalk as rw
 from ropewalk.compat import lm_eval as compat
@@ -13,16 +14,24 @@ from ropewalk.evaluate.worker import Worker
 from ropewalk.scaling.policies import DEFAULT_POLICY
 
 
-@pytest.mark.parametrize("name", ["user_generate", "user_filters", "user_choice", "user_rolling", "user_next"])
-def test_results_equal_those_of_simple_evaluate(name, user_tasks, tiny, characters, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "chat"),
+    [
+        *[(name, "auto") for name in ("user_generate", "user_filters", "user_choice", "user_rolling", "user_next")],
+        *[(name, "on") for name in ("user_generate", "user_choice")],
+    ],
+)
+def test_results_equal_those_of_simple_evaluate(name, chat, user_tasks, tiny, characters, tmp_path, monkeypatch):
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     from ropewalk.evaluate.harness.model import RopewalkLM
 
+    characters = with_template(characters)
     (cell,) = rw.run_evaluation(
         (tiny, characters),
         scalings=["linear:factor=2"],
+        chat=chat,
         tasks=[f"lm_eval:{name},include={user_tasks}"],
         lengths=[48],
         samples=5,
@@ -35,9 +44,11 @@ def test_results_equal_those_of_simple_evaluate(name, user_tasks, tiny, characte
             tasks=[name],
             task_manager=TaskManager(include_path=str(user_tasks), include_defaults=False),
             limit=5,
+            apply_chat_template=chat == "on",
             bootstrap_iters=0,
         )
     rw.restore(tiny)
+    assert cell.description["chat"] == (chat == "on"), "auto is the default of the harness"
     has_filters = name == "user_filters"
     scores = {
         key if has_filters else key.partition(",")[0]: value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from tests.helpers.chat import with_template
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -73,12 +74,26 @@ def test_prompts_have_exactly_the_length(tokenizer, spec, length):
         assert all(number in text for number in sample.references)
 
 
+@pytest.mark.parametrize("spec", ["passkey", "passkey:keys=2", "needle", MULTI_NEEDLE])
+def test_prompts_in_a_chat_template_have_exactly_the_length(tokenizer, spec):
+    tokenizer = with_template(tokenizer)
+    template = parse_task(spec).prompt_template(chat=True)
+    for sample in parse_task(spec).make_samples(tokenizer, 700, 3, seed=1, chat=True):
+        assert len(sample.prompt) == 700
+        text = decode(tokenizer, sample)
+        question = template.question.strip().replace("{name}", r"(\w+)").replace("?", r"\?")
+        prefix = template.answer_prefix.replace("{name}", r"\1")
+        assert re.fullmatch(rf"(?s)\[user\].*{question}\[end\]\[assistant\]{prefix}", text)
+        assert all(number in text for number in sample.references)
+
+
 @pytest.mark.parametrize("name", ["passkey", "needle"])
 def test_the_statement_is_at_its_depth(tokenizer, name):
     length = 2048
     task = parse_task(name)
     template = task.prompt_template()
-    frame = sum(len(tokenizer(part)["input_ids"]) for part in (template.before, template.question, template.statement))
+    parts = (template.before, template.question, template.answer_prefix, template.statement)
+    frame = sum(len(tokenizer(part)["input_ids"]) for part in parts)
     sentences = re.split(r"(?<=[.!?])\s|\n\s*\n", TEXT[:20_000])
     longest_sentence = max(len(tokenizer(sentence)["input_ids"]) for sentence in sentences)
     for sample in task.make_samples(tokenizer, length, 7, seed=0):

@@ -81,6 +81,20 @@ def test_prompts_at_4k_are_at_most_as_long_and_contain_the_references(data, toke
     assert capfd.readouterr() == ("", "")
 
 
+def test_in_a_chat_template_the_model_continues_the_answer(data, tokenizer):
+    """The whole prompt has at most the length, and the system prompt is that of the template."""
+    system, question = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "QUESTION"}], tokenize=False, add_generation_prompt=True
+    ).split("QUESTION")
+    for task in parse_task(f"ruler:data={data}").expand():
+        (sample,) = task.make_samples(tokenizer, 1024, 1, seed=0, chat=True)
+        content = sample.task_data.content
+        text = f"{system}{content['input']}{question}{content['gen_prefix']}"
+        assert tokenizer.decode(sample.prompt) == text, task
+        assert len(sample.prompt) <= 1024 - ("niah" in task.task) * 64
+        assert set(task.score(sample, content["outputs"][0])) == {"score"}
+
+
 def test_samples_depend_on_their_arguments_only(data, tokenizer):
     """Neither the order of the tasks nor the state of Python's random number generators matters, and both are kept."""
     tasks = parse_task(f"ruler:data={data}").expand()

@@ -27,6 +27,7 @@ class Task(ABC):
         higher_is_better: False if a lower score is better.
         is_fraction: whether scores are from 0 to 1, and shown as percentages.
         positional: the option whose name can be left out of a spec, as in `lm_eval:arc_easy`; empty for none.
+        chat_choices: the values of `--chat` under which prompts go through the chat template of a model that has one.
     """
 
     name: ClassVar[str]
@@ -34,6 +35,7 @@ class Task(ABC):
     higher_is_better: ClassVar[bool] = True
     is_fraction: ClassVar[bool] = True
     positional: ClassVar[str] = ""
+    chat_choices: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -52,14 +54,15 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
+    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
         """Return samples with prompts of at most `length` tokens; equal arguments give equal samples.
 
         Args:
             tokenizer: of the model.
-            length: most tokens of a prompt.
+            length: most tokens of a prompt, including those of a chat template.
             count: number of samples; a task with less data may return fewer.
             seed: for everything that is drawn at random.
+            chat: whether prompts go through the chat template of the tokenizer, if the task has `chat_choices`.
 
         Raises InputError if no prompt of this length can be made.
         """

@@ -10,6 +10,7 @@ from typing import Any
 from ropewalk.errors import InputError, check_length
 from ropewalk.evaluate.json_lines import read_json_lines, read_lines
 from ropewalk.evaluate.metrics import Metric, find_metric
+from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample, SampleResult
 from ropewalk.evaluate.tasks.base import Task
 from ropewalk.evaluate.truncation import truncate_middle
@@ -29,6 +30,7 @@ class Generate(Task):
 
     name = "generate"
     positional = "file"
+    chat_choices = ("auto", "on")
 
     file: str
     metric: str = "f1"
@@ -45,10 +47,11 @@ class Generate(Task):
     def fingerprint(self) -> dict[str, str]:
         return {"file": hashlib.sha256("\n".join(read_lines(self._path, _FILE_FIELD)).encode()).hexdigest()}
 
-    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
+    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
+        encoder = PromptEncoder(tokenizer, chat)
         samples: list[Sample] = []
         for name, record in itertools.islice(read_json_lines(self._path, _FILE_FIELD), count):
-            samples.append(self._make_sample(tokenizer, length, len(samples), name, record))
+            samples.append(self._make_sample(encoder, length, len(samples), name, record))
         if not samples:
             raise InputError(_FILE_FIELD, f"{self.file}, which is empty", "at least one line")
         return samples
@@ -68,7 +71,9 @@ class Generate(Task):
     def _path(self) -> Path:
         return Path(self.file).expanduser()
 
-    def _make_sample(self, tokenizer: Any, length: int, index: int, field: str, record: dict[str, Any]) -> Sample:
+    def _make_sample(
+        self, encoder: PromptEncoder, length: int, index: int, field: str, record: dict[str, Any]
+    ) -> Sample:
         """Return the sample of the line with the name `field`."""
         missing = [name for name in _FIELDS if name not in record]
         if missing:
@@ -79,6 +84,6 @@ class Generate(Task):
             raise InputError(field, record, "strings as context and input")
         if not (isinstance(references, list) and references and all(isinstance(text, str) for text in references)):
             raise InputError(f"{field}, answers", answers, "a string or a list of strings")
-        prompt, was_cut = truncate_middle(tokenizer, context, f"\n\n{question}", length, field)
+        prompt, was_cut = truncate_middle(encoder, context, f"\n\n{question}", length, field)
         metadata = {"line": int(field.rpartition(" ")[2]), "cut": was_cut}
         return Sample(index, prompt, tuple(references), self.max_new_tokens, metadata=metadata)

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.compat import lm_eval
 from ropewalk.errors import InputError
+from ropewalk.evaluate.prompt_encoder import render_chat
 from ropewalk.evaluate.sample import Sample, SampleResult
 from ropewalk.evaluate.tasks.base import Task, mean
 
@@ -78,7 +80,7 @@ class HarnessTask(Task):
     task: str
 
     @abstractmethod
-    def load(self, tokenizer: Any, length: int, count: int, seed: int) -> tuple[Any, list[list[Any]]]:
+    def load(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool) -> tuple[Any, list[list[Any]]]:
         """Return the loaded task and the requests of each of its first `count` documents.
 
         The arguments are those of `make_samples`.
@@ -98,8 +100,8 @@ class HarnessTask(Task):
         """Return the properties of a document that a report groups by."""
         return {}
 
-    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
-        task, requests_by_document = self.load(tokenizer, length, count, seed)
+    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
+        task, requests_by_document = self.load(tokenizer, length, count, seed, chat)
         _AGGREGATIONS[self] = task.aggregation()
         return [
             self._make_sample(index, Document(task, requests, length), tokenizer)
@@ -176,6 +178,11 @@ class HarnessTask(Task):
                 metric = name.partition(",")[0]  # the rest is the name of a filter
                 summary[name] = float(aggregations.get(metric, mean)(metric_values))
         return summary
+
+
+def chat_template(tokenizer: Any, chat: bool) -> Callable[..., str] | None:
+    """Return the chat template of a tokenizer as a function of messages; None without `chat`."""
+    return partial(render_chat, tokenizer) if chat else None
 
 
 @contextmanager

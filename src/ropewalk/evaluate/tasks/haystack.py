@@ -6,9 +6,9 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 from ropewalk.errors import InputError
+from ropewalk.evaluate.prompt_encoder import PromptEncoder
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s)|[。！？]+")
 _LINE_END = re.compile(r"(?=\n)")
@@ -19,15 +19,16 @@ _PADDINGS = ("", ".", " a", " -", ",", "\n", " a a", "\n-")  # appended to the t
 class Haystack:
     """A long text that statements are inserted into, between sentences."""
 
-    def __init__(self, tokenizer: Any, read_text: Callable[[int], str], length: int) -> None:
+    def __init__(self, encoder: PromptEncoder, read_text: Callable[[int], str], length: int) -> None:
         """Read enough of the text for prompts of a given length.
 
         Args:
-            tokenizer: of the model.
+            encoder: encodes the prompts.
             read_text: returns the first characters of the text, as many as requested or all of a shorter text.
             length: tokens of the prompts.
         """
-        self._tokenizer = tokenizer
+        self._encode = encoder.encode
+        self._tokenizer = encoder.tokenizer
         characters = 8 * length
         self._set_text(read_text(characters))
         # A text with long words needs more characters.
@@ -40,7 +41,7 @@ class Haystack:
         length: int,
         before: str,
         statements: Sequence[tuple[float, str]],
-        questions: Sequence[str],
+        questions: Sequence[tuple[str, str]],
         question_index: int,
     ) -> list[int]:
         """Return the token ids of a prompt with exactly `length` tokens.
@@ -53,24 +54,27 @@ class Haystack:
             before: the beginning of the prompt.
             statements: depth of each statement, from 0 (beginning of the text) to 1 (end), and the statement. It is
                 inserted at the end of the sentence that is nearest to its depth.
-            questions: all questions about this text, each of which ends a prompt of its own.
+            questions: all questions about this text, each with the beginning of the answer, which the model continues.
+                Each of them ends a prompt of its own.
             question_index: index of the question in this prompt.
 
         Raises InputError if the text is too short for `length`, or `length` too short for the rest of the prompt.
         """
         frame = before + "".join(statement for _, statement in statements)
-        budget = length - max(len(self._tokenize(frame + question)) for question in questions)
+        budget = length - max(len(self._encode(frame + question, prefix)) for question, prefix in questions)
         if budget < 1:
             raise InputError("lengths", length, f"at least {length - budget + 1} tokens, for the question alone")
         insertions = sorted((self._nearest_sentence_end(depth * budget), statement) for depth, statement in statements)
 
-        def tokenize_prompt(end: int, padding: str = "") -> list[int]:
+        question, answer_prefix = questions[question_index]
+
+        def encode_prompt(end: int, padding: str = "") -> list[int]:
             parts, start = [before], 0
             for position, statement in insertions:
                 stop = min(position, end)
                 parts += [self._text[start:stop], statement]
                 start = stop
-            return self._tokenize("".join([*parts, self._text[start:end], padding, questions[question_index]]))
+            return self._encode("".join([*parts, self._text[start:end], padding, question]), answer_prefix)
 
         # Find how many characters of the text to use, by interpolation between bounds that exclude the solution.
         too_short, too_long = -1, len(self._text) + 1
@@ -79,7 +83,7 @@ class Haystack:
         while too_long - too_short > 1:
             if not too_short < end < too_long:
                 end = (too_short + too_long) // 2
-            token_ids = tokenize_prompt(end)
+            token_ids = encode_prompt(end)
             if len(token_ids) == length:
                 return token_ids
             if len(token_ids) > length:
@@ -96,7 +100,7 @@ class Haystack:
                 if not 0 <= near <= len(self._text):
                     continue
                 for padding in _PADDINGS:
-                    token_ids = tokenize_prompt(near, padding)
+                    token_ids = encode_prompt(near, padding)
                     if len(token_ids) == length:
                         return token_ids
         raise InputError("lengths", length, "a length that this tokenizer can produce", "try one token more")
@@ -128,6 +132,3 @@ class Haystack:
         if abs(self._token_offsets[before] - tokens) <= abs(self._token_offsets[after] - tokens):
             return self._sentence_ends[before]
         return self._sentence_ends[after]
-
-    def _tokenize(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, verbose=False)["input_ids"])

@@ -8,7 +8,12 @@ from typing import Any
 
 from ropewalk.compat import lm_eval
 from ropewalk.errors import InputError, UnknownNameError
-from ropewalk.evaluate.tasks.harness_task import HarnessTask, dataset_errors_as_input_error, digest_files
+from ropewalk.evaluate.tasks.harness_task import (
+    HarnessTask,
+    chat_template,
+    dataset_errors_as_input_error,
+    digest_files,
+)
 
 _FRACTION_METRICS = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "em"}  # from 0 to 1
 _INVALID_TASK_ERRORS = (KeyError, TypeError, ValueError, AttributeError)  # from a YAML that does not fit its data
@@ -26,6 +31,7 @@ class LmEval(HarnessTask):
     """
 
     name = "lm-eval"
+    chat_choices = ("on",)  # the harness itself applies a template only on request
 
     include: str | None = None
     fewshot: int | None = None
@@ -63,7 +69,7 @@ class LmEval(HarnessTask):
             files = [*sorted(file for file in self._include_folder().rglob("*") if file.is_file()), *files]
         return {**fingerprint, "files": digest_files(files)} if files else fingerprint
 
-    def load(self, tokenizer: Any, length: int, count: int, seed: int) -> tuple[Any, list[list[Any]]]:
+    def load(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool) -> tuple[Any, list[list[Any]]]:
         from jinja2 import TemplateError
 
         entry = self._find_entry(self.task)
@@ -81,7 +87,8 @@ class LmEval(HarnessTask):
                 value = f"{self.task}, which the harness marks {marker}"
                 raise InputError("task", value, "a task of text alone that runs no code which a model wrote")
         try:
-            return task, lm_eval.build_requests(task, count, seed, self.fewshot)
+            template = chat_template(tokenizer, chat)
+            return task, lm_eval.build_requests(task, count, seed, self.fewshot, template)
         except (*_INVALID_TASK_ERRORS, TemplateError) as error:
             raise self._invalid(error) from None
 

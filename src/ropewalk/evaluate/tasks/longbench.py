@@ -12,7 +12,12 @@ from ropewalk.evaluate.field_checks import check_fields, is_count, is_list_of_te
 from ropewalk.evaluate.json_lines import read_json_lines
 from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.tasks.base import mean
-from ropewalk.evaluate.tasks.harness_task import HarnessTask, dataset_errors_as_input_error, digest_files
+from ropewalk.evaluate.tasks.harness_task import (
+    HarnessTask,
+    chat_template,
+    dataset_errors_as_input_error,
+    digest_files,
+)
 
 _REQUIRED_CHECKS = {
     "question": is_text,
@@ -39,6 +44,7 @@ class LongBench(HarnessTask):
 
     name = "longbench"
     main_score = "score"
+    chat_choices = ("auto", "on")
 
     task: str = ""
     e: bool = False
@@ -63,14 +69,14 @@ class LongBench(HarnessTask):
             fingerprint["data"] = digest_files([self._data_file()])
         return fingerprint
 
-    def load(self, tokenizer: Any, length: int, count: int, seed: int) -> tuple[Any, list[list[Any]]]:
+    def load(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool) -> tuple[Any, list[list[Any]]]:
         from datasets import Dataset
 
         expected = f"longbench:data=DIR with DIR/{self._data_set}.jsonl of LongBench's own data"
         with dataset_errors_as_input_error("longbench: data", f"no data for {self._data_set}", expected):
             dataset = None if self.data is None else Dataset.from_list(_read_documents(self._data_file(), count))
             task = lm_eval.load_task(self._index_entry(), seed, dataset)
-        return task, lm_eval.build_requests(task, count, seed)
+        return task, lm_eval.build_requests(task, count, seed, chat_template=chat_template(tokenizer, chat))
 
     def truncate(self, token_ids: list[int], length: int, max_tokens: int) -> list[int]:
         """Drop the middle of the prompt, as LongBench's own pred.py does."""

@@ -22,17 +22,22 @@ class Needle(RetrievalTask):
     def fingerprint(self) -> dict[str, str]:
         return {"text": _read_text_once(self.text).digest}
 
-    def prompt_template(self) -> PromptTemplate:
+    def prompt_template(self, chat: bool = False) -> PromptTemplate:
         if self.values == 1:
             stated, asked, verb = "the lucky number", "the lucky number", "is"
         else:
             stated, asked, verb = "a lucky number", "the lucky numbers", "are"
+        if chat:
+            question, begins = f"\n\nWhat {verb} {asked} of {{name}}?", asked.capitalize()
+        else:
+            question, begins = "\n\nRemember:", asked
         return PromptTemplate(
             before="",
             statement=(
                 f"\nRemember: {stated} of {{name}} is {{value}}. {stated.capitalize()} of {{name}} is {{value}}.\n"
             ),
-            question=f"\n\nRemember: {asked} of {{name}} {verb}",
+            question=question,
+            answer_prefix=f"{begins} of {{name}} {verb}",
         )
 
     def read_haystack(self, characters: int) -> str:

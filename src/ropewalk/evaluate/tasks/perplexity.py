@@ -36,7 +36,7 @@ class Perplexity(Task):
     def fingerprint(self) -> dict[str, str]:
         return {"text": read_text(self.text).digest}
 
-    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
+    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
         prefix = tokenizer("", verbose=False)["input_ids"]  # special tokens at the beginning of every text, if any
         token_ids = tokenizer(read_text(self.text).content, add_special_tokens=False, verbose=False)["input_ids"]
         window = length - len(prefix)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.errors import InputError, check_length
+from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample
 from ropewalk.evaluate.tasks.base import Task
 from ropewalk.evaluate.tasks.haystack import Haystack
@@ -28,12 +29,14 @@ class PromptTemplate:
     Attributes:
         before: the beginning of the prompt.
         statement: what is hidden in the text, with the placeholders `{name}` and `{value}`.
-        question: the end of the prompt, with the placeholder `{name}`.
+        question: the end of what the user says, with the placeholder `{name}`.
+        answer_prefix: the beginning of the answer, which the model continues, with the placeholder `{name}`.
     """
 
     before: str
     statement: str
     question: str
+    answer_prefix: str
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class RetrievalTask(Task):
     """
 
     main_score = "found"
+    chat_choices = ("auto", "on")
 
     keys: int = 1
     values: int = 1
@@ -62,23 +66,25 @@ class RetrievalTask(Task):
             raise InputError(f"{self.name}: questions", self.questions, f"at most the {self.keys} keys")
 
     @abstractmethod
-    def prompt_template(self) -> PromptTemplate:
-        """Return the fixed parts of the prompts."""
+    def prompt_template(self, chat: bool = False) -> PromptTemplate:
+        """Return the fixed parts of the prompts, as plain text or for a chat."""
 
     @abstractmethod
     def read_haystack(self, characters: int) -> str:
         """Return the text to hide statements in: at least `characters` of it, or all of a shorter one."""
 
-    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
-        haystack = Haystack(tokenizer, self.read_haystack, length)
-        return [self._make_sample(haystack, length, index, count, seed) for index in range(count)]
+    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
+        haystack = Haystack(PromptEncoder(tokenizer, chat), self.read_haystack, length)
+        template = self.prompt_template(chat)
+        return [self._make_sample(haystack, template, length, index, count, seed) for index in range(count)]
 
-    def _make_sample(self, haystack: Haystack, length: int, index: int, count: int, seed: int) -> Sample:
+    def _make_sample(
+        self, haystack: Haystack, template: PromptTemplate, length: int, index: int, count: int, seed: int
+    ) -> Sample:
         text_index, question_index = divmod(index, self.questions)  # consecutive samples share a text
         rng = random.Random(f"{seed}/{text_index}")
         names = rng.sample(_NAMES, self.keys)
         numbers = rng.sample(range(10_000, 100_000), self.keys * self.values)
-        template = self.prompt_template()
         statements = []
         for key, name in enumerate(names):
             for value in range(self.values):
@@ -89,7 +95,10 @@ class RetrievalTask(Task):
                     depth = rng.random()
                 number = numbers[key * self.values + value]
                 statements.append((depth, template.statement.format(name=name, value=number)))
-        questions = [template.question.format(name=name) for name in names[: self.questions]]
+        questions = [
+            (template.question.format(name=name), template.answer_prefix.format(name=name))
+            for name in names[: self.questions]
+        ]
         first = question_index * self.values  # the first statement about the name that is asked for
         return Sample(
             index=index,

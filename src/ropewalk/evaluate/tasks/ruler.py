@@ -14,8 +14,14 @@ from ropewalk.compat.lm_eval_ruler import (
     read_questions,
 )
 from ropewalk.errors import InputError, UnknownNameError
+from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample
-from ropewalk.evaluate.tasks.harness_task import HarnessTask, dataset_errors_as_input_error, digest_files
+from ropewalk.evaluate.tasks.harness_task import (
+    HarnessTask,
+    chat_template,
+    dataset_errors_as_input_error,
+    digest_files,
+)
 from ropewalk.evaluate.texts import read_text
 from ropewalk.files import parse_json
 
@@ -31,9 +37,10 @@ _HARNESS_SAMPLES = 500  # samples that the harness generates for each task
 class Ruler(HarnessTask):
     """RULER (C.-P. Hsieh et al., arXiv 2404.06654): 13 synthetic tasks, made by the harness's generators.
 
-    At seed 0 the samples are those of the harness. A prompt has at most `length` tokens and usually fewer, because the
-    generators add text in large steps and reserve room for the answer. An answer may still end past `length`: niah
-    uses part of the reserve for the first words of the answer, and fwe reserves none.
+    At seed 0 the samples are those of the harness; with a chat template, its samples for a length that leaves room for
+    the tokens of the template. A prompt has at most `length` tokens and usually fewer, because the generators add text
+    in large steps and reserve room for the answer. An answer may still end past `length`: niah uses part of the reserve
+    for the first words of the answer, and fwe reserves none.
 
     Options: `task`, the harness's name of one task, by default all 13; `data`, a folder that contains any of essays.txt
     or essays/*.txt (any long text), squad.json (SQuAD v2 dev), hotpotqa.json (HotpotQA distractor dev) and nltk_data
@@ -42,6 +49,7 @@ class Ruler(HarnessTask):
 
     name = "ruler"
     main_score = "score"
+    chat_choices = ("auto", "on")
 
     task: str = ""
     data: str | None = None
@@ -58,17 +66,18 @@ class Ruler(HarnessTask):
         files = self._data_files()
         return {"lm_eval": lm_eval.installed_version(), **({"data": digest_files(files)} if files else {})}
 
-    def load(self, tokenizer: Any, length: int, count: int, seed: int) -> tuple[Any, list[list[Any]]]:
+    def load(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool) -> tuple[Any, list[list[Any]]]:
         from datasets import Dataset
 
+        length -= PromptEncoder(tokenizer, chat).count_template_tokens()
         documents = self._generate(tokenizer, length, count, seed)
         if len(documents) < count < _HARNESS_SAMPLES:  # some questions do not fit; later ones of the harness may
             documents = self._generate(tokenizer, length, _HARNESS_SAMPLES, seed)
         task = lm_eval.load_task(lm_eval.index_suite("ruler")[self.task], seed, Dataset.from_list(documents))
-        return task, lm_eval.build_requests(task, count, seed)
+        return task, lm_eval.build_requests(task, count, seed, chat_template=chat_template(tokenizer, chat))
 
-    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
-        samples = super().make_samples(tokenizer, length, count, seed)
+    def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
+        samples = super().make_samples(tokenizer, length, count, seed, chat)
         longest = max(len(sample.prompt) for sample in samples)
         if length >= 4096 and longest < length / 2:
             raise InputError("lengths", length, f"at most about {longest}, the longest prompt of {self.task}")
