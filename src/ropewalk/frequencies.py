@@ -71,7 +71,7 @@ class Frequencies:
     def __hash__(self) -> int:
         return hash(self._key())
 
-    def _key(self) -> tuple[bytes, float, float]:
+    def _key(self) -> tuple[Any, ...]:
         return self.inv_freq.tobytes(), self.attention_factor, self.softmax_factor
 
     def cosine_similarity(self, other: Frequencies, positions: ArrayLike) -> NDArray[np.float64]:

@@ -53,6 +53,32 @@ def test_table_has_every_layer_type(run):
     assert "sliding_attention: none on dim 128, base 10000" in out
 
 
+def test_a_learned_scaling_is_read_from_its_file(run, tiny_folder, tmp_path):
+    divisors = [1 + pair / 4 for pair in range(8)]
+    rw.Learned(divisors, attention_factor=1.25).write(tmp_path / "scaling.json")
+    _, out, _ = run("frequencies", tiny_folder, "--scaling", tmp_path / "scaling.json", "--json")
+    document = json.loads(out)
+    np.testing.assert_allclose(document["inv_freq"], ROPE.inv_freq / divisors)
+    assert document["attention_factor"] == 1.25
+
+
+def test_a_set_for_each_layer_is_shown_by_layer_and_in_sum(run, tiny_folder, tmp_path):
+    divisors = [[1 + (layer + 1) * pair / 4 for pair in range(8)] for layer in range(2)]
+    rw.Learned(divisors, attention_factor=(1.25, 1.5)).write(tmp_path / "scaling.json")
+    scaling = f"learned:file={tmp_path / 'scaling.json'}"
+    _, out, _ = run("frequencies", tiny_folder, "--scaling", scaling, "--json")
+    layers = json.loads(out)["decoder_layers"]
+    for layer, expected in zip(layers, divisors, strict=True):
+        np.testing.assert_allclose(layer["inv_freq"], ROPE.inv_freq / expected)
+    assert [layer["attention_factor"] for layer in layers] == [1.25, 1.5]
+    status, out, _ = run("frequencies", tiny_folder, "--scaling", scaling)
+    assert status == 0
+    # pair 7: the divisors are 2.75 and 4.5
+    assert ["7", "3.162278e-04", f"{(1 / 2.75 + 1 / 4.5) / 2:.4f}", "0.2222", "0.3636"] in [
+        line.split() for line in out.splitlines()
+    ]
+
+
 def test_pairs_that_the_model_does_not_rotate_stay_unrotated(run):
     _, out, _ = run("frequencies", real_config_path("gemma4_31b"), "--scaling", "linear:factor=2", "--json")
     inv_freq = np.array(json.loads(out)["inv_freq"])

@@ -53,6 +53,31 @@ def test_an_export_links_the_weights_and_rewrites_the_config(folder, tmp_path):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before, "the source is unchanged"
 
 
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang"])
+def test_a_learned_scaling_is_exported_as_longrope_lists(folder, tmp_path, engine):
+    divisors = [1 + pair / 8 for pair in range(32)]
+    scaling = rw.Learned(divisors, attention_factor=1.25, target=32_768).write(tmp_path / "scaling.json")
+    export = export_model(str(folder), str(tmp_path / "scaling.json"), engine, tmp_path / "out")
+    assert (export.scaling, export.length, export.encoded_as) == (str(scaling), 32_768, "longrope lists")
+    layer = ENGINES[engine].interpret(json.loads((tmp_path / "out" / "config.json").read_text()), 32_768).main_layer
+    frequencies = configs.compute_layer_frequencies(layer.scaling, layer, 32_768)
+    assert frequencies.inv_freq == pytest.approx(scaling.frequencies(layer.rope).inv_freq)
+    assert frequencies.attention_factor == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_set_for_each_layer_is_refused_by_the_name_of_the_engine(folder, tmp_path, engine):
+    model = str(folder)
+    if ENGINES[engine].checkpoint_format == "gguf":
+        model = str(small_gguf(tmp_path / "small.gguf"))
+    scaling = rw.Learned([[1 + pair / 8 for pair in range(32)]] * 2, attention_factor=1.25, target=32_768)
+    expected = f"which {ENGINES[engine].title} .* shares among all layers .*without --per-layer learns one set"
+    with pytest.raises(rw.InputError, match=expected) as caught:
+        export_model(model, scaling, engine, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_an_earlier_export_is_replaced(folder, tmp_path):
     out = tmp_path / "out"
     export_model(str(folder), "yarn:factor=4", "transformers", out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from ropewalk import config as configs
@@ -34,7 +35,8 @@ def command(
     has_layer_types = len(model_config.ropes) > 1
     if not json:
         for layer_type, layer in model_config.ropes.items():
-            _print_table(layer, scalings[layer_type], tokens, f"{layer_type}: " if has_layer_types else "")
+            print_table = _print_layers if scalings[layer_type].is_per_layer else _print_table
+            print_table(layer, scalings[layer_type], tokens, f"{layer_type}: " if has_layer_types else "")
         return
     main = model_config.main_layer
     document = {"length": tokens, **_layer_document(main, requested or main.scaling, tokens)}
@@ -47,11 +49,23 @@ def command(
 
 
 def _layer_document(layer: LayerRope, scaling: Scaling, length: int | None) -> dict[str, Any]:
-    """Return the scaling, the unscaled rope and the frequencies of one layer type, ready for JSON."""
-    frequencies, rope = _compute_frequencies(layer, scaling, length), layer.rope
-    return {
+    """Return the scaling, the unscaled rope and the frequencies of one layer type, ready for JSON.
+
+    If each layer has its own, they are under `decoder_layers`, one entry for each.
+    """
+    rope = layer.rope
+    document = {
         "scaling": scaling.to_dict(),
         "rope": {"dim": rope.dim, "base": rope.base, "original_length": rope.original_length},
+    }
+    if scaling.is_per_layer:
+        sets = configs.compute_per_layer_frequencies(scaling, layer)
+        return document | {"decoder_layers": [_frequencies_document(frequencies) for frequencies in sets]}
+    return document | _frequencies_document(_compute_frequencies(layer, scaling, length))
+
+
+def _frequencies_document(frequencies: Frequencies) -> dict[str, Any]:
+    return {
         "inv_freq": frequencies.inv_freq.tolist(),
         "attention_factor": frequencies.attention_factor,
         "softmax_factor": frequencies.softmax_factor,
@@ -63,6 +77,26 @@ def _compute_frequencies(layer: LayerRope, scaling: Scaling, length: int | None)
     if scaling.is_dynamic and length is None:
         return scaling.frequencies(layer.rope)
     return configs.compute_layer_frequencies(scaling, layer, length)
+
+
+def _print_layers(layer: LayerRope, scaling: Scaling, length: int | None, prefix: str) -> None:
+    """Print what the sets of the layers span."""
+    from ropewalk.report.tables import make_table
+
+    sets, rope = configs.compute_per_layer_frequencies(scaling, layer), layer.rope
+    scaled_LP = np.array([frequencies.inv_freq for frequencies in sets])
+    factors = [frequencies.attention_factor for frequencies in sets]
+    rows = []
+    for pair, unscaled in enumerate(rope.inv_freq):
+        ratios_L = scaled_LP[:, pair] / unscaled
+        values = (np.median(ratios_L), ratios_L.min(), ratios_L.max())
+        rows.append([str(pair), f"{unscaled:.6e}", *(f"{value:.4f}" for value in values)])
+    title = f"{prefix}{scaling}, {len(sets)} layers, on dim {rope.dim}, base {rope.base:g}"
+    headings = ["pair", "unscaled inv_freq, rad/token", "scaled / unscaled: median", "least", "most of the layers"]
+    console.print(make_table(title, headings, rows, text_columns=()))
+    console.print(
+        f"attention factor {min(factors):.6f} to {max(factors):.6f}; --json prints the frequencies of each layer"
+    )
 
 
 def _print_table(layer: LayerRope, scaling: Scaling, length: int | None, prefix: str) -> None:

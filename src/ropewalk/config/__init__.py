@@ -17,6 +17,7 @@ from ropewalk.config.model_config import (
     LayerRope,
     ModelConfig,
     compute_layer_frequencies,
+    compute_per_layer_frequencies,
 )
 from ropewalk.config.normalize import find_text_config_key, get_text_config_dict
 from ropewalk.config.rope_parameters import SCALING_KEYS, build_rope_parameters, compute_max_position_embeddings
@@ -32,7 +33,7 @@ from ropewalk.config.transformers import from_dict
 
 __all__ = [
     "ALL_LAYERS", "SCALING_KEYS", "AttentionShape", "LayerRope", "LayerShape", "ModelConfig", "build_rope_parameters",
-    "compute_layer_frequencies", "compute_max_position_embeddings", "fetch_hub_config", "fill_defaults_if_incomplete",
-    "find_text_config_key", "from_dict", "get_text_config", "get_text_config_dict", "is_local", "locate", "read",
-    "read_json_object", "unloadable_model_error",
+    "compute_layer_frequencies", "compute_max_position_embeddings", "compute_per_layer_frequencies", "fetch_hub_config",
+    "fill_defaults_if_incomplete", "find_text_config_key", "from_dict", "get_text_config", "get_text_config_dict",
+    "is_local", "locate", "read", "read_json_object", "unloadable_model_error",
 ]  # fmt: skip

@@ -74,7 +74,20 @@ def compute_layer_frequencies(scaling: Scaling, layer: LayerRope, length: int | 
         length: tokens of the text so far; by default the original length.
     """
     frequencies = scaling.frequencies(layer.rope, length or scaling.original_length or layer.rope.original_length)
-    if not isinstance(layer.scaling, Proportional) or isinstance(scaling, Proportional):
+    return frequencies if isinstance(scaling, Proportional) else _keep_unrotated(frequencies, layer)
+
+
+def compute_per_layer_frequencies(scaling: Scaling, layer: LayerRope) -> tuple[Frequencies, ...]:
+    """Compute the frequencies of a scaling that `is_per_layer` on one layer type, one for each of its layers.
+
+    Pairs that the model was trained not to rotate keep the frequency 0, as in `compute_layer_frequencies`.
+    """
+    return tuple(_keep_unrotated(frequencies, layer) for frequencies in scaling.layer_frequencies(layer.rope))
+
+
+def _keep_unrotated(frequencies: Frequencies, layer: LayerRope) -> Frequencies:
+    """Return frequencies that are 0 for the pairs that the model was trained not to rotate."""
+    if not isinstance(layer.scaling, Proportional):
         return frequencies
     is_rotated = layer.scaling.frequencies(layer.rope).inv_freq > 0
     return dataclasses.replace(frequencies, inv_freq=np.where(is_rotated, frequencies.inv_freq, 0.0))

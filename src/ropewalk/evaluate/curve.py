@@ -362,7 +362,10 @@ def group_into_passes(rope: Rope, points: Sequence[CurvePoint]) -> list[list[Cur
         scaling: Any = point.scaling
         read_with: Hashable = scaling
         if point.scaled_length is not None and isinstance(scaling, Scaling):
-            read_with = scaling.frequencies(rope, point.scaled_length)
+            if scaling.is_per_layer:
+                read_with = scaling.layer_frequencies(rope)
+            else:
+                read_with = scaling.frequencies(rope, point.scaled_length)
         passes.setdefault((point.chunk, read_with), []).append(point)
     return [sorted(group, key=lambda point: point.length) for group in passes.values()]
 

@@ -19,13 +19,15 @@ from ropewalk.frequencies import Frequencies
 from ropewalk.models.dynamic import create_decoder_hooks
 from ropewalk.models.fused import fuse_patches
 from ropewalk.models.generation import generation_patches
+from ropewalk.models.layer_tables import LayerTablePatch, LayerTables, TableLayers, find_table_layers
 from ropewalk.models.patching import AttributePatch, Patch, PatchSet
 from ropewalk.models.position_extension import position_patches
 from ropewalk.models.position_options import complete_position_method
 from ropewalk.models.rotary_modules import RotaryModule, find_rotary_modules, get_text_config
-from ropewalk.models.rotary_table import RotaryTable
+from ropewalk.models.rotary_table import LayerFrequencies, RotaryTable
 from ropewalk.positions import PositionMethod, parse, parse_scaling
 from ropewalk.scaling import Scaling
+from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.policies import Policy
 
 ScalingLike = Scaling | PositionMethod | str | Mapping[str, Any]
@@ -96,11 +98,16 @@ def build_extension(
             raise InputError("fuse", fuse, f"False with {method.name}, which rotates queries and keys itself")
         return _build_position_extension(model, method, length, policy, text_config, rotary_modules, model_config)
     scalings = _scaling_of_each_layer_type(method, model_config)
+    table_layers = {
+        layer_type: find_table_layers(model, layer_type) for layer_type, each in scalings.items() if each.is_per_layer
+    }
     module_tables = [(rotary, _build_tables(rotary, scalings, length, policy)) for rotary in rotary_modules]
     extension = Extension(scalings, policy, length, module_tables, PatchSet([]))
     patches: list[Patch] = []
     for rotary, tables in module_tables:
         patches += rotary.table_patches(tables)
+    for layer_type, layers in table_layers.items():
+        patches += _per_layer_patches(model, scalings[layer_type], layers, module_tables)
     patches += _softmax_patches(model, text_config, model_config, extension)
     ropes = {layer_type: layer.rope for layer_type, layer in model_config.ropes.items()}
     dynamic_lengths = [
@@ -163,11 +170,40 @@ def _build_tables(
     tables = {}
     for layer_type, layer in rotary.layers().items():
         scaling = scalings[layer.config_layer_type]
-        frequencies = configs.compute_layer_frequencies(scaling, layer.layer_rope, length)
+        frequencies = _compute_frequencies(scaling, layer.layer_rope, length)
         follows_text = scaling.is_dynamic and length is None
         frequencies_for_length = DynamicFrequencies(scaling, layer.layer_rope, policy) if follows_text else None
         tables[layer_type] = RotaryTable(frequencies, layer.channel_layout, rotary.device, frequencies_for_length)
     return tables
+
+
+def _compute_frequencies(scaling: Scaling, layer: configs.LayerRope, length: int | None) -> Frequencies:
+    """Return the frequencies of the table of a layer type: `LayerFrequencies` if each layer has its own."""
+    if not scaling.is_per_layer:
+        return configs.compute_layer_frequencies(scaling, layer, length)
+    unscaled = configs.compute_layer_frequencies(NoScaling(), layer, None)
+    return LayerFrequencies(unscaled.inv_freq, layers=configs.compute_per_layer_frequencies(scaling, layer))
+
+
+def _per_layer_patches(
+    model: nn.Module,
+    scaling: Scaling,
+    layers: TableLayers,
+    module_tables: list[tuple[RotaryModule, dict[str, RotaryTable]]],
+) -> list[Patch]:
+    """Return the patches that give each layer its own table."""
+    [table] = [tables[layers.layer_type] for rotary, tables in module_tables if rotary.module is layers.rotary.module]
+    assert isinstance(table.frequencies, LayerFrequencies)
+    sets = table.frequencies.layers
+    if len(sets) != len(layers.layers):
+        expected = f"one set for each of the {len(layers.layers)} layers of {type(model).__name__} that take the table"
+        raise InputError("scaling", f"{scaling} with {len(sets)} sets", expected)
+    layer_tables = LayerTables(table, sets)
+    return [
+        # As part of the rotary module, the tables move with the model.
+        AttributePatch(layers.rotary.module, f"ropewalk_{layers.layer_type}_layers", layer_tables),
+        LayerTablePatch(layers, layer_tables),
+    ]
 
 
 def _softmax_patches(
@@ -178,7 +214,7 @@ def _softmax_patches(
     Adds a warning to the extension if the scaling has a softmax factor and the model no such attention.
     """
     layer, scaling = model_config.main_layer, extension.scalings[model_config.main_layer_type]
-    factor = configs.compute_layer_frequencies(scaling, layer, extension.length).softmax_factor
+    factor = _compute_frequencies(scaling, layer, extension.length).softmax_factor
     patches: list[Patch] = []
     module: Any
     for module in model.modules():

@@ -25,6 +25,8 @@ from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.longrope import MAX_DIVISOR, LongRoPE
 
+PER_LAYER_FIELD = "ropewalk_scaling"  # the scaling of each layer type, if one has a set for each layer
+
 
 @dataclass
 class ConfigPatch:
@@ -76,8 +78,11 @@ def find_config_update(
         length: the length in tokens that fixes dynamic scalings; None if they follow the text.
         module_tables: the rotary modules, each with the tables that it returns, by layer type.
 
-    Returns {} if the config is right already, and None if no fields lead to the tables.
+    Returns {} if the config is right already, and None if no fields lead to the tables. A set of frequencies for each
+    layer is in a field that only `ropewalk.load` reads.
     """
+    if any(scaling.is_per_layer for scaling in scalings.values()):
+        return {PER_LAYER_FIELD: {layer_type: _without_file(scaling) for layer_type, scaling in scalings.items()}}
     model_config = configs.read(text_config)
     changed = {}
     for layer_type, scaling in scalings.items():
@@ -90,6 +95,17 @@ def find_config_update(
         if fields and _builds_tables(text_config, fields, model_config, module_tables):
             return fields
     return None
+
+
+def pop_per_layer_scalings(text_config: Any) -> dict[str, Any] | None:
+    """Remove the scalings that `find_config_update` has put into a config, and return them; None if there are none."""
+    scalings: dict[str, Any] | None = vars(text_config).pop(PER_LAYER_FIELD, None)
+    return scalings
+
+
+def _without_file(scaling: Scaling) -> dict[str, Any]:
+    """Return a scaling as a dict, without the path of the file that it was read from."""
+    return {name: value for name, value in scaling.to_dict().items() if name != "file"}
 
 
 def _is_unchanged(scaling: Scaling, layer: configs.LayerRope, length: int | None) -> bool:

@@ -34,7 +34,7 @@ from ropewalk.models.digest import tensor_bytes
 from ropewalk.models.key_state import KeyState, attach_key_state, get_key_state, tokens_seen
 from ropewalk.models.probe_cache import cached_probe, config_text
 from ropewalk.models.rotary_modules import RotaryModule
-from ropewalk.models.rotary_table import RotaryTable, RowFrequencies
+from ropewalk.models.rotary_table import LayerFrequencies, RotaryTable, RowFrequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.policies import Policy, RequestPolicy
 
@@ -247,6 +247,16 @@ class DecoderHooks:
         return limits
 
     def _rotate_cached_keys(self, cache: Any, state: KeyState, row_frequencies: dict[str, RowFrequencies]) -> None:
+        if any(
+            isinstance(each, LayerFrequencies)
+            for name, rows in row_frequencies.items()
+            if rows != state.row_frequencies[name]
+            for each in rows + state.row_frequencies[name]
+        ):
+            raise RuntimeError(
+                f"the cache holds {tokens_seen(cache):,} tokens that were read with other frequencies, and keys of a "
+                "scaling with a set for each layer are not rotated; start a new cache"
+            )
         self._find_rotated_channels()
         # `assistant_early_exit` drafts with the first layers only, in a cache of its own.
         channels = [each for each in self.rotated_channels or [] if each.layer < len(cache.layers)]

@@ -170,6 +170,11 @@ def _add_config_update(model: nn.Module, extension: Extension) -> None:
     if extension.position_method is None:
         methods = list(extension.scalings.values())
         fields = find_config_update(text_config, extension.scalings, extension.length, extension.module_tables)
+        if any(scaling.is_per_layer for scaling in extension.scalings.values()):
+            extension.warnings.append(
+                "only ropewalk.load reads a set of frequencies for each layer: other readers of a saved model see it "
+                "as it was before"
+            )
     if fields is None:
         names = " and ".join(dict.fromkeys(str(method) for method in methods))
         policy = f" under the policy {extension.policy}" if extension.is_dynamic else ""

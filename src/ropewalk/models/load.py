@@ -15,9 +15,11 @@ import transformers
 from ropewalk.compat.gguf import fast_gguf_loading, read_gguf
 from ropewalk.compat.torch import cpu_has_bfloat16_instructions
 from ropewalk.compat.transformers import quiet_transformers
-from ropewalk.config import ModelConfig, locate, read, unloadable_model_error
+from ropewalk.config import ModelConfig, get_text_config, locate, read, unloadable_model_error
 from ropewalk.errors import InputError, UnknownNameError
 from ropewalk.models.checkpoint_files import check_weight_files
+from ropewalk.models.config_update import pop_per_layer_scalings
+from ropewalk.models.extend import extend
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _MAX_NAMES = 3  # of weights in a message
@@ -33,6 +35,8 @@ def load(
         dtype: "bfloat16", "float16" or "float32"; by default bfloat16 if the device computes in it, else float32.
         device: a torch device such as "cpu" or "cuda:0"; by default a GPU if there is one.
         trust_remote_code: whether code that comes with the model may run.
+
+    A model that was saved with a set of frequencies for each layer comes extended with it.
 
     Returns (model, tokenizer). Warns about weights that the model does not use. Raises InputError if the model cannot
     be loaded, if its weights are pickled, and if weights are missing or have another shape: transformers would fill
@@ -58,7 +62,11 @@ def load(
             **source.weight_options(),
         )
     _check_weights(name, loading_info)
-    return model.to(torch_device).eval(), tokenizer
+    model = model.to(torch_device).eval()
+    per_layer_scalings = pop_per_layer_scalings(get_text_config(model.config))
+    if per_layer_scalings is not None:
+        extend(model, per_layer_scalings)
+    return model, tokenizer
 
 
 def load_tokenizer(name: str) -> Any:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +25,21 @@ from ropewalk.models.channel_layout import ChannelLayout
 from ropewalk.ops.angles import cos_sin_of_fixed_point, to_fixed_point
 
 RowFrequencies = tuple[Frequencies, ...]  # for each row of the batch, or a single entry if the rows share them
+
+
+@dataclass(frozen=True, eq=False)
+class LayerFrequencies(Frequencies):
+    """The frequencies of a table that no layer uses, because each has its own; those of the layers tell them apart.
+
+    Attributes:
+        inv_freq: the unscaled inverse frequencies.
+        layers: the frequencies of each layer.
+    """
+
+    layers: tuple[Frequencies, ...] = ()
+
+    def _key(self) -> tuple[Any, ...]:
+        return super()._key(), self.layers
 
 
 class _Choices(threading.local):

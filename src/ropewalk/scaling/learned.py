@@ -74,8 +74,8 @@ class Learned(Scaling):
 
     def frequencies(self, rope: Rope, length: int | None = None) -> Frequencies:
         if self.is_per_layer:
-            expected = "one set for all layers, as `ropewalk tune` learns without --per-layer"
-            raise InputError("scaling", f"{self} with a set for each of {self.num_layers} layers", expected)
+            expected = "one set for all layers here; ropewalk.extend takes a set for each layer"
+            raise InputError("scaling", str(self), expected)
         return self._set_frequencies(rope, self._sets, self.attention_factor)
 
     def layer_frequencies(self, rope: Rope) -> tuple[Frequencies, ...]:

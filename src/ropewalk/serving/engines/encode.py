@@ -18,6 +18,8 @@ from ropewalk.scaling.ntk import NTK
 from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Candidate, Config, Engine, EngineConfigError
 
+_HINT = "`ropewalk tune` without --per-layer learns one set for all layers"
+
 
 def encode(engine: Engine, config: Config, model_config: ModelConfig, scaling: Scaling, length: int) -> Candidate:
     """Return the first candidate configuration that the engine interprets as `scaling`.
@@ -30,14 +32,19 @@ def encode(engine: Engine, config: Config, model_config: ModelConfig, scaling: S
         scaling: the scaling of the layers that attend to the whole text. Sliding-window layers keep theirs.
         length: tokens to serve.
 
-    Raises UnsupportedScalingError, with the nearest scaling that the engine supports, if there is none, and
-    EngineConfigError for an architecture that the engine does not have.
+    Raises UnsupportedScalingError, with the nearest scaling that the engine supports, if there is none, InputError for
+    a scaling with a set of frequencies for each layer, and EngineConfigError for an architecture that the engine does
+    not have.
     """
     _check_has_architecture(engine, config, length)
+    title = f"{engine.title} {engine.version}"
+    if scaling.is_per_layer:
+        raise InputError(
+            "scaling", str(scaling), f"one set of frequencies, which {title} shares among all layers", _HINT
+        )
     candidate = _find_candidate(engine, config, model_config, scaling, length)
     if candidate is None:
         nearest = find_nearest_supported(engine, config, model_config, scaling, length)
-        title = f"{engine.title} {engine.version}"
         raise UnsupportedScalingError(str(scaling), title, None if nearest is None else str(nearest))
     return candidate
 
