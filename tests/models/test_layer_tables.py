@@ -1,6 +1,7 @@
 """Tables for each layer: of `learned` scalings and of any callable, on the architectures of the catalogue."""
 
 import copy
+import json
 import pickle
 import shutil
 import warnings
@@ -13,6 +14,7 @@ from transformers import DynamicCache
 
 import ropewalk as rw
 from ropewalk.errors import UnsupportedModelError
+from ropewalk.models import layer_tables
 from ropewalk.models.layer_tables import LayerTablePatch, find_table_layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,6 +115,11 @@ class TestCalls:
             with torch.no_grad():
                 parts.append(extended(chunk, past_key_values=cache).logits)
         assert relative_difference(torch.cat(parts, 1), compute_logits(extended, ids=LONG_IDS)) < TOLERANCE
+
+    def test_tables_that_are_computed_layer_by_layer_are_the_same(self, extended, monkeypatch):
+        expected = compute_logits(extended)
+        monkeypatch.setattr(layer_tables, "_MAX_STACKED_TOKENS", 0)
+        assert torch.equal(compute_logits(extended), expected)
 
     def test_generate_with_padding_on_the_left_equals_without(self, extended):
         options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
@@ -217,6 +224,13 @@ class TestSaving:
         llama.save_pretrained(tmp_path)
         plain = type(llama).from_pretrained(tmp_path).eval()
         assert torch.equal(compute_logits(plain), compute_logits(build("llama")))
+
+    def test_another_scaling_replaces_the_saved_one(self, llama, tmp_path):
+        extend_per_layer(llama, learned_for(llama))
+        llama.save_pretrained(tmp_path)
+        plain = rw.extend(type(llama).from_pretrained(tmp_path), "yarn:factor=2")
+        plain.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["ropewalk_scaling"] is None
 
     def test_one_set_for_all_layers_is_saved_as_longrope_lists(self, llama, tmp_path):
         scaling = rw.Learned(divisors_of(0, 8), 1.2, target=64)

@@ -103,6 +103,11 @@ def pop_per_layer_scalings(text_config: Any) -> dict[str, Any] | None:
     return scalings
 
 
+def clear_per_layer_scalings(text_config: Any) -> dict[str, Any]:
+    """Return the fields that clear such scalings in the config of a model that transformers itself has loaded."""
+    return {PER_LAYER_FIELD: None} if getattr(text_config, PER_LAYER_FIELD, None) is not None else {}
+
+
 def _without_file(scaling: Scaling) -> dict[str, Any]:
     """Return a scaling as a dict, without the path of the file that it was read from."""
     return {name: value for name, value in scaling.to_dict().items() if name != "file"}

@@ -19,7 +19,7 @@ from torch import nn
 from ropewalk import config as configs
 from ropewalk.errors import InputError
 from ropewalk.models.apply import Extension, ScalingLike, build_extension
-from ropewalk.models.config_update import ConfigPatch, find_config_update
+from ropewalk.models.config_update import ConfigPatch, clear_per_layer_scalings, find_config_update
 from ropewalk.models.dynamic import DecoderHooks
 from ropewalk.models.patching import PatchSet
 from ropewalk.models.rotary_modules import get_text_config
@@ -179,7 +179,8 @@ def _add_config_update(model: nn.Module, extension: Extension) -> None:
         names = " and ".join(dict.fromkeys(str(method) for method in methods))
         policy = f" under the policy {extension.policy}" if extension.is_dynamic else ""
         extension.warnings.append(f"transformers cannot express {names}{policy}: a model saved now loads without it")
-    elif fields:
+    fields = clear_per_layer_scalings(text_config) | (fields or {})
+    if fields:
         extension.patches = PatchSet([*extension.patches.patches, ConfigPatch(model, fields)])
 
 

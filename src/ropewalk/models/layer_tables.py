@@ -44,7 +44,8 @@ from ropewalk.scaling.none import NoScaling
 Table = Tensor | tuple[Tensor, Tensor]  # cos and sin, [B, T, C] each, or one complex tensor
 ComputeTables = Callable[[Tensor, Tensor], Sequence[Table]]
 
-_ATTRIBUTE = "_ropewalk_layer_tables"  # of a tensor that a rotary module returned: its replacement for each layer
+_ATTRIBUTE = "_ropewalk_layer_tables"  # of a tensor that a rotary module returned: the tables, and its index in each
+_MAX_STACKED_TOKENS = 256  # of a forward call whose tables are computed for all layers together
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class LayerTablePatch:
     Attributes:
         layers: the layers.
         compute_tables: returns the table of each layer, in order and in the form of the rotary module. It is called
-            once in each forward call, with hidden states (for their dtype and device) and position ids, [B, T] or
+            in each forward call, with hidden states (for their dtype and device) and position ids, [B, T] or
             [A, B, T]. Gradients flow through it.
     """
 
@@ -122,12 +123,38 @@ class LayerTables(nn.Module):
         # Not a buffer: model.to(bfloat16) would round it.
         self.factor_L111 = factor_L[:, None, None, None]
 
-    def forward(self, x: Tensor, position_ids: Tensor) -> list[Table]:
-        """Return the table of each layer, at these positions."""
+    def forward(self, x: Tensor, position_ids: Tensor) -> Sequence[Table]:
+        """Return the table of each layer, at these positions.
+
+        For few tokens, all are computed together; for many, each when its layer runs, to hold one at a time in memory.
+        """
         position_BTU = self.table.column_positions(position_ids)
-        angle_LBTU = fixed_point_angle(position_BTU, self.high_L11U, self.low_L11U)
-        tables = self.table.to_channels(x, *cos_sin_of_fixed_point(angle_LBTU, self.factor_L111))
+        if position_BTU.shape[:-1].numel() > _MAX_STACKED_TOKENS:
+            return _TablesOnDemand(lambda layer: self._compute(x, position_BTU, layer), len(self.high_L11U))
+        tables = self._compute(x, position_BTU, slice(None))
         return list(tables.unbind()) if isinstance(tables, Tensor) else list(zip(*tables, strict=True))
+
+    def _compute(self, x: Tensor, position_BTU: Tensor, layers: int | slice) -> Table:
+        """Return the table of one layer, or of several with the layers as a first axis."""
+        angle = fixed_point_angle(position_BTU, self.high_L11U[layers], self.low_L11U[layers])
+        return self.table.to_channels(x, *cos_sin_of_fixed_point(angle, self.factor_L111[layers]))
+
+
+class _TablesOnDemand(Sequence[Table]):
+    """Tables that are computed when they are read; the last one is kept, because cos and sin are read one by one."""
+
+    def __init__(self, compute: Callable[[int], Table], length: int) -> None:
+        self._compute = compute
+        self._length = length
+        self._last: tuple[int, Table] | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._last is None or self._last[0] != index:
+            self._last = index, self._compute(index)
+        return self._last[1]
 
 
 def find_table_layers(model: nn.Module, layer_type: str | None = None) -> TableLayers:
@@ -248,25 +275,28 @@ def _parts(table: Table) -> tuple[Tensor, ...]:
 def _attach(table: Table, layer_tables: Sequence[Table]) -> None:
     """Store the tables of the layers on the tensors of the table that they replace."""
     for index, part in enumerate(_parts(table)):
-        setattr(part, _ATTRIBUTE, [_parts(layer_table)[index] for layer_table in layer_tables])
+        setattr(part, _ATTRIBUTE, (layer_tables, index))
 
 
-def _use_table_of_layer(index: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _use_table_of_layer(layer: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Before a layer runs, exchange the table among its arguments."""
-    return _exchange((args, kwargs), index)
+    return _exchange((args, kwargs), layer)
 
 
-def _exchange(value: Any, index: int) -> Any:
+def _exchange(value: Any, layer: int) -> Any:
     """Return arguments with the table of a layer in place of the decoder's; None if the table is not among them."""
     if isinstance(value, Tensor):
-        replacements = getattr(value, _ATTRIBUTE, None)
-        return None if replacements is None else replacements[index]
+        attached = getattr(value, _ATTRIBUTE, None)
+        if attached is None:
+            return None
+        layer_tables, index = attached
+        return _parts(layer_tables[layer])[index]
     if type(value) in (tuple, list):
-        items = [_exchange(item, index) for item in value]
+        items = [_exchange(item, layer) for item in value]
         if all(item is None for item in items):
             return None
         return type(value)(old if new is None else new for old, new in zip(value, items, strict=True))
     if type(value) is dict:
-        changed = {key: new for key, item in value.items() if (new := _exchange(item, index)) is not None}
+        changed = {key: new for key, item in value.items() if (new := _exchange(item, layer)) is not None}
         return value | changed if changed else None
     return None
