@@ -248,8 +248,10 @@ def test_the_interpreter_serves_cpu_tensors_only_if_selected(tmp_path):
     assert result == {"is_default": False, "selected": "triton", "variant": "triton, interpreted", "is_close": True}
 
 
+# As on a machine with a GPU, where another choice would be possible.
 SELECT_INTERPRETER = """
 import json, torch
+torch.cuda.is_available = lambda: True
 from ropewalk.ops.backends import BACKENDS, RotationTask, backend_for, use_backend
 is_default = backend_for("cpu").name == "triton"
 use_backend("triton")
@@ -303,11 +305,15 @@ def test_unavailable_reasons(monkeypatch, missing, reason):
     assert Triton().unavailable_reason() == reason
 
 
-def test_a_cached_launch_gets_the_tensors_of_its_call(compiled):
-    first, same_tensors, other_tensors = compiled["launches"]
-    assert first["settings"] == same_tensors["settings"] == other_tensors["settings"]
-    assert first["tensors"] == same_tensors["tensors"] == compiled["tensors"][0]
-    assert other_tensors["tensors"] == compiled["tensors"][1] != first["tensors"]
+def test_a_prepared_launch_rotates_the_tensors_of_each_call(compiled):
+    whole_call, same_tensors, other_tensors = compiled["launches"]
+    assert whole_call["settings"] == same_tensors["settings"] == other_tensors["settings"]
+    assert whole_call["addresses"] == same_tensors["addresses"] == compiled["addresses"][0]
+    assert other_tensors["addresses"] == compiled["addresses"][1] != same_tensors["addresses"]
+
+
+def test_preparing_launches_nothing(compiled):
+    assert compiled["launches_of_prepare"] == 0
 
 
 # Triton compiles without a GPU if a driver names the target. This driver records launches instead of running them.
@@ -318,7 +324,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from ropewalk.ops.backends import RotationTask
-from ropewalk.ops.backends.triton import Triton, kernel_tensors, plan_launch
+from ropewalk.ops.backends.triton import Triton, plan_launch
 
 class Driver:
     launches = []
@@ -331,8 +337,7 @@ class Driver:
     def load_binary(self, *kernel): return 1, 1, 64, 0, 1024
     def launcher_cls(self, source, metadata):
         def launch(x, y, z, stream, function, packed, about, enter, leave, *arguments):
-            tensors = [tensor.data_ptr() for tensor in arguments[:7]]
-            self.launches.append({"tensors": tensors, "settings": [x, y, z, packed, arguments[7:]]})
+            self.launches.append({"addresses": arguments[:7], "settings": [x, y, z, packed, arguments[7:]]})
         return launch
 
 driver.set_active(Driver())
@@ -351,7 +356,7 @@ kernels = {}
 for interleaved, is_fixed_point, tokens in itertools.product((False, True), (False, True), (1, 64)):
     task = example(interleaved, is_fixed_point, tokens)
     launch = plan_launch(task)
-    kernel = rotate.warmup(*kernel_tensors(task), *launch.arguments, grid=(launch.programs,), **launch.options)
+    kernel = rotate.warmup(*task.tensors(), *launch.arguments, grid=(launch.programs,), **launch.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -361,8 +366,15 @@ for interleaved, is_fixed_point, tokens in itertools.product((False, True), (Fal
     kernels[f"{interleaved} {is_fixed_point} {tokens}"] = dict(zip(("loads", "stores"), accesses), resources=resources)
 
 backend, calls = Triton(), [example(False, True, 1), example(False, True, 1)]
-for task in (calls[0], calls[0], calls[1]):
-    backend.rotate(task)
-tensors = [[tensor.data_ptr() for tensor in kernel_tensors(task)] for task in calls]
-print(json.dumps({"kernels": kernels, "launches": Driver.launches, "tensors": tensors}))
+prepared = backend.prepare(calls[0])
+launches_of_prepare = len(Driver.launches)
+backend.rotate(calls[0])
+for task in calls:
+    prepared(*task.addresses())
+print(json.dumps({
+    "kernels": kernels,
+    "launches_of_prepare": launches_of_prepare,
+    "launches": Driver.launches,
+    "addresses": [task.addresses() for task in calls],
+}))
 """

@@ -29,11 +29,14 @@ from ropewalk.compat.torch import (
 )
 from ropewalk.errors import InputError
 from ropewalk.ops.angles import check_angles, split_pairs
-from ropewalk.ops.backends import BACKENDS, RotationTask, backend_for
+from ropewalk.ops.backends import BACKENDS, Backend, RotationTask, backend_for
+from ropewalk.ops.backends.base import Launch
+from ropewalk.ops.prepared import find_launch, keep_launch, signature_of
 
 Options = tuple[int, bool, bool]  # start, interleaved, inverse: the last three arguments of the operators
 
 _LIBRARY: Any = torch.library.Library("ropewalk", "DEF")  # type: ignore[no-untyped-call]
+_PLAIN_TENSORS = {Tensor}
 _OTHER_ARGUMENTS = "Tensor[] angles, int start, bool interleaved, bool inverse"
 _LIBRARY.define(f"rotate(Tensor[] x, {_OTHER_ARGUMENTS}) -> Tensor[]", tags=(torch.Tag.pt2_compliant_tag,))
 _LIBRARY.define(f"rotate_(Tensor(a!)[] x, {_OTHER_ARGUMENTS}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
@@ -47,7 +50,7 @@ def rotate(xs: list[Tensor], angles: list[Tensor], *options: *Options) -> list[T
 
     The caller has checked the angles with `check_angles`.
     """
-    function = torch.ops.ropewalk.rotate.default if _is_observed(xs, angles) else _rotate
+    function = torch.ops.ropewalk.rotate.default if is_observed((*xs, *angles)) else _rotate
     rotated: list[Tensor] = function(xs, angles, *options)
     return rotated
 
@@ -60,7 +63,7 @@ def rotate_in_place(xs: list[Tensor], angles: list[Tensor], *options: *Options) 
     Raises InputError where autograd would lose what is overwritten: for leaves that require a gradient and views of
     them, and for tables that require a gradient.
     """
-    if not _is_observed(xs, angles):
+    if not is_observed((*xs, *angles)):
         _rotate_in_place(xs, angles, *options)
         return xs
     is_grad_enabled = torch.is_grad_enabled()
@@ -78,7 +81,20 @@ def rotate_in_place(xs: list[Tensor], angles: list[Tensor], *options: *Options) 
     return [_RotateInPlace.apply(angles, options, x) for x in xs]  # type: ignore[no-untyped-call]
 
 
-def _is_observed(xs: Sequence[Tensor], angles: Sequence[Tensor]) -> bool:
+def prepare(
+    inputs: Sequence[Tensor], outputs: Sequence[Tensor], angles: Sequence[Tensor], *options: *Options
+) -> Launch | None:
+    """Return a launch of a rotation that nothing observes; None if its backend cannot prepare rotations."""
+    task = RotationTask(inputs, outputs, angles, *options)
+    return _backend_of(task).prepare(task)
+
+
+def record_overwrite(xs: list[Tensor]) -> None:
+    """Tell autograd that the tensors were overwritten, so that it detects saved tensors among them."""
+    torch.autograd.graph.increment_version(xs)
+
+
+def is_observed(tensors: Sequence[Tensor]) -> bool:
     """Return whether anything needs to see the operator: autograd, a compiler, a mode, a profiler or a subclass.
 
     The dispatcher and the way back to Python take 10 us with warm caches and 100 us with cold ones, as long as the
@@ -93,8 +109,7 @@ def _is_observed(xs: Sequence[Tensor], angles: Sequence[Tensor]) -> bool:
         or is_profiler_active()
     ):
         return True
-    is_grad_enabled = torch.is_grad_enabled()
-    return any(type(tensor) is not Tensor or (is_grad_enabled and tensor.requires_grad) for tensor in (*xs, *angles))
+    return set(map(type, tensors)) != _PLAIN_TENSORS or (torch.is_grad_enabled() and _require_grad(tensors))
 
 
 def _require_grad(tensors: Sequence[Tensor]) -> bool:
@@ -118,21 +133,35 @@ def _rotate(xs: list[Tensor], angles: list[Tensor], *options: *Options) -> list[
 
 def _rotate_in_place(xs: list[Tensor], angles: list[Tensor], *options: *Options) -> None:
     _run_backend(xs, xs, angles, *options)
-    torch.autograd.graph.increment_version(xs)  # autograd then detects that a saved tensor was overwritten
+    record_overwrite(xs)
 
 
 def _run_backend(
     inputs: Sequence[Tensor], outputs: Sequence[Tensor], angles: Sequence[Tensor], *options: *Options
 ) -> None:
-    backend = backend_for(inputs[0].device.type)
-    # Fall back to the reference backend for tensors with a non-unit channel stride or a lazy negation.
-    for tensor in (*inputs, *angles):
-        if tensor.is_neg():
-            backend = BACKENDS["reference"]
-    for tensor in inputs if outputs is inputs else (*inputs, *outputs):
-        if tensor.stride(-1) != 1:
-            backend = BACKENDS["reference"]
-    backend.rotate(RotationTask(inputs, outputs, angles, *options))
+    task = RotationTask(inputs, outputs, angles, *options)
+    call = len(inputs), outputs is inputs, options
+    signature = signature_of(backend_for(inputs[0].device.type), call, inputs[0], inputs[-1], angles)
+    launch = find_launch(signature)
+    if launch is not None:
+        launch(*task.addresses())
+        return
+    backend = _backend_of(task)
+    launch = backend.prepare(task)
+    if launch is None:
+        backend.rotate(task)
+    else:
+        launch(*task.addresses())
+        keep_launch(signature, launch)
+
+
+def _backend_of(task: RotationTask) -> Backend:
+    """Return the backend of the device, or for tensors that it does not support the reference backend."""
+    has_lazy_negation = any(tensor.is_neg() for tensor in (*task.inputs, *task.angles))
+    has_strided_channels = any(tensor.stride(-1) != 1 for tensor in (*task.inputs, *task.outputs))
+    if has_lazy_negation or has_strided_channels:
+        return BACKENDS["reference"]
+    return backend_for(task.inputs[0].device.type)
 
 
 def _with_checks(kernel: Callable[..., Any]) -> Callable[..., Any]:

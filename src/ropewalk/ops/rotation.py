@@ -22,6 +22,9 @@ from ropewalk.ops.angles import (
     tensor_to_fixed_point,
     to_fixed_point,
 )
+from ropewalk.ops.backends import backend_for
+from ropewalk.ops.backends.base import Launch
+from ropewalk.ops.prepared import find_launch, keep_launch, signature_of
 from ropewalk.rope import Layout
 
 LAYOUTS: tuple[str, ...] = get_args(Layout)
@@ -70,6 +73,14 @@ def rotate(
     """
     if layout not in LAYOUTS:
         raise InputError("layout", layout, ", ".join(LAYOUTS))
+    given_angles = _angles_that_kernels_take(positions, frequencies, tables, attention_factor, cu_seqlens)
+    signature, k_or_q = None, q if k is None else k
+    if given_angles is not None and not custom_op.is_observed((q, k_or_q, *given_angles)):
+        call = layout, start, inverse, in_place, k is None, k is q
+        signature = signature_of(backend_for(q.device.type), call, q, k_or_q, given_angles)
+        launch = find_launch(signature)
+        if launch is not None:
+            return _launch(launch, q, k, given_angles, in_place)
     xs = [q] if k is None else [q, k]
     is_packed = q.ndim == 3
     views = [x.transpose(0, 1)[None] for x in xs] if is_packed else xs
@@ -79,10 +90,54 @@ def rotate(
     if in_place and (k is q or any(_overlaps_itself(x) for x in views)):
         raise InputError("in_place", "heads that share memory", "heads that do not overlap: copy them first")
     function = custom_op.rotate_in_place if in_place else custom_op.rotate
-    rotated = function(views, angles, start, layout == "interleaved", inverse)
+    options = start, layout == "interleaved", inverse
+    rotated = function(views, angles, *options)
     if is_packed:
         rotated = [x[0].transpose(0, 1) for x in rotated]
+    elif signature is not None and _have_same_data(angles, given_angles):
+        launch = custom_op.prepare(views, rotated, angles, *options)
+        if launch is not None:
+            keep_launch(signature, launch)
     return rotated[0], rotated[1] if len(rotated) > 1 else None
+
+
+def _angles_that_kernels_take(
+    positions: Tensor | None,
+    frequencies: FrequenciesLike | None,
+    tables: tuple[Tensor, Tensor] | None,
+    attention_factor: float | Tensor,
+    cu_seqlens: Tensor | None,
+) -> Sequence[Tensor] | None:
+    """Return the angles as they were given if kernels may be able to read them so; None if they must be converted."""
+    if cu_seqlens is not None or isinstance(attention_factor, Tensor) or attention_factor != 1:
+        return None
+    if tables is not None:
+        return tables if positions is None and frequencies is None and len(tables) == 2 else None
+    if positions is not None and isinstance(frequencies, FixedPointFrequencies):
+        return positions, frequencies.high_BP, frequencies.attention_factors_B
+    return None
+
+
+def _have_same_data(angles: Sequence[Tensor], given_angles: Sequence[Tensor]) -> bool:
+    """Return whether the angles are those that were given, except for a dimension of size 1."""
+    pairs = zip(angles, given_angles, strict=False)
+    return len(angles) == len(given_angles) and all(
+        part.data_ptr() == given.data_ptr() and part.dtype == given.dtype for part, given in pairs
+    )
+
+
+def _launch(
+    launch: Launch, q: Tensor, k: Tensor | None, angles: Sequence[Tensor], in_place: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Launch a rotation whose signature has passed all checks before."""
+    q_out = q if in_place else torch.empty_like(q)
+    k_out = k if in_place or k is None else torch.empty_like(k)
+    q_addresses = q.data_ptr(), q_out.data_ptr()
+    k_addresses = q_addresses if k is None or k_out is None else (k.data_ptr(), k_out.data_ptr())
+    launch(*q_addresses, *k_addresses, angles[0].data_ptr(), angles[1].data_ptr(), angles[-1].data_ptr())
+    if in_place:
+        custom_op.record_overwrite([q] if k is None else [q, k])
+    return q_out, k_out
 
 
 def _check_q_and_k(q: Tensor, k: Tensor) -> None:

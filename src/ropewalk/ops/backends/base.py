@@ -7,7 +7,7 @@ against the same expected values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,6 +35,22 @@ class RotationTask:
     start: int
     interleaved: bool
     inverse: bool
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return q, its output, k, its output, and three parts of the angles.
+
+        Without k, q takes its place. Tables have two parts, so sin takes the place of the third.
+        """
+        inputs, outputs, angles = self.inputs, self.outputs, self.angles
+        return inputs[0], outputs[0], inputs[-1], outputs[-1], angles[0], angles[1], angles[-1]
+
+    def addresses(self) -> list[int]:
+        """Return where the data of `tensors` begins."""
+        return [tensor.data_ptr() for tensor in self.tensors()]
+
+
+# Runs a rotation that was prepared; takes `RotationTask.addresses`.
+Launch = Callable[[int, int, int, int, int, int, int], None]
 
 
 class Backend(ABC):
@@ -66,6 +82,13 @@ class Backend(ABC):
         Compute in float32, or float64 for float64 channels, and round once. Copy the channels outside
         start .. start + 2P - 1 unless the task is in place.
         """
+
+    def prepare(self, task: RotationTask) -> Launch | None:
+        """Return a launch for all tasks with the signature of this one (see prepared.py), whose tensors are elsewhere.
+
+        None if the backend cannot prepare tasks. Nothing is rotated yet.
+        """
+        return None
 
 
 def row_strides(angles_part: Tensor) -> tuple[int, ...]:

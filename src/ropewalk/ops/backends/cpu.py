@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from ropewalk.ops.backends.base import Backend, RotationTask, row_strides
+from ropewalk.ops.backends.base import Backend, Launch, RotationTask, row_strides
 
 NATIVE_FOLDER = Path(__file__).parents[1] / "native"
 
-# `Task` of rotate.cpp is 44 int64 fields. A task for q alone leaves the last nine, which describe k, at zero.
-_TASK_BYTES = 44 * 8
-_PACK_TASK = {1: struct.Struct("35q72x").pack, 2: struct.Struct("44q").pack}  # by number of tensors
+# `Plan` of rotate.cpp is 31 int64 fields. A plan for q alone leaves the last seven, which describe k, at zero.
+_PLAN_BYTES = 31 * 8
+_PACK_PLAN = {1: struct.Struct("24q56x").pack, 2: struct.Struct("31q").pack}  # by number of tensors
+_pack_addresses = struct.Struct("7q").pack
 _DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # `DType` of rotate.cpp
-_NO_TABLES = _NO_FIXED_POINT = (0,) * 8
 _ELEMENTS_PER_THREAD = 2**15  # of q; starting another thread for fewer takes longer than it saves
 
 
@@ -41,14 +41,15 @@ class Cpu(Backend):
         for path in libraries:
             try:
                 library = ctypes.CDLL(str(path))
-                level = library.ropewalk_support_level(_TASK_BYTES)
+                level = library.ropewalk_support_level(_PLAN_BYTES)
             except (OSError, AttributeError) as error:
                 self._unavailable_reason = str(error)
                 continue
             if level > best_level:
                 best_level, self.instruction_set = level, path.stem.removeprefix("rotate_")
                 self._rotate = library.ropewalk_rotate
-                self._rotate.argtypes, self._rotate.restype = (ctypes.c_char_p,), None
+                self._rotate.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
+                self._rotate.restype = None
 
     def unavailable_reason(self) -> str | None:
         return self._unavailable_reason if self._rotate is None else None
@@ -58,19 +59,25 @@ class Cpu(Backend):
         return f"{self.name} ({self.instruction_set})"
 
     def rotate(self, task: RotationTask) -> None:
+        self.prepare(task)(*task.addresses())
+
+    def prepare(self, task: RotationTask) -> Launch:
         q, angles = task.inputs[0], task.angles
         batch, _, tokens, channels = q.shape
-        pairs = angles[1].shape[-1]
-        threads = min(torch.get_num_threads(), 1 + q.numel() // _ELEMENTS_PER_THREAD)
+        is_fixed_point = len(angles) == 3
         fields = [_DTYPE_CODES[q.dtype], len(task.inputs), batch, tokens, channels]
-        fields += [task.start, pairs, task.interleaved, task.inverse, threads]
-        if len(angles) == 2:
-            cos, sin = angles
-            fields += [cos.data_ptr(), sin.data_ptr(), *row_strides(cos), *row_strides(sin), *_NO_FIXED_POINT]
+        fields += [task.start, angles[1].shape[-1], task.interleaved, task.inverse, is_fixed_point]
+        if is_fixed_point:
+            positions, frequencies, factors = map(row_strides, angles)
+            fields += [*positions, 0, frequencies[0], 0, frequencies[1], *factors]
         else:
-            fields += _NO_TABLES
-            for part in angles:
-                fields += [part.data_ptr(), *row_strides(part)]
+            fields += [*row_strides(angles[0]), *row_strides(angles[1]), 0]
         for x, out in zip(task.inputs, task.outputs, strict=True):
-            fields += [x.data_ptr(), out.data_ptr(), x.shape[1], *x.stride()[:3], *out.stride()[:3]]
-        self._rotate(_PACK_TASK[len(task.inputs)](*fields))
+            fields += [x.shape[1], *x.stride()[:3], *out.stride()[:3]]
+        plan = _PACK_PLAN[len(task.inputs)](*fields)
+        native_rotate, max_threads = self._rotate, 1 + q.numel() // _ELEMENTS_PER_THREAD
+
+        def launch(*addresses: int) -> None:
+            native_rotate(plan, _pack_addresses(*addresses), min(torch.get_num_threads(), max_threads))
+
+        return launch

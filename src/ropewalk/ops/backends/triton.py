@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from ropewalk.ops.backends.base import Backend, RotationTask, row_strides
+from ropewalk.ops.backends.base import Backend, Launch, RotationTask, row_strides
 
 # Tuned for an H100. One program rotates a tile of at most 8 heads, and of as many tokens as fill _TILE_BYTES (4 tokens
 # of 8 heads x 128 channels in bfloat16). Each thread holds 64 bytes, that is four 16-byte loads in flight. Keeping the
@@ -28,12 +27,11 @@ _MAX_TILE_HEADS = 8
 _TILE_BYTES = 8192
 _WARP_BYTES = 32 * 64
 _MAX_WARPS = 16
-_MAX_CACHED_LAUNCHES = 4096
 
 _IS_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
-class Launch(NamedTuple):
+class LaunchPlan(NamedTuple):
     """How to launch the kernel for a task.
 
     Attributes:
@@ -54,9 +52,6 @@ class Triton(Backend):
     devices = frozenset({"cuda", "cpu"} if _IS_INTERPRETED else {"cuda"})
     rank = -1 if _IS_INTERPRETED else 10
 
-    def __init__(self) -> None:
-        self._cached_launches: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
-
     def unavailable_reason(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
@@ -76,43 +71,35 @@ class Triton(Backend):
         return "triton, interpreted" if _IS_INTERPRETED else self.name
 
     def rotate(self, task: RotationTask) -> None:
-        tensors = kernel_tensors(task)
-        q = task.inputs[0]
-        # Everything that the compiled kernel was specialized for. Triton has a cache of its own, but computes its key
-        # in Python, one argument at a time, which takes longer than the rest of the call.
-        key = (
-            *(len(task.inputs), task.outputs[0] is q, task.start, task.interleaved, task.inverse, q.dtype, q.device),
-            *[(tensor.shape, tensor.stride(), tensor.data_ptr() % 16) for tensor in tensors],
-        )
-        with _current_device(q.device):
-            cached = self._cached_launches.get(key)
-            if cached is not None:
-                run, arguments = cached
-                run(*tensors, *arguments)
-                return
-            launch = plan_launch(task)
-            if launch.programs == 0:
-                return
-            compiled = _kernel()[(launch.programs,)](*tensors, *launch.arguments, **launch.options)
+        launch = self.prepare(task)
+        if launch is not None:
+            launch(*task.addresses())
+        else:
+            plan = plan_launch(task)
+            _kernel()[(plan.programs,)](*task.tensors(), *plan.arguments, **plan.options)
+
+    def prepare(self, task: RotationTask) -> Launch | None:
+        plan, device = plan_launch(task), task.inputs[0].device
+        if plan.programs == 0:
+            return lambda *_: None
+        with _current_device(device):
+            compiled = _kernel().warmup(*task.tensors(), *plan.arguments, grid=(plan.programs,), **plan.options)
             if compiled is None:  # the interpreter compiles nothing
-                return
-            if len(self._cached_launches) == _MAX_CACHED_LAUNCHES:
-                self._cached_launches.clear()
-            self._cached_launches[key] = compiled[(launch.programs, 1, 1)], launch.arguments
+                return None
+            run, arguments = compiled[(plan.programs, 1, 1)], plan.arguments
+
+        def launch(*addresses: int) -> None:
+            # Triton would find the compiled kernel by the signature of all arguments, which takes longer than the rest
+            # of the call, and would ask CUDA about the address of every tensor.
+            with _current_device(device):
+                run(*addresses, *arguments)
+
+        return launch
 
 
-def kernel_tensors(task: RotationTask) -> tuple[Tensor, ...]:
-    """Return the kernel's tensors in its order: q, its output, k, its output, and three of the angles.
-
-    The kernel always takes seven. Without k, q stands in for it; for tables, sin stands in for the attention factors.
-    """
-    inputs, outputs, angles = task.inputs, task.outputs, task.angles
-    return inputs[0], outputs[0], inputs[-1], outputs[-1], angles[0], angles[1], angles[-1]
-
-
-def plan_launch(task: RotationTask) -> Launch:
+def plan_launch(task: RotationTask) -> LaunchPlan:
     """Choose the tile for a task and form the kernel's arguments."""
-    q, q_out, k, k_out, first, second, factors = kernel_tensors(task)
+    q, q_out, k, k_out, first, second, factors = task.tensors()
     batch, q_heads, tokens, channels = q.shape
     k_heads = k.shape[1] if len(task.inputs) == 2 else 0
     pairs = second.shape[-1]
@@ -127,7 +114,7 @@ def plan_launch(task: RotationTask) -> Launch:
     token_tiles = _ceil_divide(tokens, tile_tokens)
     head_tiles = _ceil_divide(q_heads, tile_heads) + _ceil_divide(k_heads, tile_heads)
     # Triton contracts a multiplication and an addition into one instruction by default up to 3.9, but not from 3.10 on.
-    return Launch(batch * token_tiles * head_tiles, arguments, {"num_warps": warps, "enable_fp_fusion": True})
+    return LaunchPlan(batch * token_tiles * head_tiles, arguments, {"num_warps": warps, "enable_fp_fusion": True})
 
 
 def choose_tile(heads: int, tokens: int, pairs: int, element_size: int) -> tuple[tuple[int, int, int], int]:

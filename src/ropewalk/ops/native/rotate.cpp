@@ -29,25 +29,28 @@ enum DType : int64_t { FLOAT64 = 0, FLOAT32 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
 struct Strides3 { int64_t b, h, t; };   // in elements
 struct Strides2 { int64_t b, t, p; };
 
-struct HeadTensor {  // q or k, with its output
-    const char* x;
-    char* out;
+struct HeadLayout {  // of q or k, and of its output
     int64_t heads;
     Strides3 x_strides, out_strides;
 };
 
-// 44 int64 fields, packed in this order by backends/cpu.py.
-struct Task {
-    int64_t dtype, tensors, batch, tokens, channels, start, pairs, interleaved, inverse, threads;
-    const char *cos, *sin;  // tables, or null for angles in fixed point
-    Strides2 cos_strides, sin_strides;
-    const int64_t* positions;
-    int64_t positions_b, positions_t;  // strides, as below
-    const int64_t* frequencies;  // rotations per token, in units of 2^-64
-    int64_t frequencies_b, frequencies_p;
-    const double* factors;  // attention factors
-    int64_t factors_b;
-    HeadTensor head_tensors[2];
+// What the calls of one signature share: 31 int64 fields, packed in this order by backends/cpu.py.
+struct Plan {
+    int64_t dtype, tensors, batch, tokens, channels, start, pairs, interleaved, inverse, fixed_point;
+    Strides2 first_strides, second_strides;  // of cos and sin, or of positions and frequencies
+    int64_t factors_b;                       // stride
+    HeadLayout layouts[2];
+};
+
+// Where the tensors of one call are: 7 addresses, packed in this order by backends/cpu.py.
+struct Addresses {
+    struct { const char* x; char* out; } heads[2];
+    const void *first, *second;  // cos and sin, or positions and frequencies (rotations per token, in units of 2^-64)
+    const double* factors;       // attention factors; not read with tables
+};
+
+struct Task : Plan, Addresses {
+    int threads;
 
     int64_t table_width() const { return interleaved ? 2 * pairs : pairs; }  // values per token
 };
@@ -151,22 +154,24 @@ template <class Real>
 void fill_table(const Task& task, int64_t b, int64_t first, int64_t tokens, Real* cos, Real* sin) {
     const int64_t pairs = task.pairs;
     const Real sign = task.inverse ? -1 : 1;
+    const Strides2 &by_first = task.first_strides, &by_second = task.second_strides;
     for (int64_t t = 0; t < tokens; ++t, cos += task.table_width(), sin += task.table_width()) {
-        if (task.cos) {
-            const Strides2 &cs = task.cos_strides, &ss = task.sin_strides;
-            const Real* c = reinterpret_cast<const Real*>(task.cos) + b * cs.b + (first + t) * cs.t;
-            const Real* s = reinterpret_cast<const Real*>(task.sin) + b * ss.b + (first + t) * ss.t;
-            for (int64_t p = 0; p < pairs; ++p) cos[p] = c[p * cs.p];
-            for (int64_t p = 0; p < pairs; ++p) sin[p] = sign * s[p * ss.p];
-        } else {
-            const uint64_t position = task.positions[b * task.positions_b + (first + t) * task.positions_t];
-            const int64_t* frequencies = task.frequencies + b * task.frequencies_b;
+        const int64_t at_first = b * by_first.b + (first + t) * by_first.t;
+        const int64_t at_second = b * by_second.b + (first + t) * by_second.t;
+        if (task.fixed_point) {
+            const uint64_t position = static_cast<const int64_t*>(task.first)[at_first];
+            const int64_t* frequencies = static_cast<const int64_t*>(task.second) + at_second;
             const float factor = float(task.factors[b * task.factors_b]);
             for (int64_t p = 0; p < pairs; ++p) {
                 float c, s;
-                cos_sin(int64_t(position * uint64_t(frequencies[p * task.frequencies_p])), factor, c, s);
+                cos_sin(int64_t(position * uint64_t(frequencies[p * by_second.p])), factor, c, s);
                 cos[p] = c, sin[p] = sign * s;
             }
+        } else {
+            const Real* c = static_cast<const Real*>(task.first) + at_first;
+            const Real* s = static_cast<const Real*>(task.second) + at_second;
+            for (int64_t p = 0; p < pairs; ++p) cos[p] = c[p * by_first.p];
+            for (int64_t p = 0; p < pairs; ++p) sin[p] = sign * s[p * by_second.p];
         }
         if (task.interleaved) {  // spread to two values per pair, from the end because both overlap
             for (int64_t p = pairs; p--;) {
@@ -298,21 +303,22 @@ void rotate_rows(const Task& task, Rows<X> rows, const Real* cos, const Real* si
     }
 }
 
-// Rotate `tokens` tokens from `first` on of all heads, in the order in which they lie in memory.
+// Rotate `tokens` tokens from `first` on of all heads of q or k, in the order in which they lie in memory.
 template <class X, class Real>
-void rotate_heads(const Task& task, const HeadTensor& tensor, int64_t b, int64_t first, int64_t tokens, const Real* cos,
+void rotate_heads(const Task& task, int64_t q_or_k, int64_t b, int64_t first, int64_t tokens, const Real* cos,
                   const Real* sin) {
-    const Strides3 &in = tensor.x_strides, &to = tensor.out_strides;
-    const X* x = reinterpret_cast<const X*>(tensor.x) + b * in.b + first * in.t;
-    X* out = reinterpret_cast<X*>(tensor.out) + b * to.b + first * to.t;
+    const HeadLayout& layout = task.layouts[q_or_k];
+    const Strides3 &in = layout.x_strides, &to = layout.out_strides;
+    const X* x = reinterpret_cast<const X*>(task.heads[q_or_k].x) + b * in.b + first * in.t;
+    X* out = reinterpret_cast<X*>(task.heads[q_or_k].out) + b * to.b + first * to.t;
     const int64_t width = task.table_width();
     if (in.h <= in.t) {
         for (int64_t t = 0; t < tokens; ++t) {
-            const Rows<X> heads_of_token{x + t * in.t, out + t * to.t, tensor.heads, in.h, to.h, 0};
+            const Rows<X> heads_of_token{x + t * in.t, out + t * to.t, layout.heads, in.h, to.h, 0};
             rotate_rows<true>(task, heads_of_token, cos + t * width, sin + t * width);
         }
     } else {
-        for (int64_t h = 0; h < tensor.heads; ++h)
+        for (int64_t h = 0; h < layout.heads; ++h)
             rotate_rows<false>(task, Rows<X>{x + h * in.h, out + h * to.h, tokens, in.t, to.t, width}, cos, sin);
     }
 }
@@ -321,24 +327,25 @@ constexpr int64_t BLOCK_TOKENS = 32;  // tokens per table, so that the table fit
 
 // Ask Linux for 2 MiB pages for a large new output. New memory is mapped page by page when it is first written: with
 // pages of 4 KiB that takes three times as long as the rotation, with 2 MiB as long as the rotation.
-void request_large_pages(const Task& task, const HeadTensor& tensor, int64_t element_size) {
+void request_large_pages(const Task& task, int64_t q_or_k, int64_t element_size) {
 #if defined(MADV_HUGEPAGE)
     const auto last_offset = [](int64_t count, int64_t stride) { return (count - 1) * stride; };
-    const Strides3& strides = tensor.out_strides;
-    const int64_t elements = last_offset(task.batch, strides.b) + last_offset(tensor.heads, strides.h) +
+    const HeadLayout& layout = task.layouts[q_or_k];
+    const Strides3& strides = layout.out_strides;
+    const int64_t elements = last_offset(task.batch, strides.b) + last_offset(layout.heads, strides.h) +
                              last_offset(task.tokens, strides.t) + task.channels;
-    const uintptr_t page = 4096, large = 2 << 20, begin = reinterpret_cast<uintptr_t>(tensor.out);
+    const char *x = task.heads[q_or_k].x, *out = task.heads[q_or_k].out;
+    const uintptr_t page = 4096, large = 2 << 20, begin = reinterpret_cast<uintptr_t>(out);
     const uintptr_t from = (begin + page - 1) / page * page, to = (begin + elements * element_size) / page * page;
-    const bool is_in_place = tensor.x == tensor.out;
-    if (!is_in_place && from + 2 * large < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+    if (x != out && from + 2 * large < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
 #endif
 }
 
 template <class X, class Real> void rotate(const Task& task) {
     if (task.batch * task.tokens == 0) return;
-    for (int64_t i = 0; i < task.tensors; ++i) request_large_pages(task, task.head_tensors[i], sizeof(X));
+    for (int64_t i = 0; i < task.tensors; ++i) request_large_pages(task, i, sizeof(X));
     const int64_t blocks = (task.tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-#pragma omp parallel num_threads(int(task.threads)) if (task.threads > 1)
+#pragma omp parallel num_threads(task.threads) if (task.threads > 1)
     {
         // A vector load for the last token may extend past its values.
         const int64_t table_size = BLOCK_TOKENS * task.table_width() + LANES;
@@ -350,17 +357,17 @@ template <class X, class Real> void rotate(const Task& task) {
             const int64_t tokens = std::min(BLOCK_TOKENS, task.tokens - first);
             fill_table(task, b, first, tokens, cos, sin);
             for (int64_t i = 0; i < task.tensors; ++i)
-                rotate_heads<X>(task, task.head_tensors[i], b, first, tokens, cos, sin);
+                rotate_heads<X>(task, i, b, first, tokens, cos, sin);
         }
     }
 }
 
 }  // namespace
 
-// Return how advanced the instruction set of this build is. Return 0 if this CPU lacks it, or if the caller's task has
+// Return how advanced the instruction set of this build is. Return 0 if this CPU lacks it, or if the caller's plan has
 // another size.
-extern "C" int ropewalk_support_level(int task_bytes) {
-    if (task_bytes != sizeof(Task)) return 0;
+extern "C" int ropewalk_support_level(int plan_bytes) {
+    if (plan_bytes != sizeof(Plan)) return 0;
 #if !defined(__x86_64__)
     return 1;
 #elif !defined(__AVX2__)
@@ -378,10 +385,12 @@ extern "C" int ropewalk_support_level(int task_bytes) {
 #endif
 }
 
-extern "C" void ropewalk_rotate(const int64_t* packed) {
+extern "C" void ropewalk_rotate(const char* plan, const char* addresses, int threads) {
     Task task;
-    static_assert(sizeof task == 44 * 8);
-    std::memcpy(&task, packed, sizeof task);
+    static_assert(sizeof(Plan) == 31 * 8 && sizeof(Addresses) == 7 * 8);
+    std::memcpy(static_cast<Plan*>(&task), plan, sizeof(Plan));
+    std::memcpy(static_cast<Addresses*>(&task), addresses, sizeof(Addresses));
+    task.threads = threads;
     switch (task.dtype) {
         case FLOAT64: return rotate<double, double>(task);
         case FLOAT32: return rotate<float, float>(task);
