@@ -108,6 +108,17 @@ def test_another_tuned_scaling_in_the_same_folder_reads_the_texts_once(source, t
     assert run.remaining_tokens() == TARGET + 3 * 2 * 2 * (224 + 448)  # the best formula may be another
 
 
+def test_a_scaling_with_a_set_for_each_layer_is_proved(source, text_file, finished):
+    pairs = source[0].config.head_dim // 2
+    tuned = rw.Learned(divisors=((1.0,) * pairs, (7.0,) * pairs), attention_factor=(1.0, 1.1), original_length=64)
+    proof = ProofRun(source, tuned, TARGET, [text_file], finished[0], formulas=FORMULAS, samples=2).run()
+    ids = source[1](Path(text_file).read_text())["input_ids"][:TARGET]
+    with rw.extended(source[0], tuned):
+        nll = plain_nll(source[0], ids)
+    assert proof.perplexities[text_file][proof.tuned][0] == pytest.approx(np.exp(nll[:63].mean()), rel=1e-5)
+    assert {each.scaling for each in proof.retrieval} == {proof.tuned, proof.best_formula, "none"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
