@@ -75,7 +75,7 @@ ALL = SHORT + LONG
 REFERENCES = {
     "static factor 1": Scenario("1", (SHORT, (4000,))),
     "static factor 2": Scenario("2", (LONG, (9000,), (4000,))),
-    "static factor 2, original length 1k": Scenario("2 1k", ((1100, 1500),)),
+    "static factor 2, original length 1k": Scenario("2 1k", ((1100, 1500), (1100,), (200,))),
 }
 SCENARIOS = {
     "at once": Scenario("dynamic", ((200, 4000, 8000, 9000),)),
