@@ -65,6 +65,13 @@ class TestFile:
             rw.parse(f"learned:file={path}")
         assert "\n" not in str(caught.value)
 
+    def test_a_file_of_another_scaling_is_read_by_its_path(self, path):
+        path.write_text(json.dumps(rw.YaRN(factor=4, beta_fast=20).to_dict()))
+        assert rw.parse(str(path)) == rw.YaRN(factor=4, beta_fast=20)
+        path.write_text("[1]")
+        with pytest.raises(rw.InputError, match=r"scaling: got .*scaling\.json'; expected the scaling\.json that"):
+            rw.parse(str(path))
+
     def test_without_a_file_the_message_says_what_writes_it(self):
         with pytest.raises(rw.InputError, match=r"file: got None; expected the scaling\.json that `ropewalk tune`"):
             rw.parse("learned")

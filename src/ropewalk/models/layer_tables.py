@@ -297,6 +297,10 @@ def _exchange(value: Any, layer: int) -> Any:
             return None
         return type(value)(old if new is None else new for old, new in zip(value, items, strict=True))
     if type(value) is dict:
-        changed = {key: new for key, item in value.items() if (new := _exchange(item, layer)) is not None}
+        changed = {}
+        for key, item in value.items():  # torch.compile cannot read a comprehension with an assignment expression
+            new = _exchange(item, layer)
+            if new is not None:
+                changed[key] = new
         return value | changed if changed else None
     return None

@@ -14,6 +14,7 @@ from ropewalk import spec as specs
 from ropewalk.errors import InputError, UnknownNameError
 from ropewalk.registry import discover_subclasses, find_by_name
 from ropewalk.scaling.base import Scaling
+from ropewalk.scaling.learned import Learned, read_scaling_file
 
 REGISTRY: dict[str, type[Scaling]] = discover_subclasses(__name__, __path__, Scaling)  # type: ignore[type-abstract]
 __all__ = ["BY_NAME_OR_ALIAS", "REGISTRY", "Scaling", "find_scaling", "from_rope_dict", "parse", "parse_method"]
@@ -47,7 +48,8 @@ def parse_method(spec: str | Mapping[str, Any], find_class: Callable[[object], t
         except (ValueError, RecursionError) as error:
             raise InputError("scaling", spec, f"valid JSON ({error})") from None
     if isinstance(spec, str) and spec.endswith(".json") and not {":", "="} & set(spec):
-        return specs.build_from_options(find_class("learned"), {"file": spec})
+        content = read_scaling_file(spec)
+        spec = {"name": Learned.name, "file": spec} if content.get("name") == Learned.name else content
     if isinstance(spec, str):
         return specs.parse_spec(spec, find_class)
     if not isinstance(spec, Mapping):

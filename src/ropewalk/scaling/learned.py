@@ -18,7 +18,7 @@ from ropewalk.scaling.base import Scaling
 from ropewalk.spec import build_from_options, format_spec
 
 _DIGEST_DIGITS = 8
-_EXPECTED_FILE = "the scaling.json that `ropewalk tune` wrote"
+EXPECTED_FILE = "the scaling.json that `ropewalk tune` wrote"
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,15 +135,10 @@ class Learned(Scaling):
     def _read_file(self) -> None:
         """Set the fields from the file."""
         if self.file is None:
-            raise InputError("learned: file", None, _EXPECTED_FILE)
-        try:
-            content = parse_json(Path(self.file).expanduser().read_bytes())
-        except OSError as error:
-            raise InputError("learned: file", f"{self.file} ({error.strerror})", _EXPECTED_FILE) from None
-        except ValueError as error:
-            raise InputError("learned: file", f"{self.file} ({error})", _EXPECTED_FILE) from None
-        if not isinstance(content, dict) or content.get("name") != self.name or "divisors" not in content:
-            raise InputError("learned: file", f"{self.file} without name learned and divisors", _EXPECTED_FILE)
+            raise InputError("learned: file", None, EXPECTED_FILE)
+        content = read_scaling_file(self.file)
+        if content.get("name") != self.name or "divisors" not in content:
+            raise InputError("learned: file", f"{self.file} without name learned and divisors", EXPECTED_FILE)
         options = {key: value for key, value in content.items() if key not in ("name", "file")}
         stored = build_from_options(Learned, options)
         for f in fields(self):
@@ -172,6 +167,19 @@ class Learned(Scaling):
         if len(factors) != len(self._sets):
             raise InputError(name, f"{len(factors)} numbers", f"{len(self._sets)} numbers, one for each layer")
         object.__setattr__(self, "attention_factor", _checked_set(name, factors))
+
+
+def read_scaling_file(path: str) -> dict[str, Any]:
+    """Return the dict of a scaling in a JSON file. Raises InputError if the file has none."""
+    try:
+        content = parse_json(Path(path).expanduser().read_bytes())
+    except OSError as error:
+        raise InputError("scaling", f"{path} ({error.strerror})", EXPECTED_FILE) from None
+    except ValueError as error:
+        raise InputError("scaling", f"{path} ({error})", EXPECTED_FILE) from None
+    if not isinstance(content, dict):
+        raise InputError("scaling", path, EXPECTED_FILE)
+    return content
 
 
 def _checked_set(name: str, numbers: Any) -> tuple[float, ...]:
