@@ -48,7 +48,8 @@ class NeedlePerplexity:
         positions of such a window for the beginning of another text.
         """
         attention = str(job.model.config._attn_implementation)
-        if window < job.target and "flash" in attention:
+        self._skips_text = window < job.target
+        if self._skips_text and "flash" in attention:
             raise InputError("window", window, f"the target, {job.target:,} tokens", f"attention is {attention}")
         self._model = job.model
         self._text_weight = text_weight
@@ -70,7 +71,8 @@ class NeedlePerplexity:
         text_nll: list[Any] = []
         with extended(self._model, scaling):
             for each in self._windows:
-                ids_T, positions_T = torch.from_numpy(each.ids_T), torch.from_numpy(each.positions_T)
+                ids_T = torch.from_numpy(each.ids_T)
+                positions_T = torch.from_numpy(each.positions_T) if self._skips_text else None
                 nll_T = np.concatenate(list(token_nll(self._model, ids_T, on_tokens, positions_T=positions_T)))
                 answer_nll.append(nll_T[each.is_answer_T[1:]])
                 text_nll.append(nll_T[each.is_text_T[1:]])
