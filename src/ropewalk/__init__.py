@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # names that are defined dynamically below, for editors and t
     from ropewalk.scaling.yarn import DynamicYaRN, YaRN
     from ropewalk.serving.export import export_model
     from ropewalk.serving.verify import verify
+    from ropewalk.tuning.run import tune
 
 __version__ = "0.1.0"
 
@@ -64,6 +65,7 @@ _LAZY_IMPORTS = {
     "restore": "ropewalk.models.extend",
     "rotate": "ropewalk.ops",
     "run_evaluation": "ropewalk.evaluate.evaluation",
+    "tune": "ropewalk.tuning.run",
     "verify": "ropewalk.serving.verify",
 }
 # These methods make models worse and exist for comparison only: `rw.PowerNTK` works, but nothing advertises it.

@@ -1,4 +1,4 @@
-"""The progress bar of commands that read many tokens."""
+"""The progress bars of long commands."""
 
 from __future__ import annotations
 
@@ -38,5 +38,34 @@ def token_progress(total: int, label: str) -> Iterator[Callable[..., None]]:
             if detail is not None:
                 fields["detail"] = detail
             progress.update(task, advance=tokens, description=label, **fields)
+
+        yield update
+
+
+@contextmanager
+def share_progress(label: str) -> Iterator[Callable[[float, str], None]]:
+    """Show a progress bar with the remaining time on standard error, if that is a terminal; else a line for each tenth.
+
+    Yields `update(share, detail)`, which sets the share of the work that is done, from 0 to 1, and the text beside it.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}%"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
+    )
+    printed = 0.0
+    with Progress(*columns, console=err_console, disable=not err_console.is_terminal) as progress:
+        task = progress.add_task(label, total=1.0, detail="")
+
+        def update(share: float, detail: str) -> None:
+            nonlocal printed
+            progress.update(task, completed=share, detail=detail)
+            if not err_console.is_terminal and share >= printed + 0.1:
+                printed = share
+                err_console.print(f"{label}: {share:.0%} {detail}", markup=False)
 
         yield update

@@ -9,7 +9,6 @@ from ropewalk import spec as specs
 from ropewalk.registry import discover_subclasses, find_by_name
 from ropewalk.tuning.base import Tuner
 
-TUNERS: dict[str, type[Tuner]] = discover_subclasses(__name__, __path__, Tuner)  # type: ignore[type-abstract]
 __all__ = ["TUNERS", "Tuner", "parse_tuner"]
 
 
@@ -22,3 +21,7 @@ def parse_tuner(spec: str | Tuner) -> Tuner:
     if isinstance(spec, Tuner):
         return spec
     return specs.parse_spec(spec, lambda name: find_by_name("method", name, TUNERS))
+
+
+# After `parse_tuner`, which run.py imports from here.
+TUNERS: dict[str, type[Tuner]] = discover_subclasses(__name__, __path__, Tuner)  # type: ignore[type-abstract]
