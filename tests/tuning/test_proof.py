@@ -120,6 +120,19 @@ def test_a_scaling_with_a_set_for_each_layer_is_proved(source, text_file, finish
 
 
 @pytest.mark.parametrize(
+    ("original_length", "target", "ends"),
+    [
+        (8192, 32_768, [8192, 16_384, 24_576, 32_768]),
+        (8192, 20_000, [8192, 16_384, 20_000]),
+        (8192, 8193, [8192, 8193]),
+        (4096, 131_072, [4096, 24_576, 45_056, 65_536, 86_016, 106_496, 126_976, 131_072]),
+    ],
+)
+def test_buckets_begin_with_the_original_length_and_are_at_most_eight(original_length, target, ends):
+    assert proofs.bucket_ends(original_length, target) == ends
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"target": 64}, "target: got 64; expected more than the original length of the model, 64"),

@@ -191,7 +191,7 @@ class ProofRun:
         if not texts:
             raise InputError("text", [], "at least one text that the scaling was not tuned on")
         self._original_length = original_length
-        self._ends = _bucket_ends(original_length, target)
+        self._ends = bucket_ends(original_length, target)
         self._tuned = parse(tuned)
         self._formulas = [parse(formula) for formula in formulas or _default_formulas(target / original_length)]
         self.folder = ensure_writable_folder(out)
@@ -299,7 +299,7 @@ def _default_formulas(factor: float) -> list[dict[str, Any]]:
     return [{"name": name, "factor": factor} for name in _FORMULAS]
 
 
-def _bucket_ends(original_length: int, target: int) -> list[int]:
+def bucket_ends(original_length: int, target: int) -> list[int]:
     """Return the last token of each bucket: L, then multiples of L that leave at most 8 buckets, and the target."""
     step = original_length * math.ceil((target / original_length - 1) / (_MAX_BUCKETS - 1))
     return [*range(original_length, target, step), target]
