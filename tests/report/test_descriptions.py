@@ -55,6 +55,17 @@ def test_a_dynamic_scaling_is_described_at_the_longest_length():
     assert "all 32 pairs rotate 1.18 times faster" in describe_scaling("power-ntk", "continuous", ROPE, [12288])
 
 
+def test_a_set_for_each_layer_is_described_without_its_numbers(tmp_path):
+    path = tmp_path / "scaling.json"
+    spec = str(rw.Learned([[2.0] * 32] * 3, target=16_384).write(path))
+    assert describe_scaling(spec, None, ROPE, [4096]) == (
+        "Learned: for texts of up to 16,384 tokens, twice the 8,192 tokens of training. "
+        "Each of 3 layers has frequencies of its own."
+    )
+    path.unlink()
+    assert describe_scaling(spec, None, ROPE, [4096]).startswith("The scaling can no longer be read (scaling: got ")
+
+
 def test_pairs_that_are_not_at_one_end_are_only_counted():
     description = describe_scaling(f"longrope:{LISTS}", "stepped", ROPE, [12288])
     assert "of 32 pairs 16 rotate as before, 1 rotates 4 times slower, 15 are in between" in description

@@ -20,7 +20,12 @@ from ropewalk.config.model_config import (
     compute_per_layer_frequencies,
 )
 from ropewalk.config.normalize import find_text_config_key, get_text_config_dict
-from ropewalk.config.rope_parameters import SCALING_KEYS, build_rope_parameters, compute_max_position_embeddings
+from ropewalk.config.rope_parameters import (
+    PER_LAYER_FIELD,
+    SCALING_KEYS,
+    build_rope_parameters,
+    compute_max_position_embeddings,
+)
 from ropewalk.config.sources import (
     fetch_hub_config,
     get_text_config,
@@ -32,8 +37,9 @@ from ropewalk.config.sources import (
 from ropewalk.config.transformers import from_dict
 
 __all__ = [
-    "ALL_LAYERS", "SCALING_KEYS", "AttentionShape", "LayerRope", "LayerShape", "ModelConfig", "build_rope_parameters",
-    "compute_layer_frequencies", "compute_max_position_embeddings", "compute_per_layer_frequencies", "fetch_hub_config",
-    "fill_defaults_if_incomplete", "find_text_config_key", "from_dict", "get_text_config", "get_text_config_dict",
-    "is_local", "locate", "read", "read_json_object", "unloadable_model_error",
+    "ALL_LAYERS", "PER_LAYER_FIELD", "SCALING_KEYS", "AttentionShape", "LayerRope", "LayerShape", "ModelConfig",
+    "build_rope_parameters", "compute_layer_frequencies", "compute_max_position_embeddings",
+    "compute_per_layer_frequencies", "fetch_hub_config", "fill_defaults_if_incomplete", "find_text_config_key",
+    "from_dict", "get_text_config", "get_text_config_dict", "is_local", "locate", "read", "read_json_object",
+    "unloadable_model_error",
 ]  # fmt: skip

@@ -17,6 +17,8 @@ SCALING_KEYS = {
     "attn_factor", "short_mscale", "long_mscale", "factors",
 }  # fmt: skip
 
+PER_LAYER_FIELD = "ropewalk_scaling"  # the scaling of each layer type, if one has a set of frequencies for each layer
+
 
 def build_rope_parameters(
     scaling: Scaling, rope: Rope, old_rope_dict: Mapping[str, Any] | None = None, length: int | None = None

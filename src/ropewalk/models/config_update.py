@@ -25,8 +25,6 @@ from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.longrope import MAX_DIVISOR, LongRoPE
 
-PER_LAYER_FIELD = "ropewalk_scaling"  # the scaling of each layer type, if one has a set for each layer
-
 
 @dataclass
 class ConfigPatch:
@@ -82,7 +80,9 @@ def find_config_update(
     layer is in a field that only `ropewalk.load` reads.
     """
     if any(scaling.is_per_layer for scaling in scalings.values()):
-        return {PER_LAYER_FIELD: {layer_type: _without_file(scaling) for layer_type, scaling in scalings.items()}}
+        return {
+            configs.PER_LAYER_FIELD: {layer_type: _without_file(scaling) for layer_type, scaling in scalings.items()}
+        }
     model_config = configs.read(text_config)
     changed = {}
     for layer_type, scaling in scalings.items():
@@ -99,13 +99,13 @@ def find_config_update(
 
 def pop_per_layer_scalings(text_config: Any) -> dict[str, Any] | None:
     """Remove the scalings that `find_config_update` has put into a config, and return them; None if there are none."""
-    scalings: dict[str, Any] | None = vars(text_config).pop(PER_LAYER_FIELD, None)
+    scalings: dict[str, Any] | None = vars(text_config).pop(configs.PER_LAYER_FIELD, None)
     return scalings
 
 
 def clear_per_layer_scalings(text_config: Any) -> dict[str, Any]:
     """Return the fields that clear such scalings in the config of a model that transformers itself has loaded."""
-    return {PER_LAYER_FIELD: None} if getattr(text_config, PER_LAYER_FIELD, None) is not None else {}
+    return {configs.PER_LAYER_FIELD: None} if getattr(text_config, configs.PER_LAYER_FIELD, None) is not None else {}
 
 
 def _without_file(scaling: Scaling) -> dict[str, Any]:

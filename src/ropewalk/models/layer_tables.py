@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -187,7 +187,7 @@ def find_table_layers(model: nn.Module, layer_type: str | None = None) -> TableL
     table = RotaryTable(frequencies, layer.channel_layout, rotary.device)
     layers = TableLayers(rotary, name, decoder, (), table)
     try:
-        layers = TableLayers(rotary, name, decoder, _find_receivers(layers), table)
+        layers = replace(layers, layers=_find_receivers(layers))
         is_complete = bool(layers.layers) and _ignores_own_table(layers)
     except Exception as error:  # the code of the architecture may fail in any way
         raise UnsupportedModelError(type(model).__name__, f"probing its layers failed: {error}") from error

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropewalk.config import locate
+from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.positions import PositionMethod, parse
 from ropewalk.rope import Rope
@@ -47,7 +48,10 @@ def describe_scaling(spec: str, policy: str | None, rope: Rope | None, lengths: 
         rope: the model's unscaled rotary embedding; if None, only the formula is given.
         lengths: tokens of the texts that were read with it.
     """
-    scaling = parse(spec)
+    try:
+        scaling = parse(spec)
+    except InputError as error:  # the file of a learned scaling has moved or changed
+        return f"The scaling can no longer be read ({error})."
     name = type(scaling).__name__
     if rope is None or (scaling.original_length or rope.original_length) is None:
         return f"{name}: {scaling.formula}. The model's configuration could not be read, so there are no numbers."
@@ -59,7 +63,10 @@ def describe_scaling(spec: str, policy: str | None, rope: Rope | None, lengths: 
         return f"{title}: {_describe_dynamic(scaling, policy, rope, max(lengths))}."
     original_length = scaling.resolve_original_length(rope)
     extension_factor = scaling.extension_factor(rope)
-    rotation = _describe_rotation(rope, scaling.frequencies(rope))
+    if scaling.is_per_layer:
+        rotation = f"each of {len(scaling.layer_frequencies(rope))} layers has frequencies of its own"
+    else:
+        rotation = _describe_rotation(rope, scaling.frequencies(rope))
     if extension_factor <= 1:
         return f"{title}: {rotation}. The model was trained on {original_length:,} tokens."
     times = "twice" if extension_factor == 2 else f"{extension_factor:g} times"

@@ -127,6 +127,7 @@ QUESTIONS = {
     "list-falls": with_scaling(LLAMA, {**LONGROPE, "long_factor": swap(INCREASING, 4, 24)}),
     "layers-local-scaled": by_layer(sliding_attention={"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4}),
     "layers-and-flat": by_layer(factor=8.0),
+    "per-layer-scaling": {**LLAMA, "ropewalk_scaling": {"all": {"name": "learned", "divisors": [[1.0] * 32] * 2}}},
 }  # fmt: skip
 TEXT = {**without(LLAMA, "rope_theta"), "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
 CONFIGS |= {
