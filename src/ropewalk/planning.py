@@ -70,7 +70,9 @@ class Plan:
         return {**values, "scaling": self.scaling.to_dict(), "spec": str(self.scaling), "reasons": list(self.reasons)}
 
 
-def plan(model_or_config: Any, target: int) -> Plan:
+def plan(
+    model_or_config: Any, target: int, *, measure: float | None = None, text: Any = None, out: str | Path | None = None
+) -> Plan:
     """Choose the scaling and the factor with which a model reads `target` tokens.
 
     The factor is the smallest that works: the ratio of the target to the length the model reads now, times the margin
@@ -80,15 +82,29 @@ def plan(model_or_config: Any, target: int) -> Plan:
 
     The planned fields are put into the configuration and read again: they must give the planned frequencies.
 
+    With `measure`, several methods and factors are compared on the model and a text instead of using the margin
+    (`ropewalk.evaluate.measured_plan`, which has more options).
+
     Args:
-        model_or_config: a model, or anything that `ropewalk.config.read` accepts.
+        model_or_config: a model, or anything that `ropewalk.config.read` accepts; with `measure`, the name of a model
+            or a loaded (model, tokenizer).
         target: tokens to read.
+        measure: minutes for measurements.
+        text: with `measure`, the text to measure on: a name that `ropewalk.evaluate.texts.read_text` accepts.
+        out: with `measure`, a folder that keeps the measurements, from which the same call continues.
 
     Raises InputError for a target below 1, a model without rotary embedding, or one whose configuration cannot express
     the scaling.
     """
     check_length("target", target)
-    model_config, config = _read(model_or_config)
+    if measure is not None:
+        from ropewalk.evaluate.measured_plan import measure_plan  # imports torch
+
+        return measure_plan(model_or_config, target, measure, text, out=out)
+    for field, value in (("text", text), ("out", out)):
+        if value is not None:
+            raise InputError(field, value, "minutes to measure beside it")
+    model_config, config = read_source(model_or_config)
     layer = model_config.main_layer
     is_scaled = layer.scaling != NoScaling()
     original = layer.scaling.resolve_original_length(layer.rope)
@@ -117,12 +133,28 @@ def plan(model_or_config: Any, target: int) -> Plan:
         "a static scaling also changes texts that fit without it: on SmolLM2-135M, yarn 2 raises the perplexity of "
         "8,192 tokens by 3.5 %, yarn 4 by 16 %; dynamic-yarn leaves it as it is",
     )
+    rope_parameters, declared_length = build_planned_fields(model_config, config, scaling, target)
+    return Plan(target, original, scaling, True, reasons, rope_parameters, declared_length, memory)
+
+
+def build_planned_fields(
+    model_config: ModelConfig, config: Mapping[str, Any] | None, scaling: Scaling, target: int
+) -> tuple[dict[str, Any] | None, int]:
+    """Return the `rope_parameters` with which a configuration has a scaling, and the length to declare, in tokens.
+
+    Args:
+        model_config, config: the configuration, parsed and as transformers has it; see `read_source`.
+        scaling: the scaling of the layers that attend to the whole text.
+        target: tokens to read.
+
+    Raises InputError for an architecture whose configuration cannot express the scaling.
+    """
     rope_parameters = build_scaled_rope_parameters(model_config, scaling)
     declared_length = _choose_declared_length(model_config, scaling, rope_parameters, target)
     if config is not None and not gives_scaling(config, model_config, scaling, rope_parameters, declared_length):
         expected = f"an architecture whose configuration can express {scaling}"
         raise InputError("model", model_config.model_type, expected, "extend applies it without the configuration")
-    return Plan(target, original, scaling, True, reasons, rope_parameters, declared_length, memory)
+    return rope_parameters, declared_length
 
 
 def compute_kv_cache_bytes(shape: AttentionShape, length: int) -> int:
@@ -139,7 +171,7 @@ def compute_current_length(model_config: ModelConfig) -> int:
     return round(scaled_length)
 
 
-def _read(source: Any) -> tuple[ModelConfig, Mapping[str, Any] | None]:
+def read_source(source: Any) -> tuple[ModelConfig, Mapping[str, Any] | None]:
     """Return the parsed configuration of a source, and the one of transformers that it contains.
 
     The latter is None for a ModelConfig and for a GGUF file.
@@ -194,7 +226,7 @@ def _check_reads_whole_text(model_config: ModelConfig) -> None:
 def _choose_scaling(model_config: ModelConfig, ratio: float) -> tuple[Scaling, tuple[str, ...]]:
     """Return a scaling that extends the current one by the margin times `ratio`, and the reasons."""
     layer = model_config.main_layer
-    factor, current = _round_up(ratio * MARGIN), layer.scaling
+    factor, current = round_up_factor(ratio * MARGIN), layer.scaling
     reasons = [
         f"factor {factor:g}: that ratio times {MARGIN:g}, the margin that retrieval needs, rounded up to a quarter"
     ]
@@ -202,10 +234,10 @@ def _choose_scaling(model_config: ModelConfig, ratio: float) -> tuple[Scaling, t
         reasons.append("positions of images and videos grow more slowly than tokens: texts with many need less")
     trained = f"the model was trained with {current}: the same method, its"
     if isinstance(current, DynamicNTK) and current.alpha is not None:  # alpha divides the slowest frequency
-        scaling: Scaling = dataclasses.replace(current, alpha=_round_up(current.alpha * factor))
+        scaling: Scaling = dataclasses.replace(current, alpha=round_up_factor(current.alpha * factor))
         return scaling, (*reasons, f"{trained} alpha grown from {current.alpha:g}")
     if isinstance(current, YaRN | Llama3 | Linear | Proportional):
-        scaling = dataclasses.replace(current, factor=_round_up(current.factor * factor))
+        scaling = dataclasses.replace(current, factor=round_up_factor(current.factor * factor))
         if isinstance(current, YaRN) and isinstance(scaling, YaRN):
             attention_factor = _find_explicit_attention_factor(current, layer.rope)
             scaling = dataclasses.replace(scaling, attention_factor=attention_factor)
@@ -220,14 +252,14 @@ def _replace_by_yarn(model_config: ModelConfig, factor: float) -> YaRN:
     current, rope = layer.scaling, layer.rope
     extension = current.extension_factor(rope)
     if not isinstance(current, LongRoPE) or extension > 1:
-        return YaRN(factor=_round_up(factor * extension))
+        return YaRN(factor=round_up_factor(factor * extension))
     original = current.resolve_original_length(rope)
     if (model_config.max_length or 0) > original:
-        return YaRN(factor=_round_up(factor * compute_current_length(model_config) / original))
+        return YaRN(factor=round_up_factor(factor * compute_current_length(model_config) / original))
     # A declared length that includes the lists, as with the rope_freqs tensor of Llama 3.1: the slowest frequency tells
     # by how much they extend the model.
     divisor = float(rope.inv_freq[-1] / current.frequencies(rope, original).inv_freq[-1])
-    return YaRN(factor=_round_up(factor * divisor), original_length=round(original / divisor))
+    return YaRN(factor=round_up_factor(factor * divisor), original_length=round(original / divisor))
 
 
 def _find_explicit_attention_factor(scaling: YaRN, rope: Rope) -> float | None:
@@ -255,7 +287,7 @@ def _choose_published(model: PublishedModel, target: int) -> tuple[Scaling, tupl
     assert model.long is not None  # checked by the caller
     published: Any = from_rope_dict(model.long["rope_scaling"], strict=True)
     original = model.long["rope_scaling"]["original_max_position_embeddings"]
-    factor = min(published.factor, _round_up(target / original))
+    factor = min(published.factor, round_up_factor(target / original))
     scaling = dataclasses.replace(published, factor=factor, original_length=original)
     factor_reason = f"factor {factor:g}: the target over the {original:,} tokens that its makers name, rounded up"
     if factor < target / original:
@@ -277,5 +309,6 @@ def _choose_declared_length(
     return max(declared, target) if main_dict.get("original_max_position_embeddings") else declared
 
 
-def _round_up(factor: float) -> float:
+def round_up_factor(factor: float) -> float:
+    """Return the factor rounded up to a multiple of a quarter."""
     return math.ceil(factor / _FACTOR_STEP) * _FACTOR_STEP

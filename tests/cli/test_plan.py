@@ -49,3 +49,33 @@ def test_a_plan_that_cannot_be_right_is_one_line(run, name, reason):
     assert (status, out) == (2, "")
     assert reason in err
     assert err.count("\n") == 1
+
+
+def test_measure_prints_the_choice_in_numbers_and_continues(run, tiny_folder, text_file, tmp_path):
+    options = ("--target", "120", "--text", text_file, "--out", tmp_path / "plan", "--dtype", "float32")
+    status, out, err = run("plan", tiny_folder, *options, "--measure", "0.03", "--json")
+    assert status == 0, err
+    document = json.loads(out)
+    chosen = document["measured"][0]
+    assert (chosen["scaling"], document["spec"]) == (document["method"], document["method"])
+    assert document["changes"]["rope_parameters"] == document["rope_parameters"]
+    assert "% of the time: " in err
+    status, out, err = run("plan", tiny_folder, *options, "--measure", "0.03")
+    assert status == 0, err
+    for part in ("Measured, the chosen method first", chosen["scaling"], "config.json for transformers 5"):
+        assert part in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--measure", "1"), "text: got ''; expected a text, with --measure"),
+        (("--text", "pydoc"), "measure: got 0.0; expected minutes, with --text and --runtime-methods"),
+        (("--measure", "-1", "--text", "pydoc"), "measure: got -1.0; expected a finite number above 0"),
+    ],
+)
+def test_wrong_options_of_a_measurement_are_one_line(run, tiny_folder, options, message):
+    status, out, err = run("plan", tiny_folder, "--target", "120", *options)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,125 @@
+"""Does LongPPL rank scalings as retrieval does, and does plain perplexity?
+
+    python -m benchmarks.longppl [--device cuda] [--length 12288] [--samples 6] [--texts pydoc book.txt]
+
+smollm2 reads texts of the given length under each scaling. LongPPL is over the key tokens of all texts, which the model
+itself finds under one scaling at a time (each evaluator), perplexity over all tokens of the texts. `retrieval` is the
+mean of passkey and needle at the same length. The rank correlation (Spearman, ties share their mean rank) of each
+column with retrieval is printed: -1 if lower is better in the same order. Writes results/longppl.json after each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import ropewalk as rw
+from benchmarks.common import save_result
+from ropewalk.evaluate.key_tokens import KeyTokenRule, find_key_tokens
+from ropewalk.evaluate.perplexity import perplexity_of, token_nll
+from ropewalk.evaluate.tasks.needle import Needle
+from ropewalk.evaluate.tasks.passkey import Passkey
+from ropewalk.evaluate.text_generator import TextGenerator
+from ropewalk.evaluate.texts import read_text
+from ropewalk.scaling.policies import DEFAULT_POLICY, parse_policy
+
+SCALINGS = ("none", "linear:factor=2", "ntk:factor=2", "yarn:factor=2", "yarn:factor=4", "dynamic-yarn")
+EVALUATORS = ("yarn:factor=2", "ntk:factor=2")
+
+
+def ranks(values: Sequence[float]) -> np.ndarray[Any, Any]:
+    """Return the rank of each value; equal values have the mean of their ranks."""
+    array = np.array(values)
+    return np.array([((array < value).sum() + (array <= value).sum() - 1) / 2 for value in array])
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Return Spearman's rank correlation, None if all values of one side are equal."""
+    x, y = ranks(one), ranks(other)
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() and y.std() else None
+
+
+def measure_retrieval(model: Any, tokenizer: Any, length: int, samples: int) -> dict[str, dict[str, float]]:
+    """Return the found share of passkey and needle under each scaling."""
+    generator, found = TextGenerator(model, tokenizer), {}
+    prompts = {task.name: task.make_samples(tokenizer, length, samples, 0) for task in (Passkey(), Needle())}
+    for spec in SCALINGS:
+        found[spec] = {}
+        for task in (Passkey(), Needle()):
+            with generator.scaled(rw.parse(spec), parse_policy(DEFAULT_POLICY)):
+                scores = [task.score(*each)["found"] for each in generator.generate(prompts[task.name])]
+            found[spec][task.name] = sum(scores) / samples
+    return found
+
+
+def measure_text(model: Any, ids_T: torch.Tensor, rule: KeyTokenRule) -> dict[str, Any]:
+    """Return the key tokens by evaluator, and the mean losses under each scaling: over all tokens, and over these."""
+    key_tokens = {}
+    for spec in EVALUATORS:
+        with rw.extended(model, spec, length=len(ids_T)):
+            key_tokens[spec] = find_key_tokens(model, ids_T, rule)
+    losses = {}
+    for spec in SCALINGS:
+        with rw.extended(model, spec, length=len(ids_T)):
+            nll_T = np.concatenate(list(token_nll(model, ids_T)))
+        key_losses = {name: float(nll_T[indices - 1].sum()) for name, indices in key_tokens.items()}
+        losses[spec] = {"all": float(nll_T.mean()), "last_1024": float(nll_T[-1024:].mean()), "key_sums": key_losses}
+    return {"key_tokens": {name: len(indices) for name, indices in key_tokens.items()}, "losses": losses}
+
+
+def summarize(texts: dict[str, Any], retrieval: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Return the columns over all texts, and the rank correlation of each with retrieval."""
+    results = list(texts.values())
+    columns = {
+        column: [perplexity_of(float(np.mean([each["losses"][spec][name] for each in results]))) for spec in SCALINGS]
+        for column, name in (("ppl", "all"), ("ppl_last", "last_1024"))
+    }
+    for evaluator in EVALUATORS:
+        count = sum(each["key_tokens"][evaluator] for each in results)
+        if count:
+            sums = [sum(each["losses"][spec]["key_sums"][evaluator] for each in results) for spec in SCALINGS]
+            columns[f"longppl, evaluator {evaluator}"] = [perplexity_of(total / count) for total in sums]
+    scores = [sum(retrieval[spec].values()) / 2 for spec in SCALINGS]
+    correlations = {name: rank_correlation(values, scores) for name, values in columns.items()}
+    return {"columns": {**columns, "retrieval": scores}, "rank_correlation_with_retrieval": correlations}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--length", type=int, default=12_288, help="tokens of each text and of each prompt")
+    parser.add_argument("--samples", type=int, default=6, help="questions per task and scaling")
+    parser.add_argument("--texts", nargs="+", default=["pydoc"], help="files, or pydoc")
+    args = parser.parse_args()
+    model, tokenizer = rw.load(args.model, device=args.device)
+    rule, started = KeyTokenRule.for_length(args.length), time.perf_counter()
+    device = torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu"
+    document: dict[str, Any] = {"device": device, "dtype": str(model.dtype), "rule": vars(rule), "scalings": SCALINGS}
+    document |= {"length": args.length, "samples": args.samples}
+    document["retrieval"] = measure_retrieval(model, tokenizer, args.length, args.samples)
+    save_result("longppl", document)
+    print(f"retrieval: {time.perf_counter() - started:.0f} s", flush=True)
+    document["texts"] = {}
+    for name in args.texts:
+        ids_T = torch.tensor(tokenizer(read_text(name).content, verbose=False)["input_ids"])[: args.length]
+        document["texts"][name.split("/")[-1]] = measure_text(model, ids_T, rule)
+        document |= summarize(document["texts"], document["retrieval"])
+        document["seconds"] = round(time.perf_counter() - started, 1)
+        save_result("longppl", document)
+    width = max(map(len, document["columns"]))
+    print(" " * width, *(f"{spec:>16}" for spec in SCALINGS), "  rank correlation")
+    for name, values in document["columns"].items():
+        correlation = document["rank_correlation_with_retrieval"].get(name)
+        shown = "" if correlation is None else f"{correlation:+.2f}"
+        print(f"{name:{width}}", *(f"{value:16.3f}" for value in values), f"  {shown}")
+    print(f"{document['seconds']:.0f} s on {device}")
+
+
+if __name__ == "__main__":
+    main()

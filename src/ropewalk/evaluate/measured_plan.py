@@ -1,0 +1,318 @@
+"""Choose the method and the factor for a target length by short runs on a model and a text.
+
+measure_plan("Qwen/Qwen3-8B", target=131_072, minutes=20, text="book.txt", out="runs/plan").reasons
+
+What is compared, in this order:
+1. passkeys found at the target: a method is out if another finds at least 2 more, and more by twice the standard error;
+2. perplexity on key tokens at the target (LongPPL): methods within 1 % of the best are equally good;
+3. among these, the most passkeys; then the lowest cost on short text, give or take half a percent; then the order of
+   the candidates, which begins with the plan without a measurement.
+
+A fixed margin (`ropewalk.plan` without a measurement) says what worked on one small model; this says what works on
+yours. The key tokens are found by the model itself under the scaling that the fixed margin gives, which favors methods
+like that one (see `ropewalk.evaluate.evaluator`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ropewalk.errors import InputError, check_number
+from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source
+from ropewalk.evaluate.paired import PairedDifference, paired_difference
+from ropewalk.evaluate.perplexity import perplexity_of
+from ropewalk.evaluate.plan_measurements import MeasurementRun, Measurements, Method, Step
+from ropewalk.evaluate.short_tax import ShortTax, compute_short_tax
+from ropewalk.evaluate.texts import Text, read_text
+from ropewalk.models.digest import model_digest
+from ropewalk.planning import MARGIN, Plan, build_planned_fields, compute_current_length, plan, read_source
+from ropewalk.planning import round_up_factor as round_up
+from ropewalk.positions.rerope import LeakyReRoPE
+from ropewalk.scaling import Scaling
+from ropewalk.scaling.by_parts import NTKByParts
+from ropewalk.scaling.none import NoScaling
+from ropewalk.scaling.yarn import DynamicYaRN, YaRN
+
+_MARGINS = (MARGIN, 1.0, 1.5, 2.0)  # factors over the smallest that covers the target, the most promising first
+_TOLERANCE = 0.01  # of perplexity: methods within it are equally good
+_SHORT_TOLERANCE = 0.5  # percent of perplexity on short text: methods within it cost the same
+_MAX_SHORT_LENGTH = 4096  # tokens of a window of short text
+
+
+@dataclass(frozen=True)
+class MeasuredMethod:
+    """What was measured of one method.
+
+    Attributes:
+        method: the method.
+        perplexity: on the key tokens of the windows that all remaining methods have read; of a method that left, on
+            those of the first window.
+        behind: loss minus that of the best method on the same windows, in nats, with its standard error over windows.
+        passkeys: whether each was found, by depth from the beginning of the text; empty if it was not asked.
+        short_tax: what it costs on short text; None if that was not measured.
+        remained: False if it left after the first window.
+    """
+
+    method: Method
+    perplexity: float
+    behind: PairedDifference
+    passkeys: tuple[bool, ...]
+    short_tax: ShortTax | None
+    remained: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was measured as a dict that is ready for JSON."""
+        return {
+            "scaling": str(self.method),
+            "longppl": self.perplexity,
+            "behind_percent": 100 * (perplexity_of(self.behind.mean) - 1),
+            "passkeys": [int(found) for found in self.passkeys],
+            "short_tax": self.short_tax,
+            "remained": self.remained,
+        }
+
+
+@dataclass(frozen=True)
+class MeasuredPlan(Plan):
+    """A plan that was chosen by measurement.
+
+    Attributes:
+        measured: what was measured of each method, in the order of preference; the first is the chosen one.
+        method: the chosen method; not the same as `scaling` only if no configuration can hold it.
+    """
+
+    measured: tuple[MeasuredMethod, ...]
+    method: Method
+
+    def to_dict(self) -> dict[str, Any]:
+        measured = [each.to_dict() for each in self.measured]
+        return {**super().to_dict(), "method": str(self.method), "measured": measured}
+
+
+def measure_plan(
+    model: ModelSource,
+    target: int,
+    minutes: float,
+    text: str | Text,
+    *,
+    out: str | Path | None = None,
+    dtype: str | None = None,
+    runtime_methods: bool = False,
+    on_step: Callable[[Step, Any, float], None] | None = None,
+) -> Plan:
+    """Choose the method and the factor with which a model reads `target` tokens, by measuring them on a text.
+
+    Args:
+        model: a name that `ropewalk.load` accepts, or a loaded (model, tokenizer).
+        target: tokens to read.
+        minutes: time for the measurements, without loading the model. A step that has begun is finished.
+        text: a name that `read_text` accepts, or a text, of at least `target` tokens.
+        out: folder for the measurements, which the same call continues; by default they are not stored.
+        dtype: see `ropewalk.load`; of a model that is given by its name.
+        runtime_methods: whether dynamic-yarn and leaky-rerope may be chosen, too, which no configuration can hold.
+        on_step: called after each step with its value and the share of the time that is used.
+
+    Returns a `MeasuredPlan`, or the plan as it is if the model needs no other scaling. Raises InputError for wrong
+    arguments and a text that is too short, and what `ropewalk.plan` raises.
+    """
+    check_number("measure", minutes, minimum=0, exclusive=True)
+    planned = plan(model if isinstance(model, str) else model[0], target)
+    if not planned.needed:
+        return planned
+    text = read_text(text) if isinstance(text, str) else text
+    model_config, config = read_source(model if isinstance(model, str) else model[0])
+    baseline = model_config.main_layer.scaling
+    ratio = target / compute_current_length(model_config)
+    results = Measurements({}, None) if out is None else _open_measurements(model, dtype, text, target, Path(out))
+    run = MeasurementRun(
+        list_candidates(planned.scaling, baseline, ratio, runtime_methods),
+        baseline,
+        planned.scaling,
+        results,
+        target=target,
+        short_length=min(planned.original_length, _MAX_SHORT_LENGTH),
+        seconds=60 * minutes,
+    )
+    if run.next_step() is not None:
+        loaded_model, tokenizer = load_source(model, dtype)
+        ids_T = torch.tensor(tokenizer(text.content, verbose=False)["input_ids"])
+        if len(ids_T) < target:
+            raise InputError("text", text.name, f"a text of at least {target:,} tokens", f"it has {len(ids_T):,}")
+        run.run(loaded_model, tokenizer, ids_T, on_step)
+    measured = rank_methods(run)
+    if not measured:
+        reason = f"{minutes:g} minutes were too short to measure a single method"
+        return dataclasses.replace(planned, reasons=(*planned.reasons, reason))
+    chosen = measured[0].method
+    reasons = (planned.reasons[0], *_explain(run, measured, planned, minutes, text))
+    values = {f.name: getattr(planned, f.name) for f in dataclasses.fields(Plan)}
+    if isinstance(chosen, Scaling) and not chosen.is_dynamic:
+        rope_parameters, declared = build_planned_fields(model_config, config, chosen, target)
+        values.update(scaling=chosen, rope_parameters=rope_parameters, max_position_embeddings=declared)
+    else:
+        note = f"no configuration can hold {chosen}: ropewalk.extend applies it; the fields are of {planned.scaling}"
+        reasons = (*reasons, note)
+    return MeasuredPlan(**{**values, "reasons": reasons}, measured=measured, method=chosen)
+
+
+def list_candidates(planned: Scaling, baseline: Scaling, ratio: float, runtime_methods: bool) -> list[Method]:
+    """Return the methods to compare, the most promising first, without duplicates.
+
+    Args:
+        planned: what `ropewalk.plan` chooses without a measurement.
+        baseline: the model's own scaling.
+        ratio: target over the length that the model reads now.
+        runtime_methods: whether methods that no configuration can hold are among them.
+    """
+    smallest = ratio * float(getattr(baseline, "factor", None) or 1.0)
+    factors = [round_up(smallest * margin) for margin in _MARGINS]
+    candidates: list[Method] = [planned]
+    if getattr(planned, "factor", None) is not None:
+        candidates += [dataclasses.replace(planned, factor=factor) for factor in factors]  # type: ignore[call-arg]
+    if runtime_methods and baseline == NoScaling():
+        candidates += [DynamicYaRN(), LeakyReRoPE()]
+    if isinstance(planned, YaRN) and baseline == NoScaling():
+        original = planned.original_length
+        candidates += [YaRN(factor=factor, original_length=original) for factor in factors]
+        candidates += [NTKByParts(factor=factor, original_length=original) for factor in factors]
+    return list(dict.fromkeys(candidates))
+
+
+def rank_methods(run: MeasurementRun) -> tuple[MeasuredMethod, ...]:
+    """Return what was measured, the chosen method first, then the others by perplexity."""
+    values, windows, depths = run.results.values, run.compared_windows(), run.compared("passkey")
+    remaining = run.remaining_methods()
+    weights = [len(run.key_tokens(window)) or 1 for window in windows]
+
+    def losses(name: str, indices: Sequence[int]) -> list[float]:
+        return [values[Step("target", name, window)] for window in indices]
+
+    def mean_loss(name: str) -> float:
+        weighted = zip(losses(name, windows), weights, strict=True)
+        return sum(loss * weight for loss, weight in weighted) / sum(weights)
+
+    if not remaining:
+        return ()
+    best = min(remaining, key=mean_loss)
+    measured = []
+    for name, method in run.methods.items():
+        if Step("target", name, 0) not in values:
+            continue
+        shared = windows if name in remaining else [0]
+        loss = mean_loss(name) if name in remaining else values[Step("target", name, 0)]
+        found = tuple(bool(values[Step("passkey", name, depth)]) for depth in depths) if name in remaining else ()
+        behind = paired_difference(losses(name, shared), losses(best, shared))
+        tax = _short_tax(run, name) if name in remaining else None
+        measured.append(MeasuredMethod(method, perplexity_of(loss), behind, found, tax, name in remaining))
+    chosen = _choose(measured)
+    others = [each for each in measured if each is not chosen]
+    others.sort(key=lambda each: (not each.remained, each.perplexity))
+    return (chosen, *others)
+
+
+def _choose(measured: Sequence[MeasuredMethod]) -> MeasuredMethod:
+    """Return the method to use, by the rules at the top of this file."""
+    remaining = [each for each in measured if each.remained]
+    most = max(remaining, key=lambda each: sum(each.passkeys))
+    rivals = [each for each in remaining if not _finds_fewer(each, most)]
+    best = min(each.perplexity for each in rivals)
+    equal = [each for each in rivals if each.perplexity <= best * (1 + _TOLERANCE)]
+
+    found = max(sum(each.passkeys) for each in equal)
+    equal = [each for each in equal if sum(each.passkeys) == found]
+    costs = [each.short_tax["percent"] if each.short_tax else 0.0 for each in equal]
+    lowest = min(costs)
+    return next(each for each, cost in zip(equal, costs, strict=True) if cost <= lowest + _SHORT_TOLERANCE)
+
+
+def _finds_fewer(each: MeasuredMethod, most: MeasuredMethod) -> bool:
+    """Return whether a method finds so many fewer passkeys that it is hardly by chance."""
+    if sum(most.passkeys) - sum(each.passkeys) < 2:
+        return False
+    difference = paired_difference(most.passkeys, each.passkeys)
+    return difference.standard_error is not None and difference.mean > 2 * difference.standard_error
+
+
+def _short_tax(run: MeasurementRun, name: str) -> ShortTax | None:
+    windows = run.compared("short")
+    if not windows:
+        return None
+    baseline = [run.results.values[Step("short", str(run.baseline), window)] for window in windows]
+    losses = baseline  # of methods that leave short text as it is
+    if run.changes_short_text(name):
+        losses = [run.results.values[Step("short", name, window)] for window in windows]
+    return compute_short_tax(name, run.short_length, losses, baseline)
+
+
+def _explain(
+    run: MeasurementRun, measured: Sequence[MeasuredMethod], planned: Plan, minutes: float, text: Text
+) -> tuple[str, ...]:
+    """Return why the first method is chosen, in numbers, one sentence each."""
+    chosen, windows = measured[0], run.compared_windows()
+    key_count = sum(len(run.key_tokens(window)) for window in windows)
+    compared = f"{key_count:,} key tokens, found by the model itself under {run.evaluator},"
+    if not key_count:
+        compared = f"the tokens past {run.rule.short_context:,}, since there are too few key tokens,"
+    used, skipped = run.results.used_seconds() / 60, len(run.methods) - len(measured)
+    read = f"{len(windows)} windows of {run.target:,} tokens of {text.name}"
+    reasons = [
+        f"measured for {used:.1f} of {minutes:g} minutes: {len(measured)} methods on {compared} of {read}"
+        + (f"; {skipped} more did not fit into the time" if skipped else ""),
+        _describe(chosen),
+    ]
+    best = min((each for each in measured if each.remained), key=lambda each: each.perplexity)
+    if best is not chosen:
+        reasons.append(f"{_describe(best)}; it is not chosen because {_compare(chosen, best)}")
+    if str(planned.scaling) != str(chosen.method):
+        other = next((each for each in measured if each.method == planned.scaling), None)
+        published = next((reason for reason in planned.reasons if reason.startswith("its makers publish")), None)
+        name = published or f"without a measurement the plan is {planned.scaling}"
+        reasons.append(f"{name}; measured here, {_describe(other)}" if other and other is not best else name)
+    if any(reason.startswith("its makers publish") for reason in planned.reasons) and chosen.method == planned.scaling:
+        reasons += [reason for reason in planned.reasons if reason.startswith("its makers publish")]
+    return tuple(reasons)
+
+
+def _describe(each: MeasuredMethod) -> str:
+    """Return what was measured of a method, in one clause."""
+    parts = [f"{each.method}: perplexity {each.perplexity:.3f}"]
+    if each.behind.mean > 0:
+        error = each.behind.standard_error
+        uncertainty = "" if error is None else f" with a standard error of {100 * error:.1f}"
+        parts.append(f"{100 * (math.exp(each.behind.mean) - 1):.1f} % behind the best{uncertainty}")
+    if each.passkeys:
+        parts.append(f"{sum(each.passkeys)} of {len(each.passkeys)} passkeys at the target")
+    if each.short_tax:
+        error = each.short_tax["standard_error"]
+        uncertainty = "" if error is None else f" with a standard error of {error:.1f}"
+        parts.append(f"{each.short_tax['percent']:+.1f} % perplexity on short text{uncertainty}")
+    return ", ".join(parts)
+
+
+def _compare(chosen: MeasuredMethod, best: MeasuredMethod) -> str:
+    """Return why a method with a higher perplexity is chosen."""
+    more = sum(chosen.passkeys) - sum(best.passkeys)
+    if more > 0:
+        return f"the chosen one finds {more} more passkeys"
+    return "the chosen one is within 1 % of it and costs less on short text"
+
+
+def _open_measurements(model: ModelSource, dtype: str | None, text: Text, target: int, folder: Path) -> Measurements:
+    """Return the measurements in a folder that belong to a model, a text and a target; it may hold others, too."""
+    header = {
+        "dtype": describe_source(model, dtype)["dtype"],
+        "model_digest": model_digest(model) if isinstance(model, str) else model_digest(*model),
+        "text_sha256": text.digest,
+        "target": target,
+    }
+    name = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:12]
+    return Measurements(header, folder.expanduser() / f"plan-{name}.json")

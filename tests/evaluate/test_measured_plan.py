@@ -1,0 +1,254 @@
+"""Plans by measurement: candidates, the rules of the choice, the time, and continuing."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tests.helpers.plain_nll import plain_nll
+
+import ropewalk as rw
+from ropewalk.evaluate import measured_plan
+from ropewalk.evaluate.key_tokens import KeyTokenRule, find_key_tokens
+from ropewalk.evaluate.measured_plan import MeasuredMethod, list_candidates, measure_plan
+from ropewalk.evaluate.paired import PairedDifference, paired_difference
+from ropewalk.evaluate.plan_measurements import MeasurementRun, Measurements, Step, select_window
+from ropewalk.evaluate.short_tax import compute_short_tax
+from ropewalk.evaluate.text_generator import TextGenerator
+from ropewalk.evaluate.texts import Text
+from ropewalk.models.extend import extension_of
+
+WORDS = Text("words", " ".join(f"w{i * i % 97}" for i in range(300)))
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_folder):
+    return rw.load(str(tiny_folder), dtype="float32")
+
+
+@pytest.fixture
+def loose_rule(monkeypatch):
+    """A rule under which the random model has key tokens."""
+    rule = KeyTokenRule(short_context=40, step=16, min_gain=0.0, max_loss=5.0)
+    monkeypatch.setattr(KeyTokenRule, "for_length", classmethod(lambda cls, length: rule))
+    return rule
+
+
+def specs(methods):
+    return [str(method) for method in methods]
+
+
+def test_an_unscaled_model_compares_yarn_and_by_parts_at_four_factors():
+    candidates = list_candidates(rw.YaRN(factor=2.5), rw.NoScaling(), 2.0, runtime_methods=False)
+    assert specs(candidates) == [
+        "yarn:factor=2.5", "yarn:factor=2", "yarn:factor=3", "yarn:factor=4",
+        "ntk-by-parts:factor=2.5", "ntk-by-parts:factor=2", "ntk-by-parts:factor=3", "ntk-by-parts:factor=4",
+    ]  # fmt: skip
+
+
+def test_methods_that_no_configuration_holds_are_compared_on_request():
+    candidates = list_candidates(rw.YaRN(factor=2.5), rw.NoScaling(), 2.0, runtime_methods=True)
+    assert {"dynamic-yarn", "leaky-rerope"} < set(specs(candidates))
+
+
+def test_a_trained_scaling_keeps_its_method_and_its_options():
+    trained = rw.Llama3(factor=8, original_length=8192)
+    planned = rw.Llama3(factor=20, original_length=8192)
+    candidates = list_candidates(planned, trained, 2.0, runtime_methods=True)
+    assert specs(candidates) == [f"llama3:original_length=8192,factor={factor}" for factor in (20, 16, 24, 32)]
+
+
+def test_the_published_scaling_is_compared_with_yarn():
+    published = rw.YaRN(factor=4, beta_fast=16)
+    assert specs(list_candidates(published, rw.NoScaling(), 4.0, runtime_methods=False))[:3] == [
+        "yarn:beta_fast=16,factor=4", "yarn:beta_fast=16,factor=5", "yarn:beta_fast=16,factor=6",
+    ]  # fmt: skip
+
+
+def measured(spec, perplexity, passkeys, tax=0.0, remained=True):
+    found = tuple(mark == "+" for mark in passkeys)
+    short = compute_short_tax(spec, 64, [math.log1p(tax / 100)] * 2, [0.0, 0.0])
+    return MeasuredMethod(rw.parse(spec), perplexity, PairedDifference(0, 0, 2), found, short, remained)
+
+
+@pytest.mark.parametrize(
+    ("methods", "chosen"),
+    [
+        # Perplexity on key tokens decides if it differs by more than 1 %.
+        ([("yarn:factor=2", 3.10, "++++"), ("yarn:factor=4", 3.0, "++++")], "yarn:factor=4"),
+        # Within 1 %, the passkeys, then the short tax, then the order decide.
+        ([("yarn:factor=2", 3.02, "++++"), ("yarn:factor=4", 3.0, "+++-")], "yarn:factor=2"),
+        ([("yarn:factor=4", 3.0, "++++", 9.0), ("yarn:factor=2", 3.02, "++++", 3.0)], "yarn:factor=2"),
+        ([("yarn:factor=2", 3.02, "++++", 3.2), ("ntk-by-parts:factor=2", 3.0, "++++", 3.0)], "yarn:factor=2"),
+        # A method that finds far fewer passkeys is out, however low its perplexity.
+        ([("yarn:factor=2", 3.5, "++++++++"), ("yarn:factor=4", 3.0, "+-+-----")], "yarn:factor=2"),
+        # One passkey less may be chance.
+        ([("yarn:factor=2", 3.5, "++++++++"), ("yarn:factor=4", 3.0, "+++++++-")], "yarn:factor=4"),
+        # A method that left after the first window is not chosen.
+        ([("yarn:factor=2", 3.5, "++++"), ("yarn:factor=4", 3.0, "", 0.0, False)], "yarn:factor=2"),
+    ],
+)
+def test_the_rules_of_the_choice(methods, chosen):
+    assert str(measured_plan._choose([measured(*each) for each in methods]).method) == chosen
+
+
+def test_paired_differences_have_the_standard_error_of_their_mean():
+    difference = paired_difference([1.0, 2.0, 4.0], [0.0, 0.0, 0.0])
+    expected = np.std([1, 2, 4], ddof=1) / math.sqrt(3)
+    assert (difference.mean, difference.count) == (pytest.approx(7 / 3), 3)
+    assert difference.standard_error == pytest.approx(expected)
+    assert paired_difference([2.0], [1.5]) == PairedDifference(0.5, None, 1)
+
+
+@pytest.fixture
+def two_candidates(monkeypatch):
+    candidates = [rw.YaRN(factor=2.5), rw.YaRN(factor=2)]
+    monkeypatch.setattr(measured_plan, "list_candidates", lambda *_: candidates)
+
+
+def test_every_number_of_a_measured_plan_equals_an_independent_one(loaded, loose_rule, two_candidates, monkeypatch):
+    model, tokenizer = loaded
+
+    def answer(generator, samples):  # one of them finds the numbers of the first half
+        is_found = extension_of(model).scalings["all"] == rw.YaRN(factor=2) and samples[0].index < 4
+        return [(samples[0], samples[0].references[0] if is_found else "none")]
+
+    monkeypatch.setattr(TextGenerator, "generate", answer)
+    plan = measure_plan(loaded, 120, 60.0, WORDS)
+    ids = tokenizer(WORDS.content)["input_ids"]
+    windows = [ids[start : start + 120] for start in (0, 60, 120, 180)]
+    short_windows = [ids[start : start + 64] for start in (0, 79, 157, 236)]
+    with rw.extended(model, "yarn:factor=2.5"):
+        key_tokens = [find_key_tokens(model, torch.tensor(window), loose_rule) for window in windows]
+    unscaled = [plain_nll(model, window).mean() for window in short_windows]
+    for each in plan.measured:
+        with rw.extended(model, each.method):
+            losses = [plain_nll(model, window)[found - 1] for window, found in zip(windows, key_tokens, strict=True)]
+            difference = np.subtract([plain_nll(model, window).mean() for window in short_windows], unscaled)
+        assert each.perplexity == pytest.approx(math.exp(np.concatenate(losses).mean()), rel=1e-5)
+        assert each.short_tax["percent"] == pytest.approx(100 * (math.exp(difference.mean()) - 1), abs=1e-3)
+        assert each.short_tax["standard_error"] == pytest.approx(100 * difference.std(ddof=1) / 2, abs=1e-3)
+    assert [sum(each.passkeys) for each in plan.measured] == [4, 0]
+    assert plan.scaling == rw.YaRN(factor=2)  # perplexities of the random model are equal up to 1 %
+    assert plan.rope_parameters["factor"] == 2
+    assert plan.max_position_embeddings == 128
+    count = sum(map(len, key_tokens))
+    assert f"{count} key tokens, found by the model itself under yarn:factor=2.5," in plan.reasons[1]
+    assert "4 of 8 passkeys at the target" in plan.reasons[2]
+    assert any("without a measurement the plan is yarn:factor=2.5" in reason for reason in plan.reasons)
+    document = json.loads(json.dumps(plan.to_dict()))
+    assert [each["scaling"] for each in document["measured"]] == ["yarn:factor=2", "yarn:factor=2.5"]
+    assert document["measured"][0]["passkeys"] == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_rw_plan_measures_and_continues_from_its_folder(loaded, two_candidates, tmp_path, monkeypatch):
+    steps = []
+
+    def interrupt(step, value, used):
+        steps.append(step)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_plan(loaded, 120, 60.0, WORDS, out=tmp_path, on_step=interrupt)
+    measured_steps = list(steps)
+    plan = measure_plan(loaded, 120, 60.0, WORDS, out=tmp_path, on_step=lambda step, *_: steps.append(step))
+    assert steps[:6] == measured_steps
+    assert len(steps) == len(set(steps)) == 4 * (1 + 2 + 2 * 2 + 3)  # nothing is measured twice
+    monkeypatch.setattr(measured_plan, "load_source", lambda *_: pytest.fail("nothing is missing"))
+    assert rw.plan(loaded, 120, measure=60.0, text=WORDS, out=tmp_path) == plan
+
+
+def test_other_targets_may_share_the_folder(loaded, two_candidates, tmp_path):
+    for target in (120, 140):
+        measure_plan(loaded, target, 1e-9, WORDS, out=tmp_path)
+    assert len(list(tmp_path.glob("plan-*.json"))) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"steps": [3]}', '{"steps": []}'])
+def test_a_damaged_file_of_measurements_is_refused(tmp_path, content):
+    path = tmp_path / "plan.json"
+    path.write_text(content)
+    with pytest.raises(rw.InputError, match=r"^out: got [^\n]*plan.json, which [^\n]*$"):
+        Measurements({"target": 128}, path)
+
+
+class FakeRun(MeasurementRun):
+    """Steps that take a second each, with a loss for each method on the first window."""
+
+    def __init__(self, losses, seconds):
+        methods = [rw.parse(spec) for spec in losses]
+        results = Measurements({}, None)
+        super().__init__(
+            methods, rw.NoScaling(), rw.YaRN(factor=2), results, target=120, short_length=64, seconds=seconds
+        )
+        self.losses = losses
+
+    def run_all(self):
+        while (step := self.next_step()) is not None:
+            value = {"target": self.losses.get(step.method, 0.0), "key_tokens": []}.get(step.kind, 0)
+            self.results.add(step, value, 1.0)
+        return self.results.values
+
+
+def test_the_time_is_kept_and_the_comparison_is_fair():
+    losses = {f"yarn:factor={factor}": 3.0 for factor in (2, 2.5, 3, 4)}
+    for seconds in range(1, 80):
+        run = FakeRun(losses, seconds)
+        steps = run.run_all()
+        assert len(steps) <= seconds
+        counts = {name: sum(step.kind == "target" and step.method == name for step in steps) for name in losses}
+        assert len(run.compared("target")) == min(counts[name] for name in run.remaining_methods() or losses)
+    assert {step.index for step in steps if step.kind == "passkey"} == set(range(8))
+
+
+def test_a_slow_machine_compares_three_methods_and_asks_for_passkeys():
+    steps = FakeRun({f"yarn:factor={factor}": 3.0 for factor in (2, 2.5, 3, 4, 5, 6)}, 10).run_all()
+    assert [step.method for step in steps if step.kind == "target"] == [f"yarn:factor={f}" for f in (2, 2.5, 3, 4)]
+    assert sum(step.kind == "passkey" for step in steps) == 5
+
+
+def test_methods_far_behind_on_the_first_window_leave():
+    run = FakeRun({"yarn:factor=2": 3.0, "yarn:factor=2.5": 3.05, "yarn:factor=4": 3.2}, 1000)
+    steps = run.run_all()
+    assert run.remaining_methods() == ["yarn:factor=2", "yarn:factor=2.5"]
+    assert [step for step in steps if step.method == "yarn:factor=4"] == [Step("target", "yarn:factor=4", 0)]
+
+
+def test_windows_are_spread_from_the_beginning_to_the_end():
+    starts = [int(select_window(torch.arange(300), 120, index)[0]) for index in range(4)]
+    assert starts == [0, 60, 120, 180]
+
+
+def test_a_plan_that_needs_nothing_measures_nothing(loaded):
+    assert rw.plan(loaded, 60, measure=1, text=WORDS) == rw.plan(loaded[0], 60)
+
+
+def test_too_little_time_leaves_the_plan_as_it_is(loaded, monkeypatch):
+    plan = measure_plan(loaded, 120, 1e-9, WORDS)  # the step that has begun, the key tokens, is finished
+    assert plan.scaling == rw.plan(loaded[0], 120).scaling
+    assert "too short to measure a single method" in plan.reasons[-1]
+
+
+def test_a_chosen_method_that_no_configuration_holds_is_named(loaded, monkeypatch):
+    monkeypatch.setattr(measured_plan, "list_candidates", lambda *_: [rw.LeakyReRoPE()])
+    plan = measure_plan(loaded, 120, 60.0, WORDS)
+    assert (plan.method, plan.scaling) == (rw.LeakyReRoPE(), rw.YaRN(factor=2.5))
+    assert plan.measured[0].short_tax["percent"] == 0
+    assert "no configuration can hold leaky-rerope" in plan.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"measure": 0, "text": WORDS}, "measure: got 0; expected a finite number above 0"),
+        ({"measure": 1, "text": Text("short", "w1 w2")}, "text: got 'short'; expected a text of at least 120 tokens"),
+        ({"text": WORDS}, "text: got .* expected minutes to measure beside it"),
+    ],
+)
+def test_wrong_arguments_are_one_line(loaded, arguments, message):
+    with pytest.raises(rw.InputError, match=message):
+        rw.plan(loaded, 120, **arguments)
