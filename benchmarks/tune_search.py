@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def main() -> None:
             row = measure(tuner, job, [str(held_out), "pydoc"], args.samples)
             result["methods"].append(row)
             save_result("tune_search_smollm2_32k", result)
-            print(f"{row['method']}: {row['seconds']} s, {row['search']}\n{row['proof']['sentence']}", flush=True)
+            print(f"{row['method']}: {row['seconds']} s, {row['search']}\n{row['sentence']}", flush=True)
 
 
 def make_job(model: Any, tokenizer: Any, book: Path, target: int, folder: Path) -> TuneJob:
@@ -79,12 +80,24 @@ def measure(tuner: Tuner, job: TuneJob, texts: Sequence[str], samples: int) -> d
     seconds = time.perf_counter() - started
     source, out = (job.model, job.tokenizer), job.folder / "proof"
     proof = ProofRun(source, scaling, job.target, texts, out, formulas=FORMULAS, samples=samples).run()
+    perplexities = {
+        Path(text).name: {"tuned" if label == proof.tuned else label: values for label, values in rows.items()}
+        for text, rows in proof.perplexities.items()
+    }
+    retrieval = [
+        {**asdict(each), "scaling": "tuned" if each.scaling == proof.tuned else each.scaling}
+        for each in proof.retrieval
+    ]
     return {
         "method": str(tuner),
         "seconds": round(seconds, 1),
         "search": details[-1],
         "scaling": scaling.to_dict(),
-        "proof": proof.to_dict(),
+        "sentence": proof.sentence,
+        "best_formula": proof.best_formula,
+        "bucket_ends": proof.ends,
+        "perplexities": perplexities,
+        "retrieval": retrieval,
     }
 
 
