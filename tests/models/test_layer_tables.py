@@ -87,6 +87,16 @@ def test_different_sets_equal_a_model_whose_attention_was_changed_by_hand(llama)
     assert relative_difference(actual, compute_logits(by_hand, ids=LONG_IDS)) < TOLERANCE
 
 
+def test_a_real_model_takes_a_set_for_each_layer(model, tokens):
+    divisors, ids = divisors_of(0, 32), torch.tensor(tokens[:64])[None]
+    computed = []
+    for scaling in (rw.Learned(divisors), rw.Learned((divisors,) * 30), rw.Learned((divisors,) * 29 + ((1.0,) * 32,))):
+        with rw.extended(model, scaling):
+            computed.append(compute_logits(model, ids=ids))
+    assert torch.equal(computed[1], computed[0])
+    assert not torch.equal(computed[2], computed[0])
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_model_whose_layers_do_not_take_one_table_is_refused_by_name(name):
     model = build(name)

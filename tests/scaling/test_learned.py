@@ -1,6 +1,7 @@
 """The scaling `learned`: its file, its spec, and a set for each layer."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -34,6 +35,13 @@ class TestFile:
         written = SHARED.write(path)
         assert str(written) == f"learned:file={path},digest={SHARED.digest}"
         assert len(SHARED.digest) == 8
+
+    def test_another_process_gets_it_without_the_file(self, path):
+        written = SHARED.write(path)
+        pickled = pickle.dumps(written)
+        path.unlink()
+        assert pickle.loads(pickled) == written
+        assert rw.parse(written.to_dict()) == written
 
     def test_other_numbers_under_the_same_path_are_not_taken_for_those_of_before(self, path):
         spec = str(SHARED.write(path))
