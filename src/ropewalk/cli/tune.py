@@ -25,7 +25,7 @@ def command(
     ],
     out: Annotated[str, typer.Option(help="Folder for the scaling, the losses and the proof.", show_default=False)],
     method: Annotated[
-        str, typer.Option(help="gradient, search or evolution; with options, gradient:window=4k or search:minutes=30.")
+        str, typer.Option(help="gradient, search or evolution, as in gradient:window=4096 or search:minutes=30.")
     ] = "gradient",
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="With gradient: a set of frequencies for each layer.")
