@@ -202,7 +202,7 @@ def test_the_time_is_kept_and_the_comparison_is_fair():
         assert len(steps) <= seconds
         counts = {name: sum(step.kind == "target" and step.method == name for step in steps) for name in losses}
         assert len(run.compared("target")) == min(counts[name] for name in run.remaining_methods() or losses)
-    assert {step.index for step in steps if step.kind == "passkey"} == set(range(8))
+    assert {step.number for step in steps if step.kind == "passkey"} == set(range(8))
 
 
 def test_a_slow_machine_compares_three_methods_and_asks_for_passkeys():

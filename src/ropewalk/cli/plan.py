@@ -118,8 +118,8 @@ def _measure(model: str, target: int, minutes: float, text: str, out: str, dtype
 def _describe_step(step: Step, value: Any) -> str:
     """Return a step and its result as a line."""
     if step.kind == "key_tokens":
-        return f"window {step.index + 1}: {len(value):,} key tokens"
+        return f"window {step.number + 1}: {len(value):,} key tokens"
     if step.kind == "passkey":
         return f"{step.method}: passkey {'found' if value else 'not found'}"
     text = "key tokens of window" if step.kind == "target" else "short text"
-    return f"{step.method}: loss {value:.4f} on {text} {step.index + 1}"
+    return f"{step.method}: loss {value:.4f} on {text} {step.number + 1}"

@@ -46,11 +46,11 @@ Method = Scaling | PositionMethod
 
 
 class Step(NamedTuple):
-    """One run. `kind` is key_tokens, target, passkey or short; `method` is a spec; `index` is a window or a depth."""
+    """One run. `kind` is key_tokens, target, passkey or short; `method` is a spec; `number` is a window or a depth."""
 
     kind: str
     method: str
-    index: int
+    number: int
 
 
 class Measurements:
@@ -95,7 +95,7 @@ class Measurements:
 
     def _read(self, path: Path) -> None:
         checks: dict[str, Callable[[Any], bool]] = {
-            "kind": is_text, "method": is_text, "index": is_count, "seconds": is_number,
+            "kind": is_text, "method": is_text, "number": is_count, "seconds": is_number,
             "value": lambda value: is_number(value) or (isinstance(value, list) and all(map(is_count, value))),
         }  # fmt: skip
         try:
@@ -107,7 +107,7 @@ class Measurements:
         if document != self.header:
             raise InputError("out", f"{path}, which has other measurements", "another folder")
         for entry in entries:
-            step = Step(entry["kind"], entry["method"], entry["index"])
+            step = Step(entry["kind"], entry["method"], entry["number"])
             self.values[step], self.seconds[step] = entry["value"], entry["seconds"]
 
 
@@ -223,20 +223,20 @@ class MeasurementRun:
 
     def _measure(self, step: Step, model: Any, tokenizer: Any, ids_T: Tensor, samples: Sequence[Sample]) -> Any:
         if step.kind == "passkey":
-            generator, sample = TextGenerator(model, tokenizer), samples[step.index]
+            generator, sample = TextGenerator(model, tokenizer), samples[step.number]
             with generator.scaled(self.methods[step.method], parse_policy(DEFAULT_POLICY)):
                 ((_, answer),) = generator.generate([sample])
             return int(Passkey().score(sample, answer)[Passkey.main_score])
         if step.kind == "short":
-            window_T = select_window(ids_T, self.short_length, step.index)
+            window_T = select_window(ids_T, self.short_length, step.number)
             method = self.baseline if step.method == str(self.baseline) else self.methods[step.method]
             return float(_read_losses(model, window_T, method, first=1).mean())
-        window_T = select_window(ids_T, self.target, step.index)
+        window_T = select_window(ids_T, self.target, step.number)
         if step.kind == "key_tokens":
             with extended(model, self.evaluator, length=self.target):
                 return find_key_tokens(model, window_T, self.rule).tolist()
         losses_T = _read_losses(model, window_T, self.methods[step.method], first=self.rule.short_context)
-        key_tokens = self.key_tokens(step.index)
+        key_tokens = self.key_tokens(step.number)
         return float((losses_T[key_tokens - self.rule.short_context] if len(key_tokens) else losses_T).mean())
 
     def compared_windows(self) -> list[int]:

@@ -13,6 +13,7 @@ from ropewalk.evaluate.evaluation_store import CellResult, EvaluationStore
 from ropewalk.lengths import format_length
 from ropewalk.report.grouping import list_columns
 from ropewalk.report.score_rows import all_rows
+from ropewalk.report.short_and_effective import list_effective_lengths
 from ropewalk.report.tables import make_table, mark_best
 
 
@@ -36,6 +37,7 @@ def results_document(store: EvaluationStore, cells: Sequence[CellResult]) -> dic
     """Return an evaluation, finished or not, ready for JSON.
 
     In each cell, `done` counts the finished samples out of `samples`, and `summary` is null until all are finished.
+    `effective_lengths` has tasks with several lengths.
     """
     shown = ("task", "length", "scaling", "policy", "seed", "samples", "chat")
     documents = []
@@ -44,4 +46,5 @@ def results_document(store: EvaluationStore, cells: Sequence[CellResult]) -> dic
         if cell.summary is not None:
             document["samples"] = len(cell.sample_results)  # a data set may have fewer than requested
         documents.append({**document, "summary": cell.summary, "done": len(cell.sample_results)})
-    return {"model": store.model, "runs": store.runs(), "cells": documents}
+    effective = [each.to_dict() for each in list_effective_lengths(cells)]
+    return {"model": store.model, "runs": store.runs(), "cells": documents, "effective_lengths": effective}

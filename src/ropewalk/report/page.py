@@ -23,6 +23,7 @@ from ropewalk.report.grouping import group_by_column, group_by_kind, is_suite, l
 from ropewalk.report.pictures import PictureWriter
 from ropewalk.report.samples import choose_samples, list_scores
 from ropewalk.report.score_rows import ScoreRow, all_rows, group_rows, length_bin_rows, task_rows
+from ropewalk.report.short_and_effective import EffectiveLength, ShortCost, list_effective_lengths, list_short_costs
 from ropewalk.report.templates import escape_invisible, load_template
 from ropewalk.rope import Rope
 
@@ -56,6 +57,8 @@ def write_report(store: EvaluationStore, out: Path) -> list[Path]:
         columns=list_columns(cells),
         kinds=list(kinds),
         summary=_summary_rows(cells),
+        effective_lengths=_effective_rows(list_effective_lengths(cells)),
+        short_costs=_cost_rows(list_short_costs(cells, original_length)),
         pictures=[(*_embed_png(path.read_bytes()), alt) for path, alt in pictures],
         details=[table for kind, kind_tasks in kinds.items() for table in _detail_tables(kind, kind_tasks)],
         descriptions=_describe_columns(cells, rope),
@@ -114,6 +117,25 @@ def _summary_rows(cells: Sequence[CellResult]) -> list[ScoreRow]:
     rows = all_rows(cells)
     averaged = {task for row in rows for task in row.averaged_tasks}
     return [row for row in rows if row.task not in averaged]
+
+
+def _effective_rows(found: Sequence[EffectiveLength]) -> list[tuple[str, dict[str, str]]]:
+    """Return the name of each task with the effective lengths by scaling as text."""
+    rows: dict[str, dict[str, str]] = {}
+    for each in found:
+        shown = "none" if each.length is None else format_length(each.length)
+        name = f"{each.task}, from {format_length(each.base_length)}"
+        rows.setdefault(name, {})[each.column] = f"≥ {shown}" if each.is_longest else shown
+    return list(rows.items())
+
+
+def _cost_rows(costs: Sequence[ShortCost]) -> list[tuple[str, dict[str, str]]]:
+    """Return the name of each task with the costs by scaling as text."""
+    rows: dict[str, dict[str, str]] = {}
+    for cost in costs:
+        name = f"{cost.task} at {format_length(cost.length)}, {cost.difference.count} prompts"
+        rows.setdefault(name, {})[cost.column] = str(cost)
+    return list(rows.items())
 
 
 def _detail_tables(kind: str, tasks: Mapping[str, Sequence[CellResult]]) -> list[tuple[str, list[ScoreRow]]]:
