@@ -1,8 +1,9 @@
 """What a search without gradients minimizes: the loss on answers that are far from their facts, and on the text.
 
-LongRoPE2 (arXiv 2502.20082) searches with the perplexity of the answer tokens alone, because most tokens of a long
-text can be predicted from the near ones. The loss on the text itself is added here, so that a scaling that finds facts
-but reads worse does not win. Both come from one pass over each text.
+Most tokens of a text can be predicted from the near ones, so the loss on a long text alone says little about far ones.
+LongRoPE2 (arXiv 2502.20082) therefore searches with the perplexity of the answers to planted facts ("needle-driven").
+The loss on the text itself is added here, so that a scaling that finds facts but reads worse does not win. Both come
+from one pass over each text.
 """
 
 from __future__ import annotations
