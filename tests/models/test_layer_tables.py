@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ ARCHITECTURES = [
 ]  # fmt: skip
 WITH_LAYER_TYPES = ["gemma3_text", "gemma4_text", "olmo3"]
 REFUSED = {
+    "granitemoe_swa": "one rotary module for all layers, and it has 3",
+    "molmo2": "one rotary module for all layers, and it has 2",
     "granite_swa": "one rotary module for all layers, and it has 3",
     "recurrent_gemma": "layers that take cos and sin from their decoder",
     "moshi": "one rotary module for all layers, and it has 2",
@@ -137,6 +140,13 @@ class TestCalls:
         padded = torch.cat([torch.zeros_like(IDS[:1, :5]), IDS[:1]], 1)
         mask = (torch.arange(21) >= 5).long()[None]
         assert torch.equal(extended.generate(padded, attention_mask=mask, **options)[:, 21:], alone)
+
+    def test_threads_with_texts_of_different_lengths_do_not_disturb_each_other(self, extended):
+        texts = [LONG_IDS[:, :length] for length in (7, 48, 21, 33)]
+        expected = [compute_logits(extended, ids=ids) for ids in texts]
+        with ThreadPoolExecutor(4) as pool:
+            computed = list(pool.map(lambda ids: compute_logits(extended, ids=ids), texts * 10))
+        assert all(torch.equal(logits, wanted) for logits, wanted in zip(computed, expected * 10, strict=True))
 
     def test_a_copy_and_a_pickled_model_keep_the_tables(self, extended):
         expected = compute_logits(extended)
