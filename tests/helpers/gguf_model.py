@@ -58,6 +58,8 @@ def small_gguf(path, changes=None, divisors=None, architecture="llama", alignmen
 def tiny_llama(path, without=None):
     """Write a complete Llama with random float32 weights, which llama.cpp can run: 2 layers, 16 pairs per head.
 
+    Its first tokens are the printable ASCII characters, and the others words that no text has.
+
     `without`: the name of a tensor to leave out.
     """
     hidden_size, heads, intermediate_size, vocabulary = 64, 2, 96, 300
@@ -67,11 +69,13 @@ def tiny_llama(path, without=None):
     writer.add_embedding_length(hidden_size)
     writer.add_feed_forward_length(intermediate_size)
     writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)  # transformers needs it to bring the channels of q and k into its own order
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(hidden_size // heads)
     writer.add_rope_freq_base(10_000.0)
     writer.add_vocab_size(vocabulary)
-    words = [f"w{i}" for i in range(vocabulary - 3)]
+    characters = ["\u2581", *map(chr, range(33, 127))]
+    words = [*characters, *(f"w{i}" for i in range(vocabulary - 3 - len(characters)))]
     types = gguf.TokenType
     writer.add_tokenizer_model("llama")
     writer.add_token_list(["<unk>", "<s>", "</s>", *words])

@@ -1,11 +1,11 @@
 """The real engines, each in its own environment: `make test-engines`.
 
 benchmarks/verify_engines.py runs every engine with every scaling on the built-in model at 12,000 tokens and keeps the
-results. Here all scalings and faults are made for texts of 64 tokens and verified on 128, because positions past the
-original length are what counts, not many of them. A small random model is that long; the built-in one is told so.
+results. Here small random models read every scaling and fault, on texts twice as long as the original length, because
+positions past it are what counts, not many of them; the built-in model reads one scaling on each engine.
 
-llama.cpp loads only GGUF files, whose context length must not exceed what the factor reaches. So there the built-in
-model is told that its texts had 4,096 tokens, and verified on a short text.
+llama.cpp loads only GGUF files, whose context length must not exceed what the factor reaches. So the scalings have
+another original length there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.helpers.gguf_model import tiny_llama
 
 from ropewalk.serving.engines import find_engine
 from ropewalk.serving.export import export_model
@@ -21,7 +22,7 @@ from ropewalk.serving.verify.environments import find_python
 
 pytestmark = pytest.mark.engines
 
-LENGTH, GGUF_LENGTH = 128, 1024  # tokens
+LENGTH, GGUF_LENGTH = 128, 512  # tokens
 ORIGINAL_LENGTH = ",original_length=64"
 EXPECTED = f"yarn:factor=2{ORIGINAL_LENGTH}"
 SCALINGS = [
@@ -44,37 +45,52 @@ FAULTS = {
 }
 
 
-def choose_model(engine, small_model):
-    """Return the model to verify, and the length of the text."""
-    return ("smollm2", GGUF_LENGTH) if engine == "llama.cpp" else (small_model, LENGTH)
+@pytest.fixture(scope="session")
+def gguf_model(tmp_path_factory):
+    """Path of a random Llama with original length 512."""
+    return str(tiny_llama(tmp_path_factory.mktemp("gguf") / "tiny.gguf"))
+
+
+@pytest.fixture
+def model_and_length(engine, small_model, gguf_model):
+    """The model to verify on an engine, and the length of the text."""
+    return (gguf_model, GGUF_LENGTH) if engine == "llama.cpp" else (small_model, LENGTH)
 
 
 def adapt(scaling, engine):
     """Return the spec of a scaling for the model of an engine."""
     if engine == "llama.cpp":
-        return scaling.replace(ORIGINAL_LENGTH, ",original_length=4096").replace("WRONG", "6144")
+        return scaling.replace(ORIGINAL_LENGTH, ",original_length=256").replace("WRONG", "384")
     return scaling.replace("WRONG", "32")
 
 
-@pytest.mark.parametrize("engine", ["transformers", "transformers4", "vllm"])
-def test_passes_past_the_original_length(engine, work):
-    result = verify("smollm2", EXPECTED, engine, length=LENGTH, work=work)
+@pytest.mark.parametrize(
+    ("engine", "scaling", "length"),
+    [
+        ("transformers", EXPECTED, LENGTH),
+        ("transformers4", EXPECTED, LENGTH),
+        ("vllm", EXPECTED, LENGTH),
+        ("llama.cpp", "yarn:factor=2,original_length=4096", 1024),
+    ],
+)
+def test_built_in_model_passes(engine, scaling, length, work):
+    result = verify("smollm2", scaling, engine, length=length, work=work)
     assert result.verdict == "pass", result.why
     assert result.behaviour["ignored"] > 100 * result.behaviour["control"]
 
 
 @pytest.mark.parametrize("engine", ["transformers4", "vllm", "llama.cpp"])
 @pytest.mark.parametrize("scaling", SCALINGS)
-def test_exported_scaling_passes(engine, scaling, small_model, work):
-    model, length = choose_model(engine, small_model)
+def test_exported_scaling_passes(engine, scaling, model_and_length, work):
+    model, length = model_and_length
     result = verify(model, adapt(scaling, engine), engine, length=length, work=work)
     assert result.verdict == "pass", result.why
 
 
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_exported_fault_fails(engine, fault, small_model, work, tmp_path):
-    model, length = choose_model(engine, small_model)
+def test_exported_fault_fails(engine, fault, model_and_length, work, tmp_path):
+    model, length = model_and_length
     export = export_model(model, adapt(FAULTS[fault], engine), engine, tmp_path, length)
     result = verify(model, adapt(EXPECTED, engine), engine, length=length, served=export.path, work=work)
     assert result.behaviour["verdict"] == "fail"
