@@ -45,7 +45,6 @@ def test_the_cost_is_that_of_the_answers_and_of_the_text(job):
     needle = needle_perplexity(job)
     expected = expected_cost(job, needle, lambda window: plain_nll(job.model, window.ids_T.tolist()))
     assert needle.cost(job.formula) == pytest.approx(expected, rel=1e-5)
-    assert needle.tokens == 2 * TARGET
 
 
 def test_a_short_window_is_read_at_its_positions_in_the_long_text(job):
@@ -83,8 +82,7 @@ def test_a_search_on_a_model_returns_what_has_the_lowest_cost_and_continues(job,
     options = {"texts": 1, "facts": 2, "window": TARGET}
     shares = []
     best = tuner(trials=4, **options).run(job, lambda share, detail: shares.append(share))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1
+    assert shares == [0.25, 0.5, 0.75, 1.0]
     costs = needle_perplexity(job, texts=1, text_weight=1.0)
     assert costs.cost(best) <= costs.cost(job.formula)
     monkeypatch.setattr("ropewalk.tuning.needle_perplexity.token_nll", None)

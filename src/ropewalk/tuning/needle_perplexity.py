@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ class NeedlePerplexity:
     """The cost of a scaling on texts that are chosen once, so that the costs of all scalings can be compared.
 
     Attributes:
-        tokens: tokens that are read for one cost.
         digest: of the model, the texts and the weight; costs with the same digest can be compared.
     """
 
@@ -57,13 +55,12 @@ class NeedlePerplexity:
         planter, rng = FactPlanter(job.tokenizer), random.Random(f"{job.seed}/needle perplexity")
         documents = [job.documents[index % len(job.documents)] for index in range(texts)]
         self._windows = [sample_window(document, job.target, window, planter, facts, rng) for document in documents]
-        self.tokens = texts * window
         digest = hashlib.sha256(f"{model_digest(job.model, job.tokenizer)} {job.model.dtype} {text_weight}".encode())
         for each in self._windows:
             digest.update(each.ids_T.tobytes() + each.positions_T.tobytes() + each.is_answer_T.tobytes())
         self.digest = digest.hexdigest()
 
-    def cost(self, scaling: Scaling, on_tokens: Callable[[float], None] | None = None) -> float:
+    def cost(self, scaling: Scaling) -> float:
         """Return the mean loss on the answers, plus the weighted mean loss on the text, in nats.
 
         Raises RuntimeError if it is not a number.
@@ -74,7 +71,7 @@ class NeedlePerplexity:
             for each in self._windows:
                 ids_T = torch.from_numpy(each.ids_T)
                 positions_T = torch.from_numpy(each.positions_T) if self._skips_text else None
-                nll_T = np.concatenate(list(token_nll(self._model, ids_T, on_tokens, positions_T=positions_T)))
+                nll_T = np.concatenate(list(token_nll(self._model, ids_T, positions_T=positions_T)))
                 answer_nll.append(nll_T[each.is_answer_T[1:]])
                 text_nll.append(nll_T[each.is_text_T[1:]])
         cost = float(np.concatenate(answer_nll).mean() + self._text_weight * np.concatenate(text_nll).mean())

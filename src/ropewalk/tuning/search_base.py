@@ -69,22 +69,21 @@ class SearchTuner(Tuner):
 
     def run(self, job: TuneJob, on_progress: OnProgress) -> Scaling:
         window = choose_window_tokens(job, self.window)
-        cost = NeedlePerplexity(job, texts=self.texts, facts=self.facts, window=window, text_weight=self.text_weight)
-        candidates = self.open_candidates(job, cost.digest)
+        objective = NeedlePerplexity(
+            job, texts=self.texts, facts=self.facts, window=window, text_weight=self.text_weight
+        )
+        candidates = self.open_candidates(job, objective.digest)
         started = time.monotonic()
 
-        def share_of_budget(tokens: float = 0.0) -> float:
-            share = (candidates.num_finished + tokens / cost.tokens) / self.trials
-            return max(share, (time.monotonic() - started) / 60 / self.minutes) if self.minutes else share
+        def share_of_budget() -> float:
+            share = candidates.num_finished / self.trials
+            if self.minutes is not None:
+                share = max(share, (time.monotonic() - started) / (60 * self.minutes))
+            return min(share, 1.0)
 
         while share_of_budget() < 1 or not candidates.num_finished:
-            scaling, tokens, label = candidates.ask(), 0.0, f"trial {candidates.num_finished + 1} of {self.trials}"
-
-            def report(read: float, label: str = label) -> None:
-                nonlocal tokens
-                tokens += read
-                on_progress(min(share_of_budget(tokens), 1.0), label)
-
-            candidates.tell(cost.cost(scaling, report))
-            on_progress(min(share_of_budget(), 1.0), f"{label}, lowest cost {candidates.best()[0]:.4f}")
+            candidates.tell(objective.cost(candidates.ask()))
+            lowest, _ = candidates.best()
+            detail = f"trial {candidates.num_finished} of {self.trials}, lowest cost {lowest:.4f}"
+            on_progress(share_of_budget(), detail)
         return candidates.best()[1]
