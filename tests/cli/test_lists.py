@@ -38,6 +38,7 @@ def test_tasks_lists_tasks_and_metrics(run):
     document = json.loads(out)
     tasks = {task["name"]: task for task in document["tasks"]}
     assert {"passkey", "needle", "perplexity", "ruler", "longbench", "generate", "lm-eval"} <= set(tasks)
+    assert {"nolima", "longbench-v2", "rag", "mrcr"} <= set(tasks)
     assert tasks["needle"]["positional"] == "text"
     assert tasks["generate"]["options"] == {"file": None, "metric": "f1", "max_new_tokens": 64}
     assert {"bleu", "rouge-l", "f1"} <= {metric["name"] for metric in document["metrics"]}

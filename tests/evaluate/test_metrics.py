@@ -98,6 +98,10 @@ def test_corpus_bleu_accepts_several_references_per_answer():
         ("string-match", "12 and 34, 12 again", ["12", "34", "56"], 2 / 3),
         ("string-match", "", ["12"], 0),
         ("string-match", "在ROPE里", ["rope"], 1),
+        # Normalized as in SQuAD: without case, punctuation and articles.
+        ("substring-exact-match", "It is the Old-Lane, there.", ["mill", "an old lane"], 0),
+        ("substring-exact-match", "It is the Old, Lane there.", ["mill", "an old lane!"], 1),
+        ("substring-exact-match", "old", ["old lane"], 0),
         # {rope, laid} against {rope, laid, lane}: precision 1, recall 2/3, F1 4/5; articles do not count.
         ("f1", "the rope laid", ["a rope laid lane"], 4 / 5),
         # "rope rope" has one word too many: precision 1/2, recall 1, F1 2/3.

@@ -23,14 +23,18 @@ def test_without_chat_a_prompt_is_plain_text(tokenizer):
     encoder = PromptEncoder(tokenizer)
     assert encoder.encode(" What? ") == tokenizer(" What? ")["input_ids"]
     assert encoder.encode("What?", "It is") == tokenizer("What? It is")["input_ids"]
-    assert encoder.encode("What?", "It is", delimiter="\n") == tokenizer("What?\nIt is")["input_ids"]
+    assert encoder.encode("What?\n", "It is") == tokenizer("What?\nIt is")["input_ids"]
+    said = [("user", "Hi"), ("assistant", "Yes"), ("user", "?")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    plain = "User: Hi\n\nAssistant: Yes\n\nUser: ?\n\nAssistant:"
+    assert encoder.encode_conversation(messages) == tokenizer(plain)["input_ids"]
     assert encoder.count_template_tokens() == 0
 
 
 def test_a_chat_has_the_turns_of_its_template_and_one_token_at_the_beginning(tokenizer):
     encoder = PromptEncoder(tokenizer, chat=True)
     assert tokenizer.decode(encoder.encode(" What? ")) == "<end>[user]What?[end][assistant]"
-    assert tokenizer.decode(encoder.encode("What?", "It is")) == "<end>[user]What?[end][assistant]It is"
+    assert tokenizer.decode(encoder.encode("What?\n", "It is")) == "<end>[user]What?[end][assistant]It is"
     # [user], [end] and [assistant] in characters, without the space between text and answer
     assert encoder.count_template_tokens() == 6 + 5 + 11 - 1
 

@@ -282,3 +282,18 @@ def test_every_part_stays_in_its_mode(model):
     with TextGenerator(model, WordTokenizer()).scaled(parse("none"), parse_policy("stepped")):
         assert not any(module.training for module in model.modules())
     assert {module: module.training for module in model.modules()} == modes
+
+
+def test_an_answer_ends_at_the_token_of_the_model_and_at_that_of_the_tokenizer(model):
+    """A chat model may end its turn with a token that only its tokenizer names."""
+    prompt = make_prompts("own")[0]
+    sample = Sample(0, prompt, (), max_new_tokens=NEW_TOKENS)
+    ((_, whole),) = TextGenerator(model, WordTokenizer()).generate([sample])
+    words = whole.split()
+    for of_model, of_tokenizer in [(None, words[2]), (words[2], None), (words[4], words[2]), (words[2], words[4])]:
+        tokenizer = WordTokenizer()
+        tokenizer.eos_token_id = of_tokenizer and int(of_tokenizer[1:])
+        changed = copy.deepcopy(model)
+        changed.generation_config.eos_token_id = of_model and int(of_model[1:])
+        ((_, answer),) = TextGenerator(changed, tokenizer).generate([sample])
+        assert answer.split() == words[: words.index(words[2]) + 1]

@@ -147,7 +147,7 @@ def load_task(entry: Any, seed: int, dataset: Any = None) -> Any:
             tasks = TaskManager(include_defaults=False).load(str(entry.yaml_path))["tasks"]
         else:
             # The harness overrides a field of a registered task only for the members of a group.
-            member = {"task": entry.name, "custom_dataset": lambda **metadata: {"test": dataset}}
+            member = {"task": entry.name, "custom_dataset": lambda **metadata: {"test": dataset}, "test_split": "test"}
             group = {"group": f"{entry.name}_group", "task": [member]}
             tasks = _task_manager(entry.yaml_path.parent).load(group)["tasks"]
     return tasks[entry.name]
@@ -190,6 +190,25 @@ def build_requests(
     for request in task.instances:
         requests_by_document.setdefault(request.doc_id, []).append(request)
     return [sorted(requests, key=attrgetter("idx")) for requests in requests_by_document.values()]
+
+
+def render_prompt(task: Any, document: Mapping[str, Any], chat_template: Callable[..., str] | None) -> str:
+    """Return the prompt that `build_requests` makes of a document, without examples.
+
+    Args:
+        task: a loaded task.
+        document: one of its documents.
+        chat_template: see `build_requests`.
+    """
+    prompt: str = task.fewshot_context(
+        document,
+        0,
+        apply_chat_template=chat_template is not None,
+        fewshot_as_multiturn=chat_template is not None,
+        chat_template=chat_template,
+        gen_prefix=task.doc_to_prefix(document),
+    )
+    return prompt
 
 
 def generation_settings(request: Any) -> tuple[int, tuple[str, ...], bool]:

@@ -1,4 +1,4 @@
-"""Files with one JSON object per line (JSONL)."""
+"""Files with one JSON object per line (JSONL), or with a list of objects."""
 
 from __future__ import annotations
 
@@ -38,4 +38,24 @@ def read_json_lines(path: Path, field: str) -> Iterator[tuple[str, dict[str, Any
             raise InputError(name, line, "a JSON object", str(error)) from None
         if not isinstance(value, dict):
             raise InputError(name, line, "a JSON object")
+        yield name, value
+
+
+def read_json_records(path: Path, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of each JSON object in a file, for error messages, and the object.
+
+    The file holds one JSON list, or one object per line. Raises InputError as `read_json_lines` does.
+    """
+    lines = read_lines(path, field)
+    if not next((line for line in lines if line.strip()), "").lstrip().startswith("["):
+        yield from read_json_lines(path, field)
+        return
+    try:
+        values = parse_json("\n".join(lines))
+    except ValueError as error:
+        raise InputError(field, str(path), "a list of JSON objects, or one object per line", str(error)) from None
+    for number, value in enumerate(values, 1):
+        name = f"{path} item {number}"
+        if not isinstance(value, dict):
+            raise InputError(name, value, "a JSON object")
         yield name, value

@@ -58,6 +58,18 @@ class StringMatch(Metric):
 
 
 @dataclass(frozen=True)
+class SubstringExactMatch(Metric):
+    """1 if the answer contains a reference, both normalized as in SQuAD (DrQA; HELMET, arXiv 2410.02694)."""
+
+    name = "substring-exact-match"
+
+    def score(self, answer: str, references: Sequence[str]) -> float:
+        normalize = _import("lm_eval.tasks.longbench.metrics", self.name).normalize_answer
+        normalized = normalize(answer)
+        return float(any(normalize(reference) in normalized for reference in references))
+
+
+@dataclass(frozen=True)
 class Bleu(Metric):
     """BLEU (Papineni et al. 2002) by sacrebleu; the score of a corpus is corpus BLEU, not a mean of sentence scores."""
 
@@ -106,6 +118,7 @@ METRICS: dict[str, Metric] = {
     for metric in (
         ExactMatch(),
         StringMatch(),
+        SubstringExactMatch(),
         LongBenchScore("f1", "qa_f1_score"),
         LongBenchScore("f1-zh", "qa_f1_zh_score"),
         Bleu("bleu", "13a"),

@@ -27,28 +27,34 @@ class PromptEncoder:
     tokenizer: Any
     chat: bool = False
 
-    def encode(self, text: str, answer_prefix: str = "", delimiter: str = " ") -> list[int]:
+    def encode(self, text: str, answer_prefix: str = "") -> list[int]:
         """Return the token ids of a prompt.
 
         Args:
             text: what the user says.
-            answer_prefix: beginning of the answer, which the model continues.
-            delimiter: between the two in plain text; a chat template has its own.
+            answer_prefix: beginning of the answer, which the model continues. In plain text a space precedes it, unless
+                `text` ends with white space; a chat template has its own delimiters.
 
         Raises InputError if the chat template fails.
         """
         if not self.chat:
-            prompt = text + delimiter + answer_prefix if answer_prefix else text
-            return list(self.tokenizer(prompt, verbose=False)["input_ids"])
-        messages = [{"role": "user", "content": text}]
-        if answer_prefix:
-            messages.append({"role": "assistant", "content": answer_prefix})
-        return self.encode_conversation(messages, add_generation_prompt=not answer_prefix)
+            delimiter = " " if answer_prefix and text == text.rstrip() else ""
+            return list(self.tokenizer(text + delimiter + answer_prefix, verbose=False)["input_ids"])
+        if not answer_prefix:
+            return self.encode_conversation([{"role": "user", "content": text}])
+        messages = [{"role": "user", "content": text.rstrip()}, {"role": "assistant", "content": answer_prefix}]
+        return self.encode_conversation(messages, add_generation_prompt=False)
 
     def encode_conversation(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> list[int]:
-        """Return the token ids of a conversation in the chat template; the arguments are those of `render_chat`."""
+        """Return the token ids of a conversation; the arguments are those of `render_chat`.
+
+        In plain text each message is a paragraph that begins with its role, and the model answers as the assistant.
+        """
+        if not self.chat:
+            paragraphs = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+            return self.encode("\n\n".join([*paragraphs, "Assistant:"]))
         rendered = render_chat(self.tokenizer, messages, add_generation_prompt)
         # The template writes the special tokens, such as the one at the beginning of a text.
         return list(self.tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ropewalk.errors import InputError
-from ropewalk.evaluate.prompt_encoder import PromptEncoder
 
 
 def truncate_middle(
-    encoder: PromptEncoder, text: str, question: str, length: int, field: str, before: str = ""
-) -> tuple[list[int], bool]:
-    """Encode a text and the question after it, dropping as much of the middle of the text as necessary.
+    tokenizer: Any, text: str, encode_prompt: Callable[[str], list[int]], length: int, field: str
+) -> tuple[str, list[int]]:
+    """Drop as much of the middle of a text as necessary for the prompt around it.
 
     Args:
-        encoder: encodes the prompt.
+        tokenizer: of the model.
         text: the text that may be truncated.
-        question: what follows the text; it is never truncated.
-        length: most tokens to return.
+        encode_prompt: returns the token ids of the prompt with such a text.
+        length: most tokens of the prompt.
         field: the origin of the text, for error messages.
-        before: what precedes the text; it is never truncated.
 
-    Returns the token ids and whether the text was truncated.
-    Raises InputError if the question alone has more than `length` tokens.
+    Returns the text and the token ids of its prompt.
+    Raises InputError if the prompt without the text has more than `length` tokens.
     """
-    token_ids = encoder.encode(before + text + question)
+    token_ids = encode_prompt(text)
     if len(token_ids) <= length:
-        return token_ids, False
-    tokenizer = encoder.tokenizer
+        return text, token_ids
     text_ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     keep = len(text_ids) - (len(token_ids) - length)
     least_step = 1
     while keep > 0:
         head, tail = text_ids[: keep // 2], text_ids[len(text_ids) - (keep - keep // 2) :]
-        token_ids = encoder.encode(before + tokenizer.decode(head) + tokenizer.decode(tail) + question)
+        shortened = tokenizer.decode(head) + tokenizer.decode(tail)
+        token_ids = encode_prompt(shortened)
         if len(token_ids) <= length:
-            return token_ids, True
+            return shortened, token_ids
         # The decoded text can have more tokens than it was decoded from, at the joint in particular. The steps grow, so
         # that there are few of them whatever the tokenizer.
         keep -= max(len(token_ids) - length, least_step)

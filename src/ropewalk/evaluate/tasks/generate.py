@@ -84,6 +84,8 @@ class Generate(Task):
             raise InputError(field, record, "strings as context and input")
         if not (isinstance(references, list) and references and all(isinstance(text, str) for text in references)):
             raise InputError(f"{field}, answers", answers, "a string or a list of strings")
-        prompt, was_cut = truncate_middle(encoder, context, f"\n\n{question}", length, field)
-        metadata = {"line": int(field.rpartition(" ")[2]), "cut": was_cut}
+        text, prompt = truncate_middle(
+            encoder.tokenizer, context, lambda text: encoder.encode(f"{text}\n\n{question}"), length, field
+        )
+        metadata = {"line": int(field.rpartition(" ")[2]), "cut": text != context}
         return Sample(index, prompt, tuple(references), self.max_new_tokens, metadata=metadata)

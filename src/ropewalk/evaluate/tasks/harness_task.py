@@ -1,4 +1,4 @@
-"""The base of `ruler`, `longbench` and `lm_eval`: tasks whose prompts and scores come from lm-evaluation-harness."""
+"""The base of the tasks whose prompts and scores come from lm-evaluation-harness, such as `ruler` and `longbench`."""
 
 from __future__ import annotations
 
@@ -70,14 +70,9 @@ class Document:
 
 @dataclass(frozen=True)
 class HarnessTask(Task):
-    """A task of lm-evaluation-harness, answered greedily; each of its documents is one sample.
-
-    Options: `task`, its name in the harness.
-    """
+    """A task of lm-evaluation-harness, answered greedily; each of its documents is one sample."""
 
     positional = "task"
-
-    task: str
 
     @abstractmethod
     def load(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool) -> tuple[Any, list[list[Any]]]:
@@ -115,10 +110,7 @@ class HarnessTask(Task):
             if is_sampled:
                 raise InputError("task", str(self), "a task that is answered greedily", "its YAML sets do_sample")
         prompt = document.longest_prompt()
-        # A chat template may have put the token for the beginning of a text there already.
-        has_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
-        options = {"add_special_tokens": False} if has_bos else {}
-        token_ids = list(tokenizer(prompt, verbose=False, **options)["input_ids"])
+        token_ids = tokenize_prompt(tokenizer, prompt)
         max_tokens = document.length - max_new_tokens
         if max_tokens < 1:
             raise InputError(
@@ -178,6 +170,13 @@ class HarnessTask(Task):
                 metric = name.partition(",")[0]  # the rest is the name of a filter
                 summary[name] = float(aggregations.get(metric, mean)(metric_values))
         return summary
+
+
+def tokenize_prompt(tokenizer: Any, prompt: str) -> list[int]:
+    """Return the token ids of a prompt, to which a chat template may have added the token for its beginning."""
+    has_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
+    options = {"add_special_tokens": False} if has_bos else {}
+    return list(tokenizer(prompt, verbose=False, **options)["input_ids"])
 
 
 def chat_template(tokenizer: Any, chat: bool) -> Callable[..., str] | None:

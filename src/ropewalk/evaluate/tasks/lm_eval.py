@@ -33,6 +33,7 @@ class LmEval(HarnessTask):
     name = "lm-eval"
     chat_choices = ("on",)  # the harness itself applies a template only on request
 
+    task: str
     include: str | None = None
     fewshot: int | None = None
 
