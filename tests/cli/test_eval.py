@@ -123,6 +123,15 @@ def test_wrong_values_are_input_errors(run, tiny_folder, text_file, questions, t
     assert len([line for line in err.splitlines() if line.startswith("ropewalk:")]) == 1
 
 
+def test_a_chat_template_that_the_model_lacks_is_one_line(run, argv):
+    status, out, err = run(*argv, "--chat", "on")
+    assert (status, out) == (2, "")
+    assert re.search(r"error: chat: got 'on for .*, which has no chat template'; expected auto or off$", err, re.M)
+    status, _, err = run(*argv, "--chat", "of")
+    assert status == 2
+    assert "chat: got 'of'; expected auto, on, off (did you mean off?)" in err
+
+
 def test_a_folder_with_results_of_another_model_is_an_input_error(run, argv, tiny_folder, tmp_path, tiny):
     assert run(*argv)[0] == 0
     other = copy.deepcopy(tiny)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tests.helpers.completions_server import GreedyModel, run_server
 
 import ropewalk as rw
 from ropewalk.evaluate.evaluation_store import EvaluationStore
+from ropewalk.models.load import load_tokenizer
 
 SAMPLES = 8
 
@@ -53,6 +55,26 @@ def test_the_answers_are_those_of_the_local_model(run, argv, server_model, tmp_p
     assert read_answers(tmp_path / "server") == read_answers(tmp_path / "local")
     assert len(read_answers(tmp_path / "server")) == SAMPLES
     assert len(server_model.requests) == requests == SAMPLES, "the second run needs no request"
+
+
+@pytest.mark.parametrize(("chat", "turns"), [("auto", ["w90", "w91"]), ("off", [])])
+def test_the_template_of_the_tokenizer_is_applied_before_the_server(run, argv, tiny_folder, tmp_path, chat, turns):
+    folder = tmp_path / "chat_model"
+    shutil.copytree(tiny_folder, folder)
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.chat_template = "w90 {{ messages[0]['content'] }} {% if add_generation_prompt %}w91{% endif %}"
+    tokenizer.save_pretrained(folder)
+    argv[1] = folder
+    prompts = []
+
+    def answer(request):
+        prompts.append(tokenizer.decode(request["prompt"]).split())
+        return 200, {"choices": [{"text": "w5"}]}
+
+    with run_server(answer) as url:
+        status, _, err = run(*argv, "--url", url, "--chat", chat, "--out", tmp_path / "out")
+    assert status == 0, err
+    assert sorted(prompts) == [[*turns[:1], "w1", "w2", f"w{i}", "w4", *turns[1:]] for i in range(SAMPLES)]
 
 
 def test_results_of_a_server_are_not_mixed_with_those_of_a_local_model(run, argv, server_model, tmp_path):

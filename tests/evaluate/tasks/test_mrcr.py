@@ -41,6 +41,20 @@ def test_prompts_have_exactly_the_length_and_keep_the_requests(tmp_path, charact
         assert sample.max_new_tokens == len(f"Xk3{REPLY}") + 32
 
 
+def test_an_introduction_before_the_first_request_is_kept_with_all_requests(tmp_path, characters):
+    request, reply = "Write a tale about knots.", "The tale of an introduction."
+    first = [
+        {"role": "user", "content": f"This is an introduction.\n\n{request}"},
+        {"role": "assistant", "content": reply},
+    ]
+    task = parse_task(f"mrcr:{write_mrcr(tmp_path, rows=1, prompt=[*first, *MESSAGES], answer=f'Xk3{reply}')}")
+    (sample,) = task.make_samples(characters, 700, 1, seed=0)
+    text = characters.decode(sample.prompt)
+    assert text.startswith(f"User: {first[0]['content']}\n\nAssistant: {reply}\n\n")
+    assert text.count(request) == 3
+    assert sample.metadata["depth"] == pytest.approx(50 / 700, abs=0.05)
+
+
 def test_a_conversation_of_the_length_is_unchanged(tmp_path, characters):
     tokenizer = with_template(characters)
     whole = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]

@@ -113,9 +113,11 @@ def _make_sample(
     wanted = [start for start in turns if messages[start + 1]["content"] == answer.removeprefix(prefix)]
     if not wanted:
         raise InputError(f"{field}, answer", answer, "random_string_to_prepend, then one of the assistant's messages")
-    # The first turn is kept, because an introduction may precede the request in it.
+    # An introduction may precede the request in the first message, so that turn is kept, and requests are compared at
+    # their ends.
     request = messages[wanted[0]]["content"]
-    fillers = [start for start in turns if start > 0 and messages[start]["content"] != request]
+    contents = {start: messages[start]["content"] for start in turns if start > 0}
+    fillers = [start for start, said in contents.items() if not (said.endswith(request) or request.endswith(said))]
     random.Random(f"{seed}/{index}").shuffle(fillers)
     conversation = Conversation(encoder, messages, fillers)
     removed = conversation.count_turns_to_remove(length, field)
