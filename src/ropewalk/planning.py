@@ -109,9 +109,9 @@ def plan(
     is_scaled = layer.scaling != NoScaling()
     original = layer.scaling.resolve_original_length(layer.rope)
     memory = compute_kv_cache_bytes(model_config.attention, target) if model_config.attention else None
-    published = find_published_model(model_or_config if isinstance(model_or_config, str) else "", model_config)
+    published = _find_published(model_or_config, model_config)
     current_length = compute_current_length(model_config)
-    notes = _note_dual_chunk_attention(config, target)
+    notes = note_dual_chunk_attention(config, target)
     if is_scaled and published and published.matches(model_config):
         current_length = max(current_length, _published_length(published))
     if target <= current_length:
@@ -121,7 +121,7 @@ def plan(
 
     _check_reads_whole_text(model_config)
     ratio = target / current_length
-    if published and not is_scaled and target <= _published_length(published):
+    if published and has_published_scaling(model_or_config, model_config, target):
         scaling, choice_reasons = _choose_published(published, target)
     else:
         scaling, choice_reasons = _choose_scaling(model_config, ratio)
@@ -187,7 +187,7 @@ def read_source(source: Any) -> tuple[ModelConfig, Mapping[str, Any] | None]:
     return model_config, source if isinstance(source, Mapping) else getattr(source, "config", source).to_dict()
 
 
-def _note_dual_chunk_attention(config: Mapping[str, Any] | None, target: int) -> tuple[str, ...]:
+def note_dual_chunk_attention(config: Mapping[str, Any] | None, target: int) -> tuple[str, ...]:
     """Return a sentence about dual chunk attention if the model needs it for the target."""
     dual_chunk = configs.get_text_config_dict(config).get("dual_chunk_attention_config") if config else None
     length = dual_chunk.get("original_max_position_embeddings") if isinstance(dual_chunk, Mapping) else None
@@ -271,6 +271,17 @@ def _find_explicit_attention_factor(scaling: YaRN, rope: Rope) -> float | None:
     stored = scaling.attention_factor
     is_formula = stored is not None and abs(stored / formula - 1) < _ATTENTION_FACTOR_TOLERANCE
     return None if is_formula else stored
+
+
+def has_published_scaling(model_or_config: Any, model_config: ModelConfig, target: int) -> bool:
+    """Return whether the makers of an unscaled model publish a scaling for `target` tokens, which `plan` then uses."""
+    published = _find_published(model_or_config, model_config)
+    is_scaled = model_config.main_layer.scaling != NoScaling()
+    return published is not None and not is_scaled and target <= _published_length(published)
+
+
+def _find_published(model_or_config: Any, model_config: ModelConfig) -> PublishedModel | None:
+    return find_published_model(model_or_config if isinstance(model_or_config, str) else "", model_config)
 
 
 def _published_length(model: PublishedModel) -> int:

@@ -57,15 +57,28 @@ def test_methods_that_no_configuration_holds_are_compared_on_request():
 def test_a_trained_scaling_keeps_its_method_and_its_options():
     trained = rw.Llama3(factor=8, original_length=8192)
     planned = rw.Llama3(factor=20, original_length=8192)
-    candidates = list_candidates(planned, trained, 2.0, runtime_methods=True)
+    candidates = list_candidates(planned, trained, 16.0, runtime_methods=True)
     assert specs(candidates) == [f"llama3:original_length=8192,factor={factor}" for factor in (20, 16, 24, 32)]
 
 
-def test_the_published_scaling_is_compared_with_yarn():
-    published = rw.YaRN(factor=4, beta_fast=16)
-    assert specs(list_candidates(published, rw.NoScaling(), 4.0, runtime_methods=False))[:3] == [
-        "yarn:beta_fast=16,factor=4", "yarn:beta_fast=16,factor=5", "yarn:beta_fast=16,factor=6",
-    ]  # fmt: skip
+def test_the_published_scaling_comes_first_and_is_compared_with_larger_factors_and_plain_yarn():
+    published = rw.YaRN(factor=4, beta_fast=16, original_length=32_768)
+    options = "original_length=32768,beta_fast=16"
+    candidates = specs(list_candidates(published, rw.NoScaling(), 131_072 / 32_768, runtime_methods=False))
+    assert candidates[:4] == [f"yarn:{options},factor={factor}" for factor in (4, 5, 6, 8)]
+    assert "yarn:original_length=32768,factor=5" in candidates
+
+
+def test_a_choice_against_the_makers_is_compared_with_theirs():
+    methods = (measured("yarn:factor=4", 3.0, "++++"), measured("yarn:factor=2", 3.3, "+++-", 2.0))
+    run = FakeRun({"yarn:factor=4": 1.0, "yarn:factor=2": 1.05}, 30)
+    run.run_all()
+    shown = measured_plan._explain(run, methods, rw.YaRN(factor=2), True, 1, WORDS)
+    assert shown[-1].startswith(
+        "its makers publish yarn:factor=2: perplexity 3.300, 3 of 4 passkeys at the target, +2.0 %"
+    )
+    same = measured_plan._explain(run, methods[::-1], rw.YaRN(factor=2), True, 1, WORDS)
+    assert same[-1] == "its makers publish the same"
 
 
 def measured(spec, perplexity, passkeys, tax=0.0, remained=True):

@@ -221,7 +221,7 @@ class CurveRun:
             is_exact = isinstance(scaling, PositionMethod) or scaling.is_dynamic
             baseline = self.store.short_losses.get((unscaled, tokens))
             losses = baseline if is_exact else self.store.short_losses.get((str(scaling), tokens))
-            if losses and baseline and scaling != self._unscaled:
+            if losses and baseline and len(losses) == len(baseline) and scaling != self._unscaled:
                 taxes.append(compute_short_tax(str(scaling), tokens, losses, baseline))
         return taxes
 

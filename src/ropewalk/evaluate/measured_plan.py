@@ -34,7 +34,15 @@ from ropewalk.evaluate.plan_measurements import MeasurementRun, Measurements, Me
 from ropewalk.evaluate.short_tax import ShortTax, compute_short_tax
 from ropewalk.evaluate.texts import Text, read_text
 from ropewalk.models.digest import model_digest
-from ropewalk.planning import MARGIN, Plan, build_planned_fields, compute_current_length, plan, read_source
+from ropewalk.planning import (
+    MARGIN,
+    Plan,
+    build_planned_fields,
+    has_published_scaling,
+    note_dual_chunk_attention,
+    plan,
+    read_source,
+)
 from ropewalk.planning import round_up_factor as round_up
 from ropewalk.positions.rerope import LeakyReRoPE
 from ropewalk.scaling import Scaling
@@ -125,16 +133,17 @@ def measure_plan(
     arguments and a text that is too short, and what `ropewalk.plan` raises.
     """
     check_number("measure", minutes, minimum=0, exclusive=True)
-    planned = plan(model if isinstance(model, str) else model[0], target)
+    source = model if isinstance(model, str) else model[0]
+    planned = plan(source, target)
     if not planned.needed:
         return planned
     text = read_text(text) if isinstance(text, str) else text
-    model_config, config = read_source(model if isinstance(model, str) else model[0])
-    baseline = model_config.main_layer.scaling
-    ratio = target / compute_current_length(model_config)
+    model_config, config = read_source(source)
+    layer = model_config.main_layer
+    baseline, smallest_factor = layer.scaling, target / planned.scaling.resolve_original_length(layer.rope)
     results = Measurements({}, None) if out is None else _open_measurements(model, dtype, text, target, Path(out))
     run = MeasurementRun(
-        list_candidates(planned.scaling, baseline, ratio, runtime_methods),
+        list_candidates(planned.scaling, baseline, smallest_factor, runtime_methods),
         baseline,
         planned.scaling,
         results,
@@ -153,7 +162,12 @@ def measure_plan(
         reason = f"{minutes:g} minutes were too short to measure a single method"
         return dataclasses.replace(planned, reasons=(*planned.reasons, reason))
     chosen = measured[0].method
-    reasons = (planned.reasons[0], *_explain(run, measured, planned, minutes, text))
+    is_published = has_published_scaling(source, model_config, target)
+    reasons = (
+        planned.reasons[0],
+        *_explain(run, measured, planned.scaling, is_published, minutes, text),
+        *note_dual_chunk_attention(config, target),
+    )
     values = {f.name: getattr(planned, f.name) for f in dataclasses.fields(Plan)}
     if isinstance(chosen, Scaling) and not chosen.is_dynamic:
         rope_parameters, declared = build_planned_fields(model_config, config, chosen, target)
@@ -164,17 +178,16 @@ def measure_plan(
     return MeasuredPlan(**{**values, "reasons": reasons}, measured=measured, method=chosen)
 
 
-def list_candidates(planned: Scaling, baseline: Scaling, ratio: float, runtime_methods: bool) -> list[Method]:
+def list_candidates(planned: Scaling, baseline: Scaling, smallest_factor: float, runtime_methods: bool) -> list[Method]:
     """Return the methods to compare, the most promising first, without duplicates.
 
     Args:
         planned: what `ropewalk.plan` chooses without a measurement.
         baseline: the model's own scaling.
-        ratio: target over the length that the model reads now.
+        smallest_factor: target over the original length of the planned scaling.
         runtime_methods: whether methods that no configuration can hold are among them.
     """
-    smallest = ratio * float(getattr(baseline, "factor", None) or 1.0)
-    factors = [round_up(smallest * margin) for margin in _MARGINS]
+    factors = [round_up(smallest_factor * margin) for margin in _MARGINS]
     candidates: list[Method] = [planned]
     if getattr(planned, "factor", None) is not None:
         candidates += [dataclasses.replace(planned, factor=factor) for factor in factors]  # type: ignore[call-arg]
@@ -254,7 +267,12 @@ def _short_tax(run: MeasurementRun, name: str) -> ShortTax | None:
 
 
 def _explain(
-    run: MeasurementRun, measured: Sequence[MeasuredMethod], planned: Plan, minutes: float, text: Text
+    run: MeasurementRun,
+    measured: Sequence[MeasuredMethod],
+    planned: Scaling,
+    is_published: bool,
+    minutes: float,
+    text: Text,
 ) -> tuple[str, ...]:
     """Return why the first method is chosen, in numbers, one sentence each."""
     chosen, windows = measured[0], run.compared_windows()
@@ -272,13 +290,14 @@ def _explain(
     best = min((each for each in measured if each.remained), key=lambda each: each.perplexity)
     if best is not chosen:
         reasons.append(f"{_describe(best)}; it is not chosen because {_compare(chosen, best)}")
-    if str(planned.scaling) != str(chosen.method):
-        other = next((each for each in measured if each.method == planned.scaling), None)
-        published = next((reason for reason in planned.reasons if reason.startswith("its makers publish")), None)
-        name = published or f"without a measurement the plan is {planned.scaling}"
-        reasons.append(f"{name}; measured here, {_describe(other)}" if other and other is not best else name)
-    if any(reason.startswith("its makers publish") for reason in planned.reasons) and chosen.method == planned.scaling:
-        reasons += [reason for reason in planned.reasons if reason.startswith("its makers publish")]
+    origin = "its makers publish" if is_published else "without a measurement the plan is"
+    other = next((each for each in measured if each.method == planned), None)
+    if chosen.method == planned:
+        reasons += [f"{origin} the same"] if is_published else []
+    elif other is None or other is best:
+        reasons.append(f"{origin} {planned}")
+    else:
+        reasons.append(f"{origin} {_describe(other)}")
     return tuple(reasons)
 
 
@@ -303,7 +322,7 @@ def _compare(chosen: MeasuredMethod, best: MeasuredMethod) -> str:
     more = sum(chosen.passkeys) - sum(best.passkeys)
     if more > 0:
         return f"the chosen one finds {more} more passkeys"
-    return "the chosen one is within 1 % of it and costs less on short text"
+    return "the chosen one is within 1 % of it, and no worse at passkeys and on short text"
 
 
 def _open_measurements(model: ModelSource, dtype: str | None, text: Text, target: int, folder: Path) -> Measurements:
