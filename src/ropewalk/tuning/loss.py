@@ -24,7 +24,7 @@ _HEAD_BLOCK = 1024  # tokens whose logits exist at the same time
 
 
 def differentiable_nll(model: Any, ids_T: Tensor) -> Tensor:
-    """Return the negative log-likelihood of each token after the first, in nats, [T-1] float32.
+    """Return the negative log-likelihood of each token after the first, in nats, [T-1].
 
     Args:
         model: a causal language model of transformers.
@@ -37,7 +37,8 @@ def differentiable_nll(model: Any, ids_T: Tensor) -> Tensor:
     def block_nll(block_BTD: Tensor, block_BT: Tensor, targets_T: Tensor) -> Tensor:
         with head_only(body, BaseModelOutputWithPast(last_hidden_state=block_BTD)):  # type: ignore[arg-type]
             logits_TV = model(input_ids=block_BT, use_cache=False).logits[0]
-        return nn.functional.cross_entropy(logits_TV.float(), targets_T, reduction="none")
+        logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+        return nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
 
     parts = []
     for start in range(0, len(ids_T) - 1, _HEAD_BLOCK):

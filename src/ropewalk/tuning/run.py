@@ -2,7 +2,7 @@
 
 run = TuneRun("smollm2", target=32_768, text=["book.txt"], out="runs/tuned")
 scaling = run.tune()
-print(run.prove(scaling).sentence)
+print(run.open_proof(scaling).run().sentence)
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ class LearnedTables(nn.Module):
         inv_freq_SP = self._inv_freq_P * torch.exp(-self.log_divisor_SP.double())
         factor_S = torch.exp(self.log_attention_factor_S.double())
         # One text at a time: the sets take the place of the rows.
-        cos_STP, sin_STP = differentiable_tables(positions_BT[:1], inv_freq_SP, factor_S, torch.float32)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        cos_STP, sin_STP = differentiable_tables(positions_BT[:1], inv_freq_SP, factor_S, dtype)
         pair_U = self._layers.table.pair_U
         tables = self._layers.table.to_channels(x, cos_STP[..., pair_U], sin_STP[..., pair_U])
         parts = tables if isinstance(tables, tuple) else (tables,)
