@@ -106,3 +106,14 @@ def test_the_page_has_both_tables(tmp_path):
     assert "+0.0 ± 0.0 points" in page
     assert "passkey, from 4k" in page.replace("<wbr>", "")
     assert "≥ 8k" in page
+
+
+def test_the_page_says_which_prompts_a_task_had(tmp_path):
+    cells = [
+        (describe_cell("passkey", "none", 4096, 1, chat=True), [1]),
+        (describe_cell("needle", "none", 4096, 1, chat=True), [1]),
+        (describe_cell("perplexity", "none", 4096, 1, main="ppl", better="lower"), [9]),
+    ]
+    with write_store(tmp_path, cells) as store:
+        page = write_report(store, tmp_path / "report.html")[0].read_text()
+    assert "in the chat template of the model: passkey, needle<br>as plain text: perplexity" in page

@@ -54,6 +54,7 @@ def write_report(store: EvaluationStore, out: Path) -> list[Path]:
         original_length=original_length,
         status=_describe_progress(cells),
         runs=_merge_runs(store.runs()),
+        prompts=_describe_prompts(cells),
         columns=list_columns(cells),
         kinds=list(kinds),
         summary=_summary_rows(cells),
@@ -100,6 +101,15 @@ def _describe_progress(cells: Sequence[CellResult]) -> str:
         f"Unfinished: {finished:,} of {len(cells):,} cells and {samples:,} samples are done. In tables, 3/10 means "
         "that three of ten samples are done. Heat maps include unfinished cells; line charts do not."
     )
+
+
+def _describe_prompts(cells: Sequence[CellResult]) -> list[str]:
+    """Return the kinds of prompts, each with the tasks that had them."""
+    tasks: dict[bool, dict[str, None]] = {}
+    for cell in cells:
+        tasks.setdefault(cell.description["chat"], {})[cell.description["task"]] = None
+    kinds = {True: "in the chat template of the model", False: "as plain text"}
+    return [f"{kinds[chat]}: {', '.join(names)}" for chat, names in tasks.items()]
 
 
 def _merge_runs(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
