@@ -143,7 +143,8 @@ def _cost_rows(costs: Sequence[ShortCost]) -> list[tuple[str, dict[str, str]]]:
     """Return the name of each task with the costs by scaling as text."""
     rows: dict[str, dict[str, str]] = {}
     for cost in costs:
-        name = f"{cost.task} at {format_length(cost.length)}, {cost.difference.count} prompts"
+        count = cost.difference.count
+        name = f"{cost.task} at {format_length(cost.length)}, {count} {'prompt' if count == 1 else 'prompts'}"
         rows.setdefault(name, {})[cost.column] = str(cost)
     return list(rows.items())
 
