@@ -5,6 +5,8 @@ import json
 import pytest
 from tests.helpers.real_configs import real_config_path
 
+from ropewalk.evaluate.plan_measurements import Measurements
+
 
 def printed_changes(out):
     """Return the JSON that is printed between the words for people."""
@@ -64,6 +66,24 @@ def test_measure_prints_the_choice_in_numbers_and_continues(run, tiny_folder, te
     assert status == 0, err
     for part in ("Measured, the chosen method first", chosen["scaling"], "config.json for transformers 5"):
         assert part in out
+
+
+def test_an_interrupted_measurement_keeps_what_it_has(run, tiny_folder, text_file, tmp_path, monkeypatch):
+    add = Measurements.add
+
+    def interrupt_after_three(results, *step):
+        add(results, *step)
+        if len(results.values) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Measurements, "add", interrupt_after_three)
+    folder = tmp_path / "plan"
+    options = ("--text", text_file, "--measure", "1", "--out", folder, "--dtype", "float32")
+    status, out, err = run("plan", tiny_folder, "--target", "120", *options)
+    assert (status, out) == (130, "")
+    assert f"the measurements are safe in {folder}; the same command continues from there" in err
+    (file,) = folder.glob("plan-*.json")
+    assert len(json.loads(file.read_text())["steps"]) == 3
 
 
 @pytest.mark.parametrize(
