@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,25 @@ from ropewalk.errors import InputError
 from ropewalk.files import parse_json
 
 
-def read_lines(path: Path, field: str) -> list[str]:
-    """Return the lines of a file in UTF-8, without a byte order mark.
+def read_lines(path: str | Path, field: str) -> list[str]:
+    """Return the lines of a file in UTF-8, without a byte order mark. A path may begin with `~`.
 
     Raises InputError if the file cannot be read; `field` is the option that names it.
     """
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        return Path(path).expanduser().read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(field, f"{path}, which is not UTF-8 at byte {error.start}", "a JSONL file in UTF-8") from None
     except OSError as error:
         raise InputError(field, str(path), "a file that can be read", str(error.strerror)) from None
 
 
-def read_json_lines(path: Path, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def digest_lines(path: str | Path, field: str) -> str:
+    """Return the SHA-256 of the lines of a file, in hexadecimal; the arguments are those of `read_lines`."""
+    return hashlib.sha256("\n".join(read_lines(path, field)).encode()).hexdigest()
+
+
+def read_json_lines(path: str | Path, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of each line, for error messages, and the JSON object in it. Empty lines are skipped.
 
     Raises InputError as `read_lines` does, and for a line that is no JSON object or has lone surrogates.
@@ -41,7 +47,7 @@ def read_json_lines(path: Path, field: str) -> Iterator[tuple[str, dict[str, Any
         yield name, value
 
 
-def read_json_records(path: Path, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_records(path: str | Path, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of each JSON object in a file, for error messages, and the object.
 
     The file holds one JSON list, or one object per line. Raises InputError as `read_json_lines` does.

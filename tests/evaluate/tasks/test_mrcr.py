@@ -60,10 +60,19 @@ def test_a_conversation_of_the_length_is_unchanged(tmp_path, characters):
     whole = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
     task = parse_task(f"mrcr:{write_mrcr(tmp_path, rows=1)}")
     assert task.make_samples(tokenizer, len(whole), 1, seed=0, chat=True)[0].prompt == whole
-    with pytest.raises(InputError, match=f"lengths: got {len(whole) + 1}; expected at most {len(whole):,} tokens"):
-        task.make_samples(tokenizer, len(whole) + 1, 1, seed=0, chat=True)
-    with pytest.raises(InputError, match=r"lengths: got 200; expected at least \d+ tokens, what .*line 1 must keep"):
-        task.make_samples(tokenizer, 200, 1, seed=0, chat=True)
+    for length in (200, len(whole) + 1):
+        expected = rf"tokens that a conversation of .* can have: [3-6]\d\d to {len(whole):,}$"
+        with pytest.raises(InputError, match=f"lengths: got {length}; expected {expected}"):
+            task.make_samples(tokenizer, length, 1, seed=0, chat=True)
+
+
+def test_conversations_that_cannot_have_the_length_are_left_out(tmp_path, characters):
+    rows = [write_mrcr(tmp_path, rows=1).read_text()]
+    for prompt in (MESSAGES[18:], [{**MESSAGES[0], "content": "Long. " * 200}, *MESSAGES[1:]]):
+        rows.append(write_mrcr(tmp_path, rows=1, prompt=prompt).read_text())
+    (tmp_path / "mixed.jsonl").write_text("".join([rows[1], rows[0], rows[2], rows[0]]))
+    samples = parse_task(f"mrcr:{tmp_path}/mixed.jsonl").make_samples(characters, 1500, 9, seed=0)
+    assert [(sample.index, len(sample.prompt)) for sample in samples] == [(0, 1500), (1, 1500)]
 
 
 @pytest.mark.parametrize(

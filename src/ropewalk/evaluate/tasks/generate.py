@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError, check_length
-from ropewalk.evaluate.json_lines import read_json_lines, read_lines
+from ropewalk.evaluate.json_lines import digest_lines, read_json_lines
 from ropewalk.evaluate.metrics import Metric, find_metric
 from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample, SampleResult
@@ -45,12 +43,12 @@ class Generate(Task):
         return self._metrics()[0].name
 
     def fingerprint(self) -> dict[str, str]:
-        return {"file": hashlib.sha256("\n".join(read_lines(self._path, _FILE_FIELD)).encode()).hexdigest()}
+        return {"file": digest_lines(self.file, _FILE_FIELD)}
 
     def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
         encoder = PromptEncoder(tokenizer, chat)
         samples: list[Sample] = []
-        for name, record in itertools.islice(read_json_lines(self._path, _FILE_FIELD), count):
+        for name, record in itertools.islice(read_json_lines(self.file, _FILE_FIELD), count):
             samples.append(self._make_sample(encoder, length, len(samples), name, record))
         if not samples:
             raise InputError(_FILE_FIELD, f"{self.file}, which is empty", "at least one line")
@@ -66,10 +64,6 @@ class Generate(Task):
 
     def _metrics(self) -> list[Metric]:
         return [find_metric(name) for name in self.metric.split("+")]
-
-    @property
-    def _path(self) -> Path:
-        return Path(self.file).expanduser()
 
     def _make_sample(
         self, encoder: PromptEncoder, length: int, index: int, field: str, record: dict[str, Any]

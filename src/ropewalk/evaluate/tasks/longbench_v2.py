@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ropewalk.compat import lm_eval
 from ropewalk.errors import InputError
 from ropewalk.evaluate.field_checks import check_fields, is_text
-from ropewalk.evaluate.json_lines import read_json_records, read_lines
+from ropewalk.evaluate.json_lines import digest_lines, read_json_records
 from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.tasks.base import mean
 from ropewalk.evaluate.tasks.harness_task import HarnessTask, chat_template, tokenize_prompt
@@ -46,14 +44,14 @@ class LongBenchV2(HarnessTask):
     file: str
 
     def fingerprint(self) -> dict[str, str]:
-        digest = hashlib.sha256("\n".join(read_lines(self._path, _FIELD)).encode()).hexdigest()
+        digest = digest_lines(self.file, _FIELD)
         version = str(self._index_entry().cfg["metadata"]["version"])
         return {"lm_eval": lm_eval.installed_version(), "task": version, "file": digest}
 
     def load(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool) -> tuple[Any, list[list[Any]]]:
         from datasets import Dataset
 
-        records = itertools.islice(read_json_records(self._path, _FIELD), count)
+        records = itertools.islice(read_json_records(self.file, _FIELD), count)
         documents = {name: _make_document(name, record) for name, record in records}
         if not documents:
             raise InputError(_FIELD, f"{self.file}, which is empty", "at least one question")
@@ -81,10 +79,6 @@ class LongBenchV2(HarnessTask):
                 scores = [r["scores"][self.main_score] for r in sample_results if r["about"][kind] == value]
                 summary[f"{self.main_score} {value}"] = mean(scores)
         return summary
-
-    @property
-    def _path(self) -> Path:
-        return Path(self.file).expanduser()
 
     def _index_entry(self) -> Any:
         return lm_eval.index_suite("longbench2")[_TASK]

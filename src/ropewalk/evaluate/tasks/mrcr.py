@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate.field_checks import check_fields, is_text
-from ropewalk.evaluate.json_lines import read_json_records, read_lines
+from ropewalk.evaluate.json_lines import digest_lines, read_json_records
 from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample
 from ropewalk.evaluate.tasks.base import Task
@@ -21,6 +19,7 @@ from ropewalk.files import parse_json
 
 _FIELD = "mrcr: file"
 _ROLES = ("user", "assistant")
+_MAX_SHOWN = 5  # lengths in a message
 _EXTRA_TOKENS = 32  # an answer may have so many more than the correct one
 
 Message = Mapping[str, str]  # its role and its content
@@ -31,7 +30,7 @@ class Mrcr(Task):
     """MRCR by OpenAI (huggingface.co/datasets/openai/mrcr): repeat one of several replies to the same request.
 
     A conversation loses turns with other requests, drawn at random, and the end of the reply of one more, so that the
-    prompt has exactly the length. One that is too short is left out.
+    prompt has exactly the length. One that is too short, or too long without these turns, is left out.
 
     The score is that of OpenAI: 0 unless the answer begins with the random string, else the ratio of
     `difflib.SequenceMatcher` for what follows it and the correct reply.
@@ -48,22 +47,24 @@ class Mrcr(Task):
     file: str
 
     def fingerprint(self) -> dict[str, str]:
-        return {"file": hashlib.sha256("\n".join(read_lines(self._path, _FIELD)).encode()).hexdigest()}
+        return {"file": digest_lines(self.file, _FIELD)}
 
     def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
         encoder = PromptEncoder(tokenizer, chat)
         samples: list[Sample] = []
-        longest = 0
-        for name, record in read_json_records(self._path, _FIELD):
-            messages = _read_messages(name, record)
-            tokens = len(encoder.encode_conversation(messages))
-            longest = max(longest, tokens)
-            if tokens >= length:
-                samples.append(_make_sample(encoder, length, len(samples), name, record, messages, seed))
+        ranges = []  # of lengths that the conversations can have
+        for name, record in read_json_records(self.file, _FIELD):
+            conversation = _read_conversation(encoder, name, record, f"{seed}/{len(samples)}")
+            ranges.append(conversation.shortest_and_longest())
+            if ranges[-1][0] <= length <= ranges[-1][1]:
+                samples.append(_make_sample(conversation, length, len(samples), record))
             if len(samples) == count:
                 break
         if not samples:
-            raise InputError("lengths", length, f"at most {longest:,} tokens, the longest prompt of {self.file}")
+            shown = ", ".join(f"{shortest:,} to {longest:,}" for shortest, longest in ranges[:_MAX_SHOWN])
+            raise InputError(
+                "lengths", length, f"tokens that a conversation of {self.file} can have: {shown or 'none'}"
+            )
         return samples
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
@@ -73,10 +74,6 @@ class Mrcr(Task):
             return {self.main_score: 0.0}
         matcher = SequenceMatcher(None, answer.removeprefix(prefix), reference.removeprefix(prefix))
         return {self.main_score: matcher.ratio()}
-
-    @property
-    def _path(self) -> Path:
-        return Path(self.file).expanduser()
 
 
 def _read_messages(field: str, record: Mapping[str, Any]) -> list[Message]:
@@ -99,37 +96,33 @@ def _is_conversation(value: Any) -> bool:
     return all(are_valid) and value[-1]["role"] == "user"
 
 
-def _make_sample(
-    encoder: PromptEncoder,
-    length: int,
-    index: int,
-    field: str,
-    record: Mapping[str, Any],
-    messages: Sequence[Message],
-    seed: int,
-) -> Sample:
-    answer, prefix = record["answer"], record["random_string_to_prepend"]
+def _read_conversation(encoder: PromptEncoder, field: str, record: Mapping[str, Any], seed: str) -> Conversation:
+    messages = _read_messages(field, record)
     turns = [start for start, roles in enumerate(pairwise(m["role"] for m in messages)) if roles == _ROLES]
-    wanted = [start for start in turns if messages[start + 1]["content"] == answer.removeprefix(prefix)]
-    if not wanted:
-        raise InputError(f"{field}, answer", answer, "random_string_to_prepend, then one of the assistant's messages")
+    reply = record["answer"].removeprefix(record["random_string_to_prepend"])
+    wanted = next((start for start in turns if messages[start + 1]["content"] == reply), None)
+    if wanted is None:
+        expected = "random_string_to_prepend, then one of the assistant's messages"
+        raise InputError(f"{field}, answer", record["answer"], expected)
     # An introduction may precede the request in the first message, so that turn is kept, and requests are compared at
     # their ends.
-    request = messages[wanted[0]]["content"]
+    request = messages[wanted]["content"]
     contents = {start: messages[start]["content"] for start in turns if start > 0}
     fillers = [start for start, said in contents.items() if not (said.endswith(request) or request.endswith(said))]
-    random.Random(f"{seed}/{index}").shuffle(fillers)
-    conversation = Conversation(encoder, messages, fillers)
-    removed = conversation.count_turns_to_remove(length, field)
-    characters = [len(messages[position]["content"]) for position in conversation.positions(removed)]
-    before = conversation.positions(removed).index(wanted[0] + 1)
+    random.Random(seed).shuffle(fillers)
+    return Conversation(encoder, messages, wanted + 1, fillers)
+
+
+def _make_sample(conversation: Conversation, length: int, index: int, record: Mapping[str, Any]) -> Sample:
+    answer, removed = record["answer"], conversation.count_turns_to_remove(length)
+    answer_ids = conversation.encoder.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
     return Sample(
         index=index,
         prompt=conversation.encode_exactly(length, removed),
         references=(answer,),
-        max_new_tokens=len(encoder.tokenizer(answer, add_special_tokens=False)["input_ids"]) + _EXTRA_TOKENS,
-        metadata={"depth": round(sum(characters[:before]) / sum(characters), 4)},
-        task_data=prefix,
+        max_new_tokens=len(answer_ids) + _EXTRA_TOKENS,
+        metadata={"depth": conversation.depth(removed)},
+        task_data=record["random_string_to_prepend"],
     )
 
 
@@ -140,12 +133,24 @@ class Conversation:
     Attributes:
         encoder: encodes the prompt.
         messages: all messages.
+        wanted: position of the reply to repeat.
         fillers: the first messages of the turns that may be removed, in the order to remove them.
     """
 
     encoder: PromptEncoder
     messages: Sequence[Message]
+    wanted: int
     fillers: Sequence[int]
+
+    def shortest_and_longest(self) -> tuple[int, int]:
+        """Return the numbers of tokens without all fillers and with them."""
+        return len(self.encode(len(self.fillers))), len(self.encode(0))
+
+    def depth(self, removed: int) -> float:
+        """Return the depth of the reply to repeat, in characters, from 0 to 1."""
+        positions = self.positions(removed)
+        characters = [len(self.messages[position]["content"]) for position in positions]
+        return round(sum(characters[: positions.index(self.wanted)]) / sum(characters), 4)
 
     def positions(self, removed: int) -> list[int]:
         """Return the positions of the messages that are left without the first `removed` fillers."""
@@ -165,14 +170,9 @@ class Conversation:
             messages.append(message)
         return self.encoder.encode_conversation(messages)
 
-    def count_turns_to_remove(self, length: int, field: str) -> int:
-        """Return how many fillers can be removed such that more than `length` tokens are left, or exactly as many.
-
-        Raises InputError if `length` is less than what must be kept.
-        """
+    def count_turns_to_remove(self, length: int) -> int:
+        """Return how many fillers can be removed such that at least `length` tokens are left."""
         least, most = 0, len(self.fillers)
-        if (shortest := len(self.encode(most))) > length:
-            raise InputError("lengths", length, f"at least {shortest:,} tokens, what {field} must keep")
         while least < most:  # the answer is from `least` to `most`
             middle = (least + most + 1) // 2
             if len(self.encode(middle)) >= length:

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate.field_checks import check_fields, is_list_of_texts, is_object, is_object_of_texts, is_text
-from ropewalk.evaluate.json_lines import read_json_records, read_lines
+from ropewalk.evaluate.json_lines import digest_lines, read_json_records
 from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample
 from ropewalk.evaluate.tasks.base import Task
@@ -64,11 +62,10 @@ class NoLiMa(Task):
     text: str = BUILT_IN
 
     def fingerprint(self) -> dict[str, str]:
-        needles = "\n".join(read_lines(self._path, _FIELD))
-        return {"needles": hashlib.sha256(needles.encode()).hexdigest(), "text": read_text(self.text).digest}
+        return {"needles": digest_lines(self.needles, _FIELD), "text": read_text(self.text).digest}
 
     def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
-        records = read_json_records(self._path, _FIELD)
+        records = read_json_records(self.needles, _FIELD)
         needles = [needle for name, record in records for needle in _needles(name, record)]
         if not needles:
             raise InputError(_FIELD, f"{self.needles}, which is empty", "at least one needle")
@@ -84,10 +81,6 @@ class NoLiMa(Task):
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
         return {self.main_score: float(any(reference in answer for reference in sample.references))}
-
-    @property
-    def _path(self) -> Path:
-        return Path(self.needles).expanduser()
 
 
 def _make_sample(

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ropewalk.errors import InputError
 from ropewalk.evaluate.field_checks import check_fields, is_list_of_texts, is_text
-from ropewalk.evaluate.json_lines import read_json_records, read_lines
+from ropewalk.evaluate.json_lines import digest_lines, read_json_records
 from ropewalk.evaluate.metrics import find_metric
 from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample
@@ -50,10 +48,10 @@ class Rag(Task):
     file: str
 
     def fingerprint(self) -> dict[str, str]:
-        return {"file": hashlib.sha256("\n".join(read_lines(self._path, _FIELD)).encode()).hexdigest()}
+        return {"file": digest_lines(self.file, _FIELD)}
 
     def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
-        records = list(itertools.islice(read_json_records(self._path, _FIELD), count))
+        records = list(itertools.islice(read_json_records(self.file, _FIELD), count))
         if not records:
             raise InputError(_FIELD, f"{self.file}, which is empty", "at least one question")
         encoder = PromptEncoder(tokenizer, chat)
@@ -65,10 +63,6 @@ class Rag(Task):
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
         return {self.main_score: find_metric(_METRIC).score(answer, sample.references)}
-
-    @property
-    def _path(self) -> Path:
-        return Path(self.file).expanduser()
 
 
 def _make_sample(
