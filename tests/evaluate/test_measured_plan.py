@@ -84,7 +84,7 @@ def test_a_choice_against_the_makers_is_compared_with_theirs():
 def measured(spec, perplexity, passkeys, tax=0.0, remained=True):
     found = tuple(mark == "+" for mark in passkeys)
     short = compute_short_tax(spec, 64, [math.log1p(tax / 100)] * 2, [0.0, 0.0])
-    return MeasuredMethod(rw.parse(spec), perplexity, PairedDifference(0, 0, 2), found, short, remained)
+    return MeasuredMethod(rw.parse(spec), perplexity, 0.0, None, found, short, remained)
 
 
 @pytest.mark.parametrize(
@@ -248,10 +248,29 @@ def test_too_little_time_leaves_the_plan_as_it_is(loaded, monkeypatch):
 
 def test_a_chosen_method_that_no_configuration_holds_is_named(loaded, monkeypatch):
     monkeypatch.setattr(measured_plan, "list_candidates", lambda *_: [rw.LeakyReRoPE()])
-    plan = measure_plan(loaded, 120, 60.0, WORDS)
+    plan = measure_plan(loaded, 120, 60.0, WORDS, runtime_methods=True)
     assert (plan.method, plan.scaling) == (rw.LeakyReRoPE(), rw.YaRN(factor=2.5))
     assert plan.measured[0].short_tax["percent"] == 0
     assert "no configuration can hold leaky-rerope" in plan.reasons[-1]
+
+
+def test_only_methods_that_a_configuration_holds_are_measured(loaded, monkeypatch):
+    monkeypatch.setattr(measured_plan, "list_candidates", lambda *_: [rw.YaRN(factor=2.5), rw.LeakyReRoPE()])
+    steps = []
+    plan = measure_plan(loaded, 120, 60.0, WORDS, on_step=lambda step, *_: steps.append(step))
+    assert {step.method for step in steps} == {"yarn:factor=2.5", "none"}
+    assert plan.method == rw.YaRN(factor=2.5)
+
+
+def test_how_far_a_method_is_behind_has_its_standard_error():
+    run = FakeRun({"yarn:factor=2": 1.0, "yarn:factor=4": 1.05, "linear:factor=2": 1.5}, 1000)
+    run.run_all()
+    run.results.values[Step("target", "yarn:factor=4", 1)] = 1.01  # differences of 0.05, 0.01, 0.05 and 0.05
+    first, second, third = measured_plan.rank_methods(run)
+    assert (str(first.method), first.behind, third.remained, third.passkeys) == ("yarn:factor=2", 0, False, ())
+    assert second.behind == pytest.approx(100 * (math.exp(0.04) - 1))
+    assert second.behind_error == pytest.approx(100 * 0.02 / 2)  # their standard deviation is 0.02
+    assert third.behind == pytest.approx(100 * (math.exp(0.5) - 1))
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ropewalk.config import ModelConfig
 from ropewalk.errors import InputError, check_number
 from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source
-from ropewalk.evaluate.paired import PairedDifference, paired_difference
+from ropewalk.evaluate.paired import paired_difference
 from ropewalk.evaluate.perplexity import perplexity_of
 from ropewalk.evaluate.plan_measurements import MeasurementRun, Measurements, Method, Step
 from ropewalk.evaluate.short_tax import ShortTax, compute_short_tax
@@ -44,6 +44,7 @@ from ropewalk.planning import (
     read_source,
 )
 from ropewalk.planning import round_up_factor as round_up
+from ropewalk.positions import PositionMethod
 from ropewalk.positions.rerope import LeakyReRoPE
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.by_parts import NTKByParts
@@ -64,7 +65,8 @@ class MeasuredMethod:
         method: the method.
         perplexity: on the key tokens of the windows that all remaining methods have read; of a method that left, on
             those of the first window.
-        behind: loss minus that of the best method on the same windows, in nats, with its standard error over windows.
+        behind: by how much its perplexity exceeds the best one on the same windows, in percent.
+        behind_error: standard error of `behind` over the windows; None for a single window.
         passkeys: whether each was found, by depth from the beginning of the text; empty if it was not asked.
         short_tax: what it costs on short text; None if that was not measured.
         remained: False if it left after the first window.
@@ -72,7 +74,8 @@ class MeasuredMethod:
 
     method: Method
     perplexity: float
-    behind: PairedDifference
+    behind: float
+    behind_error: float | None
     passkeys: tuple[bool, ...]
     short_tax: ShortTax | None
     remained: bool
@@ -82,7 +85,8 @@ class MeasuredMethod:
         return {
             "scaling": str(self.method),
             "longppl": self.perplexity,
-            "behind_percent": 100 * (perplexity_of(self.behind.mean) - 1),
+            "behind_percent": self.behind,
+            "behind_standard_error": self.behind_error,
             "passkeys": [int(found) for found in self.passkeys],
             "short_tax": self.short_tax,
             "remained": self.remained,
@@ -142,8 +146,10 @@ def measure_plan(
     layer = model_config.main_layer
     baseline, smallest_factor = layer.scaling, target / planned.scaling.resolve_original_length(layer.rope)
     results = Measurements({}, None) if out is None else _open_measurements(model, dtype, text, target, Path(out))
+    candidates = list_candidates(planned.scaling, baseline, smallest_factor, runtime_methods)
+    fields = {method: _find_fields(model_config, config, method, target) for method in candidates}
     run = MeasurementRun(
-        list_candidates(planned.scaling, baseline, smallest_factor, runtime_methods),
+        [method for method in candidates if runtime_methods or method == planned.scaling or fields[method]],
         baseline,
         planned.scaling,
         results,
@@ -169,10 +175,9 @@ def measure_plan(
         *note_dual_chunk_attention(config, target),
     )
     values = {f.name: getattr(planned, f.name) for f in dataclasses.fields(Plan)}
-    if isinstance(chosen, Scaling) and not chosen.is_dynamic:
-        rope_parameters, declared = build_planned_fields(model_config, config, chosen, target)
-        values.update(scaling=chosen, rope_parameters=rope_parameters, max_position_embeddings=declared)
-    else:
+    if found := fields[chosen]:
+        values.update(scaling=chosen, rope_parameters=found[0], max_position_embeddings=found[1])
+    elif chosen != planned.scaling:
         note = f"no configuration can hold {chosen}: ropewalk.extend applies it; the fields are of {planned.scaling}"
         reasons = (*reasons, note)
     return MeasuredPlan(**{**values, "reasons": reasons}, measured=measured, method=chosen)
@@ -200,17 +205,30 @@ def list_candidates(planned: Scaling, baseline: Scaling, smallest_factor: float,
     return list(dict.fromkeys(candidates))
 
 
+def _find_fields(
+    model_config: ModelConfig, config: Mapping[str, Any] | None, method: Method, target: int
+) -> tuple[dict[str, Any], int] | None:
+    """Return the `rope_parameters` and the length to declare for a method, or None if no configuration can hold it."""
+    if isinstance(method, PositionMethod):
+        return None
+    try:
+        rope_parameters, declared_length = build_planned_fields(model_config, config, method, target)
+    except InputError:
+        return None
+    return None if rope_parameters is None else (rope_parameters, declared_length)
+
+
 def rank_methods(run: MeasurementRun) -> tuple[MeasuredMethod, ...]:
     """Return what was measured, the chosen method first, then the others by perplexity."""
     values, windows, depths = run.results.values, run.compared_windows(), run.compared("passkey")
     remaining = run.remaining_methods()
     weights = [len(run.key_tokens(window)) or 1 for window in windows]
 
-    def losses(name: str, indices: Sequence[int]) -> list[float]:
-        return [values[Step("target", name, window)] for window in indices]
+    def losses(name: str) -> list[float]:
+        return [values[Step("target", name, window)] for window in windows]
 
     def mean_loss(name: str) -> float:
-        weighted = zip(losses(name, windows), weights, strict=True)
+        weighted = zip(losses(name), weights, strict=True)
         return sum(loss * weight for loss, weight in weighted) / sum(weights)
 
     if not remaining:
@@ -220,12 +238,18 @@ def rank_methods(run: MeasurementRun) -> tuple[MeasuredMethod, ...]:
     for name, method in run.methods.items():
         if Step("target", name, 0) not in values:
             continue
-        shared = windows if name in remaining else [0]
-        loss = mean_loss(name) if name in remaining else values[Step("target", name, 0)]
-        found = tuple(bool(values[Step("passkey", name, depth)]) for depth in depths) if name in remaining else ()
-        behind = paired_difference(losses(name, shared), losses(best, shared))
-        tax = _short_tax(run, name) if name in remaining else None
-        measured.append(MeasuredMethod(method, perplexity_of(loss), behind, found, tax, name in remaining))
+        if name not in remaining:
+            loss, best_loss = (values[Step("target", each, 0)] for each in (name, best))
+            behind = 100 * (perplexity_of(loss - best_loss) - 1)
+            measured.append(MeasuredMethod(method, perplexity_of(loss), behind, None, (), None, False))
+            continue
+        loss = mean_loss(name)
+        behind = 100 * (perplexity_of(loss - mean_loss(best)) - 1)
+        error = paired_difference(losses(name), losses(best)).standard_error
+        found = tuple(bool(values[Step("passkey", name, depth)]) for depth in depths)
+        tax = _short_tax(run, name)
+        error = None if error is None else 100 * error
+        measured.append(MeasuredMethod(method, perplexity_of(loss), behind, error, found, tax, True))
     chosen = _choose(measured)
     others = [each for each in measured if each is not chosen]
     others.sort(key=lambda each: (not each.remained, each.perplexity))
@@ -239,7 +263,6 @@ def _choose(measured: Sequence[MeasuredMethod]) -> MeasuredMethod:
     rivals = [each for each in remaining if not _finds_fewer(each, most)]
     best = min(each.perplexity for each in rivals)
     equal = [each for each in rivals if each.perplexity <= best * (1 + _TOLERANCE)]
-
     found = max(sum(each.passkeys) for each in equal)
     equal = [each for each in equal if sum(each.passkeys) == found]
     costs = [each.short_tax["percent"] if each.short_tax else 0.0 for each in equal]
@@ -304,10 +327,9 @@ def _explain(
 def _describe(each: MeasuredMethod) -> str:
     """Return what was measured of a method, in one clause."""
     parts = [f"{each.method}: perplexity {each.perplexity:.3f}"]
-    if each.behind.mean > 0:
-        error = each.behind.standard_error
-        uncertainty = "" if error is None else f" with a standard error of {100 * error:.1f}"
-        parts.append(f"{100 * (math.exp(each.behind.mean) - 1):.1f} % behind the best{uncertainty}")
+    if each.behind > 0:
+        uncertainty = "" if each.behind_error is None else f" with a standard error of {each.behind_error:.1f}"
+        parts.append(f"{each.behind:.1f} % behind the best{uncertainty}")
     if each.passkeys:
         parts.append(f"{sum(each.passkeys)} of {len(each.passkeys)} passkeys at the target")
     if each.short_tax:
