@@ -130,16 +130,15 @@ class _Training:
             group["lr"] = self._learning_rate(step) * group["scale"]
         self._optimizer.zero_grad()
         sums = {"text_nll": 0.0, "answer_nll": 0.0}
-        first = self._accelerator.process_index * self._options.batch
-        for index in range(first, first + self._options.batch):
-            documents = self._job.documents
-            document = documents[(step * self._options.batch + index) % len(documents)]
+        batch, documents = self._options.batch, self._job.documents
+        for index in range(batch * self._accelerator.process_index, batch * (self._accelerator.process_index + 1)):
+            document = documents[(step * batch * self._accelerator.num_processes + index) % len(documents)]
             window = self._sample_window(document, random.Random(f"{self._job.seed}/{step}/{index}"))
             text_nll, answer_nll = self._losses(window)
             loss = text_nll + self._options.answer_weight * answer_nll
-            (loss / self._options.batch).backward()
-            sums["text_nll"] += text_nll.item() / self._options.batch
-            sums["answer_nll"] += answer_nll.item() / self._options.batch
+            (loss / batch).backward()
+            sums["text_nll"] += text_nll.item() / batch
+            sums["answer_nll"] += answer_nll.item() / batch
         (self._options.regularization * self._distance_to_start()).backward()
         for parameter in self._tables.parameters():
             assert parameter.grad is not None
