@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,9 +97,10 @@ def _find_passage_ends(text: str) -> list[int]:
 
 
 def _is_list_of_passages(value: Any) -> bool:
-    is_passage: Callable[[Any], bool] = lambda passage: (  # noqa: E731
-        isinstance(passage, dict)
-        and all(is_text(passage.get(name)) for name in ("title", "text"))
-        and isinstance(passage.get("has_answer", False), bool)
-    )
-    return isinstance(value, list) and all(map(is_passage, value))
+    return isinstance(value, list) and all(map(_is_passage, value))
+
+
+def _is_passage(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("has_answer", False), bool):
+        return False
+    return is_text(value.get("title")) and is_text(value.get("text"))
