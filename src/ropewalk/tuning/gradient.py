@@ -136,10 +136,10 @@ class _Training:
             window = self._sample_window(document, random.Random(f"{self._job.seed}/{step}/{index}"))
             text_nll, answer_nll = self._losses(window)
             loss = text_nll + self._options.answer_weight * answer_nll
-            (loss / batch).backward()
+            torch.autograd.backward(loss / batch)
             sums["text_nll"] += text_nll.item() / batch
             sums["answer_nll"] += answer_nll.item() / batch
-        (self._options.regularization * self._distance_to_start()).backward()
+        torch.autograd.backward(self._options.regularization * self._distance_to_start())
         for parameter in self._tables.parameters():
             assert parameter.grad is not None
             parameter.grad = self._accelerator.reduce(parameter.grad, reduction="mean")

@@ -35,7 +35,7 @@ def differentiable_nll(model: Any, ids_T: Tensor) -> Tensor:
     hidden_BTD = body(input_ids=ids_BT, use_cache=False).last_hidden_state
 
     def block_nll(block_BTD: Tensor, block_BT: Tensor, targets_T: Tensor) -> Tensor:
-        with head_only(body, BaseModelOutputWithPast(last_hidden_state=block_BTD)):  # type: ignore[arg-type]
+        with head_only(body, BaseModelOutputWithPast(last_hidden_state=block_BTD)):
             logits_TV = model(input_ids=block_BT, use_cache=False).logits[0]
         logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
         return nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
@@ -53,5 +53,5 @@ def checkpoint_patches(layers: Iterable[Any]) -> list[Patch]:
 
     The switch of transformers for this needs layers in training mode, with their dropout.
     """
-    options = {"use_reentrant": False, "preserve_rng_state": False}
-    return [AttributePatch(layer, "forward", partial(checkpoint, layer.forward, **options)) for layer in layers]
+    recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    return [AttributePatch(layer, "forward", partial(recompute, layer.forward)) for layer in layers]

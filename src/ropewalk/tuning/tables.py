@@ -68,8 +68,8 @@ class LearnedTables(nn.Module):
 
     def divisors(self) -> list[list[float]]:
         """Return the divisors of each set."""
-        return self.log_divisor_SP.detach().double().exp().tolist()  # type: ignore[no-any-return]
+        return self.log_divisor_SP.detach().double().exp().tolist()
 
     def attention_factors(self) -> list[float]:
         """Return the attention factor of each set."""
-        return self.log_attention_factor_S.detach().double().exp().tolist()  # type: ignore[no-any-return]
+        return self.log_attention_factor_S.detach().double().exp().tolist()
