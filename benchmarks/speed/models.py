@@ -5,6 +5,8 @@ Shapes: B = 1 row, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
+import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -20,7 +22,8 @@ from ropewalk.errors import InputError
 from ropewalk.models.extend import extended
 from ropewalk.scaling import Scaling
 
-DECODED_TOKENS = 8  # per variant and round
+WARM_UP_TOKENS = 2
+DECODED_TOKENS = 8  # timed per variant and round
 
 # Whether each variant has the scaling, and whether it has the fused rotation. All run on one model, alternating.
 VARIANTS = {"plain": (False, False), "scaled": (True, False), "fused": (False, True), "scaled, fused": (True, True)}
@@ -77,27 +80,30 @@ def measure_prefill(
 def measure_decode(
     model: Any, scaling: Scaling, context: int, rounds: int, on_pass: Callable[[], None]
 ) -> dict[str, Any]:
-    """Time decoding after a context, with a KV cache per variant; arguments as for `measure_model`."""
+    """Time decoding after a context; arguments as for `measure_model`.
+
+    Each variant reads the context once. Every timing then decodes with a copy of that cache, so that all of them see
+    the same number of tokens in memory that was allocated in the same way. The time of a token is the median of its
+    round.
+    """
     from transformers import DynamicCache
 
     context_ids_BT = _random_ids(model, context)
-    caches = {variant: DynamicCache(config=model.config) for variant in VARIANTS}
-    next_ids: dict[str, Tensor] = {}
+    caches: dict[str, DynamicCache] = {}
 
-    def decode(variant: str, count: int) -> None:
-        for _ in range(count):
-            ids_BT = next_ids.get(variant, context_ids_BT)
-            logits_BTV = _forward(model, ids_BT, past_key_values=caches[variant])
-            next_ids[variant] = logits_BTV[:, -1:].argmax(-1)
-
-    def time_tokens(variant: str) -> float:
+    def time_token(variant: str) -> float:
         with as_variant(model, variant, scaling):
-            decode(variant, 1)  # the whole context in the first round; the first token in a variant initializes tables
-            seconds = time_calls(partial(decode, variant, DECODED_TOKENS), model.device)
+            if variant not in caches:
+                caches[variant] = DynamicCache(config=model.config)
+                _forward(model, context_ids_BT, past_key_values=caches[variant])
+            decode = partial(_forward, model, context_ids_BT[:, -1:], past_key_values=copy.deepcopy(caches[variant]))
+            for _ in range(WARM_UP_TOKENS):  # the first token in a variant initializes tables
+                decode()
+            seconds = statistics.median(time_calls(decode, model.device) for _ in range(DECODED_TOKENS))
         on_pass()
         return seconds
 
-    return _measure_variants(model, time_tokens, DECODED_TOKENS, rounds)
+    return _measure_variants(model, time_token, 1, rounds)
 
 
 def as_variant(model: Any, variant: str, scaling: Scaling) -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.cases import Case, Inputs
+from benchmarks.speed.cuda_timing import make_graph_timer, make_launch_timer
 from benchmarks.speed.environment import current_device
 from benchmarks.speed.implementations import IMPLEMENTATIONS, Implementation
 from benchmarks.speed.implementations.copies import LARGE_PAGES
@@ -37,6 +38,10 @@ def measure_rotation(
         best_peer, of_best_peer: the fastest peer, in place or not like this one if there is any, and the speed relative
             to it.
         error: the largest error, relative to the length of a pair.
+        launch: on CUDA devices, quartiles of the seconds until a call returns.
+        graph, graph_of_limit: on CUDA devices, quartiles of the seconds per call in a CUDA graph, and the speed
+            relative to the copy of its kind in one.
+        launch_reason, graph_reason: why these two were not timed, instead of them.
         reason: why it was not timed, instead of all these.
     A row whose case cannot be measured at all, for lack of memory for example, has a `reason` and no contestants.
     """
@@ -84,7 +89,49 @@ def _check_and_time(
             timers[name] = make_timer(calls[name], case.device, before_batch)
         except Exception as error:  # other projects' code may fail in any way, which must not end the benchmark
             on_failure(name, error)
-    return contestants, run_in_rounds(timers, rounds, _MAX_CASE_SECONDS, on_failure)
+    seconds = run_in_rounds(timers, rounds, _MAX_CASE_SECONDS, on_failure)
+    if case.device.type == "cuda":
+        timed_calls = {name: calls[name] for name in seconds}
+        for part, make_part_timer in (("launch", make_launch_timer), ("graph", make_graph_timer)):
+            part_seconds = time_part(part, make_part_timer, timed_calls, inputs, rounds, implementations, contestants)
+            for name, values in part_seconds.items():
+                contestants[name][part] = quartiles(values)
+                limit = _limit_of(implementations[name])
+                if part == "graph" and implementations[name].role != "limit" and limit in part_seconds:
+                    contestants[name]["graph_of_limit"] = relative_speed(values, part_seconds[limit])
+    return contestants, seconds
+
+
+def time_part(
+    part: str,
+    make_part_timer: Callable[..., Callable[[], float]],
+    calls: Mapping[str, Callable[[], object]],
+    inputs: Inputs,
+    rounds: int,
+    implementations: Mapping[str, Implementation],
+    contestants: Mapping[str, dict[str, Any]],
+) -> dict[str, list[float]]:
+    """Return the seconds of one part of every call (see cuda_timing.py) in alternating rounds.
+
+    The contestants get a `launch_reason` or `graph_reason` where that fails.
+    """
+
+    def on_failure(name: str, error: Exception) -> None:
+        contestants[name][f"{part}_reason"] = describe_failure(error)
+
+    timers = {}
+    for name, call in calls.items():
+        before_batch = inputs.prepare_in_place_rotations if implementations[name].in_place else None
+        try:
+            timers[name] = make_part_timer(call, inputs.case.device, before_batch)
+        except Exception as error:  # not everything can be recorded in a CUDA graph
+            on_failure(name, error)
+    return run_in_rounds(timers, rounds, _MAX_CASE_SECONDS, on_failure)
+
+
+def _limit_of(implementation: Implementation) -> str:
+    """Return the name of the copy that limits an implementation."""
+    return "copy into" if implementation.in_place else "copy"
 
 
 def _summarize(
@@ -100,7 +147,7 @@ def _summarize(
     }
     if implementation.role == "limit":
         return summary
-    limit = "copy into" if implementation.in_place else "copy"
+    limit = _limit_of(implementation)
     if limit in seconds:
         summary["of_limit"] = relative_speed(own_seconds, seconds[limit])
     if implementation.role == "ours" and not implementation.in_place and LARGE_PAGES in seconds:

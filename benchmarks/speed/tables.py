@@ -17,13 +17,33 @@ _STYLE = {"box": SIMPLE_HEAD, "show_edge": False, "title_justify": "left"}
 _LEGEND = (
     "±: half the distance between the quartiles. x copy: speed relative to a plain copy, into new memory, or into "
     "existing memory for implementations in place. x large: relative to a copy into new memory in large pages, which "
-    "ropewalk requests. x peer: relative to the fastest peer, in place or not like the implementation if there is one."
+    "ropewalk requests. x peer: relative to the fastest peer, in place or not like the implementation if there is one. "
+    "launch: until the call returns. CUDA graph: per call when the kernels are replayed without the host."
 )
 
 
 def rotation_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table | str]:
     """Return a table per case, an explanation of the columns, and why implementations were not timed."""
-    return [*map(_case_table, rows), _LEGEND, *_explain_missing(rows)]
+    return [*[table for row in rows for table in _case_tables(row)], _LEGEND, *_explain_missing(rows)]
+
+
+def _case_tables(row: Mapping[str, Any]) -> list[Table | str]:
+    """Return the table of a case and, if it was measured on a CUDA device, one of the parts of the calls."""
+    parts = {
+        name: [part for part in ("launch", "graph") if part in found]
+        for name, found in row.get("contestants", {}).items()
+    }
+    return [_case_table(row), _parts_table(row)] if any(parts.values()) else [_case_table(row)]
+
+
+def _parts_table(row: Mapping[str, Any]) -> Table:
+    cells = []
+    for name, found in row["contestants"].items():
+        launch, graph = (_format_seconds(found[part]) if part in found else ("", "") for part in ("launch", "graph"))
+        ratio = f"{found['graph_of_limit']['median']:.2f}" if "graph_of_limit" in found else ""
+        if launch[0] or graph[0]:
+            cells.append([Text(name, "bold" if found["role"] == "ours" else ""), *launch, *graph, ratio])
+    return make_table("", ["", "launch", "±", "CUDA graph", "±", "x copy"], cells, **_STYLE)
 
 
 def _case_table(row: Mapping[str, Any]) -> Table | str:

@@ -5,10 +5,12 @@ The speed of a machine drifts. So the functions alternate, and they are compared
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -22,11 +24,24 @@ Quartiles = dict[str, float]
 def time_calls(function: Callable[[], object], device: torch.device, calls: int = 1) -> float:
     """Return the seconds until the device has finished `calls` calls."""
     synchronize(device)
-    started = time.perf_counter()
-    for _ in range(calls):
-        function()
-    synchronize(device)
-    return time.perf_counter() - started
+    with without_garbage_collection():
+        started = time.perf_counter()
+        for _ in range(calls):
+            function()
+        synchronize(device)
+        return time.perf_counter() - started
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Collect no reference cycles inside, as in `timeit`: going through all objects of torch takes 0.1 s and more."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def synchronize(device: torch.device) -> None:

@@ -29,16 +29,20 @@ def signature_of(backend: Backend, options: object, q: Tensor, k: Tensor, angles
         q, k: k may be q.
         angles: a representation of `ropewalk.ops.angles`.
     """
-    first, second, third = angles[0], angles[1], angles[-1]
+    first, second = angles[0], angles[1]
     # Written out, because a loop over the tensors takes twice as long.
-    return (
-        *(backend, options),
-        *(q.shape, q.stride(), q.dtype, q.device, q.is_neg(), q.data_ptr() % _ALIGNMENT),
-        *(k.shape, k.stride(), k.dtype, k.device, k.is_neg(), k.data_ptr() % _ALIGNMENT),
-        *(first.shape, first.stride(), first.dtype, first.device, first.is_neg(), first.data_ptr() % _ALIGNMENT),
-        *(second.shape, second.stride(), second.dtype, second.device, second.is_neg(), second.data_ptr() % _ALIGNMENT),
-        *(third.shape, third.stride(), third.dtype, third.device, third.data_ptr() % _ALIGNMENT),
+    signature = (
+        backend,
+        options,
+        (q.shape, q.stride(), q.dtype, q.device, q.is_neg(), q.data_ptr() % _ALIGNMENT),
+        (k.shape, k.stride(), k.dtype, k.device, k.is_neg(), k.data_ptr() % _ALIGNMENT),
+        (first.shape, first.stride(), first.dtype, first.device, first.is_neg(), first.data_ptr() % _ALIGNMENT),
+        (second.shape, second.stride(), second.dtype, second.device, second.is_neg(), second.data_ptr() % _ALIGNMENT),
     )
+    if len(angles) == 2:
+        return signature
+    third = angles[2]
+    return *signature, (third.shape, third.stride(), third.dtype, third.device, third.data_ptr() % _ALIGNMENT)
 
 
 def find_launch(signature: Signature) -> Launch | None:

@@ -83,7 +83,7 @@ def test_variants_alternate_and_are_compared(measure, model, monkeypatch):
         "fused against unfused": 2.0,
         "fused against unfused, scaled": 1.0,
     }
-    tokens = 24 if measure is models.measure_prefill else models.DECODED_TOKENS
+    tokens = 24 if measure is models.measure_prefill else 1
     assert row["ways"]["scaled"]["tokens_per_second"]["median"] == tokens / 4.0
     assert (row["rounds"], row["ways"]["scaled"]["taken"]) == (4, [4.0] * 4)
     assert extension_of(model) is None
@@ -133,20 +133,35 @@ def test_a_scaling_that_the_model_does_not_accept_is_an_input_error(model, monke
         models.measure_model("curve", model, YARN, 24, 1, no_progress)
 
 
-def test_each_variant_decodes_into_its_own_cache(model, monkeypatch):
-    caches = {}
-    forward = models._forward
+def test_every_timed_token_sees_a_cache_of_the_same_state(model, monkeypatch):
+    """Whatever was decoded before: its variant, its rotations of keys, or memory that grew."""
+    states = []
 
-    def record_cache(model, ids_BT, past_key_values):
-        caches[id(past_key_values)] = past_key_values
-        return forward(model, ids_BT, past_key_values=past_key_values)
+    def record(module, arguments, options):
+        cache = options["past_key_values"]
+        assert all(layer.keys.is_contiguous() for layer in cache.layers)
+        states.append((cache.get_seq_length(), arguments[0].tolist()))
 
-    monkeypatch.setattr(models, "_forward", record_cache)
+    def fake_time_calls(function, device):
+        hook = model.register_forward_pre_hook(record, with_kwargs=True)
+        function()
+        hook.remove()
+        return 1.0
+
+    monkeypatch.setattr(models, "time_calls", fake_time_calls)
     models.measure_decode(model, YARN, 24, 2, no_progress)
-    rounds = 3  # with the warm-up
-    # The first of all steps reads the context; every other step reads one token.
-    steps = rounds * (1 + models.DECODED_TOKENS)
-    assert [cache.get_seq_length() for cache in caches.values()] == 4 * [24 + steps - 1]
+    rounds = 3  # with the one to warm up
+    first = 24 + models.WARM_UP_TOKENS
+    last_id = models._random_ids(model, 24)[:, -1:].tolist()
+    expected = [(first + token, last_id) for token in range(models.DECODED_TOKENS)]
+    assert states == rounds * 4 * expected
+
+
+def test_a_slow_token_does_not_change_the_time_of_a_round(model, monkeypatch):
+    seconds = iter([1.0, 1.0, 90.0, *[1.0] * 1000])
+    monkeypatch.setattr(models, "time_calls", lambda function, device: (function(), next(seconds))[1])
+    row = models.measure_decode(model, YARN, 8, 1, no_progress)
+    assert row["ways"]["plain"]["taken"] == [1.0]
 
 
 def test_an_interruption_leaves_the_model_unchanged(model):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import itertools
 
 import pytest
@@ -139,3 +140,16 @@ def test_speeds_are_compared_within_each_round():
     # The ratios are 2, 3, 1, and then 4, 1, 1.5. The ratio of the medians would be 2 both times.
     assert relative_speed([1.0, 2.0, 4.0], [2.0, 6.0, 4.0])["median"] == 2.0
     assert relative_speed([1.0, 10.0, 2.0], [4.0, 10.0, 3.0])["median"] == 1.5
+
+
+def test_no_garbage_is_collected_while_calls_are_timed():
+    seen = []
+    timing.time_calls(lambda: seen.append(gc.isenabled()), CPU)
+    assert seen == [False]
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        timing.time_calls(lambda: None, CPU)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

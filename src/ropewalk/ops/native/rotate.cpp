@@ -341,25 +341,29 @@ void request_large_pages(const Task& task, int64_t q_or_k, int64_t element_size)
 #endif
 }
 
+// Rotate blocks `from` .. `to` - 1, each of up to BLOCK_TOKENS tokens of one row of the batch.
+template <class X, class Real> void rotate_blocks(const Task& task, int64_t blocks_of_row, int64_t from, int64_t to) {
+    // A vector load for the last token may extend past its values.
+    const int64_t table_size = BLOCK_TOKENS * task.table_width() + LANES;
+    std::unique_ptr<Real[]> tables(new Real[2 * table_size]);
+    Real *cos = tables.get(), *sin = cos + table_size;
+    for (int64_t block = from; block < to; ++block) {
+        const int64_t b = block / blocks_of_row, first = block % blocks_of_row * BLOCK_TOKENS;
+        const int64_t tokens = std::min(BLOCK_TOKENS, task.tokens - first);
+        fill_table(task, b, first, tokens, cos, sin);
+        for (int64_t i = 0; i < task.tensors; ++i) rotate_heads<X>(task, i, b, first, tokens, cos, sin);
+    }
+}
+
 template <class X, class Real> void rotate(const Task& task) {
     if (task.batch * task.tokens == 0) return;
     for (int64_t i = 0; i < task.tensors; ++i) request_large_pages(task, i, sizeof(X));
-    const int64_t blocks = (task.tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-#pragma omp parallel num_threads(task.threads) if (task.threads > 1)
-    {
-        // A vector load for the last token may extend past its values.
-        const int64_t table_size = BLOCK_TOKENS * task.table_width() + LANES;
-        std::unique_ptr<Real[]> tables(new Real[2 * table_size]);
-        Real *cos = tables.get(), *sin = cos + table_size;
-#pragma omp for schedule(static)
-        for (int64_t block = 0; block < task.batch * blocks; ++block) {
-            const int64_t b = block / blocks, first = block % blocks * BLOCK_TOKENS;
-            const int64_t tokens = std::min(BLOCK_TOKENS, task.tokens - first);
-            fill_table(task, b, first, tokens, cos, sin);
-            for (int64_t i = 0; i < task.tensors; ++i)
-                rotate_heads<X>(task, i, b, first, tokens, cos, sin);
-        }
-    }
+    const int64_t blocks_of_row = (task.tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS, blocks = task.batch * blocks_of_row;
+    // Even a parallel region with a single thread takes 1 us, as long as a step of decoding.
+    if (task.threads == 1) return rotate_blocks<X, Real>(task, blocks_of_row, 0, blocks);
+#pragma omp parallel for schedule(static) num_threads(task.threads)
+    for (int64_t part = 0; part < task.threads; ++part)
+        rotate_blocks<X, Real>(task, blocks_of_row, blocks * part / task.threads, blocks * (part + 1) / task.threads);
 }
 
 }  // namespace
