@@ -165,7 +165,7 @@ def set_template(monkeypatch):
     """Set the chat template of the tokenizer of the toy model, which has no tokenizer."""
 
     def _set_template(template):
-        tokenizer = SimpleNamespace(chat_template=template)
+        tokenizer = SimpleNamespace(**({"chat_template": template} if template else {}))
         monkeypatch.setattr("ropewalk.evaluate.evaluation.load_source_tokenizer", lambda source: tokenizer)
 
     return _set_template

@@ -84,7 +84,7 @@ class Evaluation:
         grid = make_grid(scalings, tasks, lengths, samples=samples, seed=seed, policy=parse_policy(policy), chat=chat)
         identity = describe_source(model, dtype)
         # The tokenizer is loaded only if it matters whether it has a template.
-        if any(cell.chat for cell in grid) and not load_source_tokenizer(model).chat_template:
+        if any(cell.chat for cell in grid) and not getattr(load_source_tokenizer(model), "chat_template", None):
             if chat == "on":
                 raise InputError("chat", f"on for {identity['model']}, which has no chat template", "auto or off")
             grid = [replace(cell, chat=False) for cell in grid]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.helpers.chat import with_template
 from tests.helpers.harness_tasks import write_jsonl
 
 import ropewalk as rw
@@ -62,6 +63,17 @@ def test_a_long_prompt_loses_its_middle(tokenizer, tmp_path):
     assert "cut" not in whole.metadata
     assert tokenizer.decode(cut.prompt).endswith("Question: Which one is it?\nAnswer:")
     assert cut.max_new_tokens == 32
+
+
+def test_in_a_chat_template_a_long_prompt_loses_its_middle_only(characters, tmp_path):
+    write_jsonl(tmp_path / "hotpotqa.jsonl", document(["x"]))
+    tokenizer = with_template(characters)
+    task = parse_task(f"longbench:hotpotqa,data={tmp_path}")
+    (sample,) = task.make_samples(tokenizer, 900, 1, seed=0, chat=True)
+    text = tokenizer.decode(sample.prompt)
+    assert len(sample.prompt) == 900 - 32, "32 tokens are reserved for the answer"
+    assert text.startswith("[user]Answer the question based on the given passages.")
+    assert text.endswith("Question: Which one is it?\nAnswer:[end][assistant]")
 
 
 def test_longbench_e_has_a_mean_for_each_bin_of_lengths(tiny, characters, tmp_path):
