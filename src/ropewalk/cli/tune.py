@@ -54,11 +54,12 @@ def command(
         samples=samples,
         seed=seed,
     )
+    if not is_main_process():  # the first process shows the progress and the result
+        run.tune()
+        return
     try:
         with share_progress(f"tuning with {run.method}") as update:
             scaling = run.tune(update)
-        if not is_main_process():
-            return
         err_console.print(f"the scaling is in {run.scaling_path}: {scaling}", markup=False)
         proof_run = run.open_proof(scaling)
         with token_progress(proof_run.remaining_tokens(), "comparing with formulas") as update_tokens:

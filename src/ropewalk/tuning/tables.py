@@ -61,9 +61,11 @@ class LearnedTables(nn.Module):
         cos_STP, sin_STP = differentiable_tables(positions_BT[:1], inv_freq_SP, factor_S, dtype)
         pair_U = self._layers.table.pair_U
         tables = self._layers.table.to_channels(x, cos_STP[..., pair_U], sin_STP[..., pair_U])
-        parts = tables if isinstance(tables, tuple) else (tables,)
-        sets = [tuple(part[i : i + 1] for part in parts) for i in range(len(parts[0]))]
-        of_set: list[Table] = [each if isinstance(tables, tuple) else each[0] for each in sets]  # type: ignore[misc]
+        of_set: list[Table] = (
+            list(tables.split(1))
+            if isinstance(tables, Tensor)
+            else list(zip(*(part.split(1) for part in tables), strict=True))
+        )
         return of_set * (len(self._layers.layers) // len(of_set))
 
     def divisors(self) -> list[list[float]]:
