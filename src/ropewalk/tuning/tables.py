@@ -62,9 +62,9 @@ class LearnedTables(nn.Module):
         pair_U = self._layers.table.pair_U
         tables = self._layers.table.to_channels(x, cos_STP[..., pair_U], sin_STP[..., pair_U])
         of_set: list[Table] = (
-            list(tables.split(1))
+            list(tables.chunk(len(tables)))
             if isinstance(tables, Tensor)
-            else list(zip(*(part.split(1) for part in tables), strict=True))
+            else list(zip(*(part.chunk(len(part)) for part in tables), strict=True))
         )
         return of_set * (len(self._layers.layers) // len(of_set))
 
