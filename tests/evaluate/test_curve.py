@@ -394,9 +394,9 @@ def test_longppl_needs_a_length_past_the_short_context(make_run):
 
 def test_on_the_built_in_model_linear_costs_short_text_and_yarn_hardly_does(model, tokens):
     none, linear, yarn, dynamic = perplexity_curve(
-        model, tokens, [1024], ["none", "linear:factor=2", "yarn:factor=2", "dynamic-yarn"]
+        model, tokens, [512], ["none", "linear:factor=2", "yarn:factor=2", "dynamic-yarn"]
     )
-    assert 9 < none["ppl"] < 14
+    assert 15 < none["ppl"] < 20
     assert linear["ppl"] > 2 * none["ppl"]  # position interpolation needs training
     assert yarn["ppl"] < 1.06 * none["ppl"]
     assert dynamic["ppl"] == none["ppl"]
