@@ -40,7 +40,7 @@ def try_candidates(candidates, count):
     return specs
 
 
-@pytest.mark.parametrize(("tuner", "trials", "share"), [(Search(), 30, 0.5), (Evolution(), 150, 0.5)])
+@pytest.mark.parametrize(("tuner", "trials", "share"), [(Search(), 24, 0.5), (Evolution(), 150, 0.5)])
 def test_a_search_approaches_the_planted_optimum(job, tuner, trials, share):
     candidates = tuner.open_candidates(job, "digest")
     try_candidates(candidates, trials)
@@ -62,12 +62,12 @@ def test_an_interrupted_search_continues_as_if_it_had_not_been_interrupted(tmp_p
     folders = [tmp_path / name for name in ("whole", "interrupted")]
     for folder in folders:
         folder.mkdir()
-    specs = try_candidates(tuner.open_candidates(make_job(folders[0]), "digest"), 13)
+    specs = try_candidates(tuner.open_candidates(make_job(folders[0]), "digest"), 12)
     interrupted = tuner.open_candidates(make_job(folders[1]), "digest")
-    begun = try_candidates(interrupted, 11)
+    begun = try_candidates(interrupted, 10)
     interrupted.ask()  # killed while the model reads
     resumed = tuner.open_candidates(make_job(folders[1]), "digest")
-    assert resumed.num_finished == 11
+    assert resumed.num_finished == 10
     assert begun + try_candidates(resumed, 2) == specs
 
 
@@ -99,7 +99,7 @@ def test_the_divisors_of_an_evolution_never_fall_and_stay_in_range(job):
         candidates.tell(dice.random())
 
 
-@pytest.mark.parametrize("dim", [2, 4, 128])
+@pytest.mark.parametrize("dim", [2, 128])
 def test_every_ramp_that_is_tried_can_be_computed(tmp_path, dim):
     rope = rw.Rope(dim=dim, base=500_000.0, original_length=8192)
     candidates = Search().open_candidates(TuneJob(None, None, rope, 16_384, (), (), tmp_path, 0), "digest")
