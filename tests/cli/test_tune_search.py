@@ -33,7 +33,9 @@ def test_a_search_writes_its_scaling_and_how_it_compares(tune, tmp_path, method,
     assert rw.parse(str(tmp_path / "out" / "scaling.json")).name == name
     assert document["proof"]["ends"] == [64, 128, 192]
     assert set(document["proof"]) >= {"sentence", "perplexities", "retrieval", "best_formula"}
-    assert json.loads((tmp_path / "out" / "proof" / "proof.json").read_text()) == document["proof"]
+    folder = tmp_path / "out" / "proof"
+    assert json.loads((folder / "proof.json").read_text()) == document["proof"]
+    assert (folder / "perplexity-1.png").exists()
 
 
 def test_without_optuna_the_package_to_install_is_named(tune, monkeypatch):

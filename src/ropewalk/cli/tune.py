@@ -67,11 +67,11 @@ def command(
     except KeyboardInterrupt:
         err_console.print(f"what is done is safe in {out}; the same command continues from there", markup=False)
         raise
-    pictures = draw_proof(proof, proof_run.folder)
     if json:
         print_json({"scaling": scaling.to_dict(), "proof": proof.to_dict()})
-        return
-    for table in proof_tables(proof):
-        console.print(table)
-    console.print(proof.sentence, markup=False)
-    console.print(f"Results: {run.scaling_path}, {proof_run.folder / 'proof.json'}, {pictures[0].name}", markup=False)
+    else:
+        for table in proof_tables(proof):
+            console.print(table)
+        console.print(proof.sentence, markup=False)
+        console.print(f"Results: {run.scaling_path}, {proof_run.folder / 'proof.json'} and its pictures", markup=False)
+    draw_proof(proof, proof_run.folder)  # last: without matplotlib, the numbers are still shown
