@@ -36,6 +36,10 @@ def test_a_search_writes_its_scaling_and_how_it_compares(tune, tmp_path, method,
     folder = tmp_path / "out" / "proof"
     assert json.loads((folder / "proof.json").read_text()) == document["proof"]
     assert (folder / "perplexity-1.png").exists()
+    status, out, err = tune(f"{method}:trials=4,texts=1,facts=2")  # reads what is stored
+    assert status == 0, err
+    assert document["proof"]["sentence"] in out
+    assert "Answers found" in out
 
 
 def test_without_optuna_the_package_to_install_is_named(tune, monkeypatch):
