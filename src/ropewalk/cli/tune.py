@@ -18,8 +18,8 @@ def command(
     text: Annotated[
         list[str],
         typer.Option(
-            help="Text to learn from, at least three times the target: a file, a folder, hf:DATASET[:SPLIT[:FIELD]], "
-            "or pydoc; repeat it for several.",
+            help="Text to learn from, a little over three times the target: a file, a folder, "
+            "hf:DATASET[:SPLIT[:FIELD]], or pydoc; repeat it for several.",
             show_default=False,
         ),
     ],

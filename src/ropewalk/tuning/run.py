@@ -201,10 +201,10 @@ def is_main_process() -> bool:
 def _set_options(tuner: Tuner, **options: Any) -> Tuner:
     """Return the tuner with these options, except those that are None. Raises InputError for one that it lacks."""
     given = {name: value for name, value in options.items() if value is not None}
-    own = [f.name for f in fields(tuner)]  # type: ignore[arg-type]
+    known = [f.name for f in fields(tuner)]  # type: ignore[arg-type]
     for name, value in given.items():
-        if name not in own:
-            raise InputError(name, value, f"a method that has it; {tuner.name} has {', '.join(own)}")
+        if name not in known:
+            raise InputError(name, value, f"a method that has it; {tuner.name} has {', '.join(known)}")
     return replace(tuner, **given)  # type: ignore[type-var]
 
 
