@@ -246,6 +246,7 @@ def plant(fault: str | None) -> Callable[[], None]:
         "attention factor of the next": (hooks, "_arguments_of_factor", attention_factor_of_the_next),
         "another version": (hooks, "TESTED_VERSIONS", ("0.0.1",)),
         "another signature": (hooks, "_SIGNATURES", signatures),
+        "a missing function": (hooks, "_SIGNATURES", {"vllm.LLM.missing": ()}),
         # These cannot be started on a CPU, or need large models.
         "the second model runner": (vllm.config.VllmConfig, "use_v2_model_runner", True),
         "the Rust frontend": (vllm.envs, "VLLM_USE_RUST_FRONTEND", True),

@@ -1,8 +1,12 @@
-"""The list of factors: what a request gets, and the rows of the table."""
+"""The list of factors: what a request gets, and the rows of the table; a vLLM that the plugin cannot hook."""
+
+import sys
+import types
 
 import pytest
 
 from ropewalk.errors import InputError
+from ropewalk.serving.vllm_plugin import register
 from ropewalk.serving.vllm_plugin.request_factors import RequestFactors
 
 FACTORS = RequestFactors(8192, (1, 1.5, 2, 4))
@@ -41,3 +45,11 @@ def test_rows_of_the_factors_follow_one_another():
 def test_wrong_rope_dicts_are_refused(rope_dict, message):
     with pytest.raises(InputError, match=message):
         RequestFactors.from_rope_dict(rope_dict)
+
+
+def test_a_vllm_without_the_functions_of_the_hooks_is_left_alone(monkeypatch, caplog):
+    """vLLM calls every installed plugin when it starts; an error would stop servers that do not ask for this one."""
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+    with caplog.at_level("INFO"):
+        register()
+    assert "do not work with this vLLM" in caplog.text

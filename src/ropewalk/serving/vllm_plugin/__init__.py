@@ -11,9 +11,18 @@ nothing unless a model's rope dict has the type `ropewalk_dynamic_yarn` (`ropewa
 
 from __future__ import annotations
 
+import logging
+
 
 def register() -> None:
-    """Install the hooks in this process; called by vLLM, possibly more than once."""
+    """Install the hooks in this process; called by vLLM, possibly more than once.
+
+    A vLLM without the functions that they wrap is left as it is, because an error here would stop all of its servers.
+    It refuses the rope type by itself.
+    """
     from ropewalk.serving.vllm_plugin.hooks import install
 
-    install()
+    try:
+        install()
+    except (ImportError, AttributeError) as error:
+        logging.getLogger("vllm.ropewalk").info("ropewalk's request factors do not work with this vLLM: %s", error)

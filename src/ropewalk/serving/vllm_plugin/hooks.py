@@ -1,9 +1,9 @@
 """Every private part of vLLM that the plugin relies on.
 
-`install` replaces three functions, which pass calls on unchanged unless the model asks for request factors: `get_rope`,
-which builds the rotary modules, `InputProcessor`, which admits requests, and a method of `WorkerWrapperBase` that runs
-after the model has been loaded, where the model is checked and its runner is changed. The versions and the signatures
-are checked before the server starts, and a feature that would be wrong is refused there.
+`install` wraps functions of vLLM, which stay as they are unless the model asks for request factors: `get_rope`, which
+builds the rotary modules; two methods of `InputProcessor`, which admits requests; and the method of `WorkerWrapperBase`
+that runs after the model has been loaded, where the model is checked and its runner is changed. The version and the
+signatures are checked before the server starts, and a feature that would be wrong is refused there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import pkgutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -42,9 +43,9 @@ _TABLE_CLASSES = (
     "NTKScalingRotaryEmbedding", "Gemma4RotaryEmbedding",
 )  # fmt: skip
 # Models of vLLM 0.32.0 that cannot be served, by the beginning of the architecture's name: those that use positions for
-# more than the rotation (found by listing every use of `positions` in vllm/models and vllm/model_executor/models), and
-# those that write a rope dict of their own. Multi-head latent attention and MRoPE are refused by vLLM's own properties.
-_MODELS = {
+# more than the rotation (every use of `positions` in vllm/models and vllm/model_executor/models was read), and those
+# that write a rope dict of their own. Multi-head latent attention and MRoPE are refused by vLLM's own properties.
+_REFUSED_MODELS = {
     "Moondream3": "attention scaled by position",
     "HfMoondream": "attention scaled by position",
     "Qwen4Exp": "n-gram embeddings and sparse attention by position",
@@ -64,7 +65,7 @@ class UnsupportedServerError(ValueError):
 
 
 def install() -> None:
-    """Replace the three functions in this process, once."""
+    """Wrap the functions in this process, once. Raises ImportError or AttributeError if this vLLM has others."""
     from vllm.model_executor.layers import rotary_embedding
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.worker_base import WorkerWrapperBase
@@ -72,10 +73,10 @@ def install() -> None:
     if hasattr(rotary_embedding.get_rope, "__wrapped__"):
         return
     original = rotary_embedding.get_rope
-    replacement = _with_request_factors(original)
+    wrapped = _with_request_factors(original)
     for name, module in list(sys.modules.items()):  # models import the function by name
         if name.startswith("vllm.") and vars(module).get("get_rope") is original:
-            module.get_rope = replacement  # type: ignore[attr-defined]
+            module.get_rope = wrapped  # type: ignore[attr-defined]
     _wrap_method(InputProcessor, "__init__", _init_input_processor)
     _wrap_method(InputProcessor, "process_inputs", _process_inputs)
     _wrap_method(WorkerWrapperBase, "initialize_from_config", _initialize_from_config)
@@ -178,9 +179,9 @@ def check_model(runner: Any) -> None:
         raise UnsupportedServerError(f"models are run by {type(runner).__qualname__}, not by {GPUModelRunner.__name__}")
     model = runner.get_model()
     rotary = [module for module in model.modules() if isinstance(module, RotaryEmbeddingBase)]
-    own = next((module for module in rotary if not hasattr(module, "has_request_factors")), None)
-    if own is not None:
-        raise UnsupportedServerError(f"{type(model).__name__} builds a {type(own).__name__} without get_rope")
+    separate = next((module for module in rotary if not hasattr(module, "has_request_factors")), None)
+    if separate is not None:
+        raise UnsupportedServerError(f"{type(model).__name__} builds a {type(separate).__name__} without get_rope")
     if not any(module.has_request_factors for module in rotary):
         raise UnsupportedServerError(f"{type(model).__name__} does not read the rope dict of its configuration")
 
@@ -196,7 +197,7 @@ def _preprocess(
     """Shift the positions of every request to the rows of its factor.
 
     Slot mappings and attention metadata have been formed from the unshifted positions at this point. The buffer is
-    changed in place, because CUDA graphs read it at a fixed address; vLLM fills it anew for every step.
+    changed in place, because CUDA graphs read it at a fixed address; vLLM fills it again for every step.
     """
     from vllm.utils.torch_utils import async_tensor_h2d
 
@@ -273,11 +274,14 @@ def check_server(vllm_config: Any) -> None:
         tested = " or ".join(TESTED_VERSIONS)
         raise UnsupportedServerError(f"this is vLLM {vllm.__version__}, and it was tested with {tested}")
     for path, expected in _SIGNATURES.items():
-        found = tuple(inspect.signature(_import(path)).parameters)
+        try:
+            found = tuple(inspect.signature(pkgutil.resolve_name(path)).parameters)
+        except (ImportError, AttributeError):
+            raise UnsupportedServerError(f"{path} does not exist") from None
         if found != expected:
             raise UnsupportedServerError(f"the signature of {path} has changed to {', '.join(found)}")
     model, parallel, speculative = vllm_config.model_config, vllm_config.parallel_config, vllm_config.speculative_config
-    configs = (model.hf_config, model.hf_text_config)
+    architecture, configs = model.architecture, (model.hf_config, model.hf_text_config)
     factors = _find_factors(vllm_config)
     longest = factors.lengths[-1] if factors else 0
     # The first one found is reported.
@@ -286,7 +290,7 @@ def check_server(vllm_config: Any) -> None:
         "multi-head latent attention (MLA)": model.use_mla,
         "attention scaled by position (Llama 4, Ministral 3)": any(map(_scales_attention_by_position, configs)),
         "dual chunk attention": any(getattr(config, "dual_chunk_attention_config", None) for config in configs),
-        **{f"{model.architecture} ({reason})": model.architecture.startswith(name) for name, reason in _MODELS.items()},
+        **{f"{architecture} ({reason})": architecture.startswith(name) for name, reason in _REFUSED_MODELS.items()},
         "transformers' own model code (--model-impl transformers)": model.using_transformers_backend(),
         "encoder-decoder models": model.is_encoder_decoder,
         "diffusion": model.is_diffusion,
@@ -311,15 +315,3 @@ def _scales_attention_by_position(config: Any) -> bool:
     rope_dict = getattr(config, "rope_parameters", None) or {}
     names = ("attn_temperature_tuning", "llama_4_scaling")
     return "llama_4_scaling_beta" in rope_dict or any(getattr(config, name, None) for name in names)
-
-
-def _import(path: str) -> Any:
-    """Return the object with a dotted path, which may lead into a class."""
-    parts = path.split(".")
-    for end in range(len(parts), 0, -1):
-        try:
-            found: Any = __import__(".".join(parts[:end]), fromlist=["_"])
-        except ModuleNotFoundError:
-            continue
-        return functools.reduce(getattr, parts[end:], found)
-    raise UnsupportedServerError(f"{path} does not exist")

@@ -62,7 +62,7 @@ class RequestFactors:
 
 
 def find_request_factors(fields: Mapping[str, Any]) -> RequestFactors | None:
-    """Return the factors that the text part of a configuration asks for, in one of its rope dicts, or None.
+    """Return the factors in the rope dicts of the text part of a configuration, or None if it has none.
 
     Raises InputError if the rope dict is incomplete.
     """
@@ -70,5 +70,5 @@ def find_request_factors(fields: Mapping[str, Any]) -> RequestFactors | None:
     if not isinstance(rope_parameters, Mapping):
         return None
     rope_dicts = [rope_parameters, *(value for value in rope_parameters.values() if isinstance(value, Mapping))]
-    asked = next((rope_dict for rope_dict in rope_dicts if rope_dict.get("rope_type") == ROPE_TYPE), None)
-    return None if asked is None else RequestFactors.from_rope_dict(asked)
+    found = next((rope_dict for rope_dict in rope_dicts if rope_dict.get("rope_type") == ROPE_TYPE), None)
+    return None if found is None else RequestFactors.from_rope_dict(found)
