@@ -34,7 +34,7 @@ engines: .venv/test
 	.venv/bin/python -m ropewalk.serving.verify.create_environments
 
 test-engines: engines
-	.venv/bin/pytest -n 2 --dist loadgroup -m engines tests/serving
+	.venv/bin/pytest -n 2 --dist loadfile -m engines tests/serving
 
 .venv/demo: pyproject.toml constraints.txt hatch_build.py src/ropewalk/ops/native/rotate.cpp
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ropewalk needs Python 3.11 or newer")'
