@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ropewalk as rw
 from ropewalk.errors import InputError
-from ropewalk.ops import rotate, to_fixed_point
+from ropewalk.ops import custom_op, rotate, to_fixed_point
 
 # torch.func and gradcheck compile torch's own decompositions with torch.jit.script when they are first used.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
@@ -137,6 +137,30 @@ class TestOperators:
         q, k = self.q_and_k()
         for result, expected in zip(compiled(q, k), function(q, k), strict=True):
             assert torch.equal(result, expected)
+
+    @pytest.mark.parametrize("is_profiled", [False, True])
+    def test_rotate_into_other_tensors(self, backend, is_profiled):
+        q, k = self.q_and_k()
+        angles = [part[None] for part in self.ANGLES["tables"]["tables"]]
+        memory = torch.zeros(2, 3, 9, 48)
+        outputs = [memory[:, :, 1:7], torch.zeros_like(k)]  # other strides than those of new tensors
+        before = [q.clone(), k.clone()]
+        with torch.profiler.profile() if is_profiled else nullcontext():
+            custom_op.rotate_into(outputs, [q, k], angles, 0, False, False)
+        assert all(map(torch.equal, outputs, rotate(q, k, tables=self.ANGLES["tables"]["tables"])))
+        assert all(map(torch.equal, (q, k), before))
+        assert not memory[:, :, :1].any()
+        assert not memory[:, :, 7:].any()
+        with pytest.raises(InputError, match="tokens of the angles: got 1; expected 6"):
+            custom_op.rotate_into(outputs, [q, k], [part[:, :1] for part in angles], 0, False, False)
+
+    def test_backward_detects_a_tensor_that_was_rotated_into(self, backend):
+        q, weight = self.q_and_k()[0], torch.ones(1, requires_grad=True)
+        loss = (weight * q).sum()
+        angles = [part[None] for part in self.ANGLES["tables"]["tables"]]
+        custom_op.rotate_into([q], [q.clone()], angles, 0, False, False)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
     def test_direct_calls_are_checked(self):
         """Angles with too few tokens or too many rows would make a kernel read outside of its tensors."""

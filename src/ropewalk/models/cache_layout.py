@@ -25,6 +25,7 @@ from transformers import DynamicCache
 from ropewalk import config as configs
 from ropewalk.compat.transformers import ROTATABLE_CACHE_LAYERS
 from ropewalk.models.rotary_table import RotaryTable
+from ropewalk.ops.custom_op import rotate_into
 from ropewalk.ops.rotation import LAYOUTS, rotate
 
 _PROBE_FACTOR = 1.0625  # exact in bfloat16
@@ -67,6 +68,13 @@ class RotatedChannels:
             in_place=in_place,
         )
         return rotated.view_as(cached)
+
+    def rotate_into(self, cached: Tensor, source: Tensor, cos_BTP: Tensor, sin_BTP: Tensor) -> None:
+        """Overwrite a cached tensor by the rotation of another one, which has its shape and keeps its values."""
+        table_dtype = torch.promote_types(source.dtype, torch.float32)
+        angles = [cos_BTP.to(table_dtype), sin_BTP.to(table_dtype)]
+        inputs, outputs = ([x if x.ndim == 4 else x[:, None]] for x in (source, cached))
+        rotate_into(outputs, inputs, angles, self.start, self.layout == "interleaved", self.sign < 0)
 
 
 def find_rotated_channels(decoder: Any, tables: Mapping[str, RotaryTable]) -> list[RotatedChannels]:

@@ -20,6 +20,7 @@ from ropewalk.models.cache_layout import RotatedChannels
 from ropewalk.models.far_keys import FarKeys
 from ropewalk.models.patching import Mixin, with_mixin
 from ropewalk.models.rotary_table import RotaryTable, RowFrequencies, attention_factors
+from ropewalk.models.token_buffer import TokenBuffer, append_in_place, can_overwrite
 from ropewalk.ops.angles import cos_sin_of_fixed_point
 
 _ATTRIBUTE = "_ropewalk_key_state"
@@ -35,11 +36,13 @@ class KeySnapshot:
         keys: [B, H, N, D] by index of the cache layer and name of the tensor; the last N tokens of the snapshot.
         angles_BTU: the angles that they were rotated by, in units of 2^-64 rotation.
         factors_BT1: the attention factors that they were multiplied by.
+        buffers: the memory of all these tensors, in which they grow.
     """
 
     keys: dict[tuple[int, str], Tensor]
     angles_BTU: Tensor
     factors_BT1: Tensor
+    buffers: dict[Any, TokenBuffer]
 
     @property
     def num_tokens(self) -> int:
@@ -163,11 +166,12 @@ class KeyState:
         for each in channels:
             layer = cache.layers[each.layer]
             cached = getattr(layer, each.tensor)
-            key = each.columns_P, each.scaled, cached.device
+            key = each.columns_P, each.scaled, cached.device, cached.dtype
             if key not in cos_sin_BTP:
                 ratio = _attention_factors(row_frequencies, table) / current_factors if each.scaled else 1.0
                 columns_P = torch.tensor(each.columns_P, device=difference_BTU.device)
-                cos_BTU, sin_BTU = cos_sin_of_fixed_point(difference_BTU, ratio)
+                precision = torch.float32 if cached.dtype.itemsize < 4 else torch.float64
+                cos_BTU, sin_BTU = cos_sin_of_fixed_point(difference_BTU, ratio, precision)
                 cos_sin_BTP[key] = (
                     cos_BTU[..., columns_P].to(cached.device, torch.float32),
                     sin_BTU[..., columns_P].to(cached.device, torch.float32),
@@ -175,7 +179,10 @@ class KeyState:
             first = self.num_tokens - cached.shape[-2]  # a sliding window has dropped the tokens before
             cos_BTP, sin_BTP = (part[:, first:] for part in cos_sin_BTP[key])
             if snapshot is None:
-                rotated = each.rotate(cached, cos_BTP, sin_BTP, in_place=_can_overwrite(cached))
+                rotated = each.rotate(cached, cos_BTP, sin_BTP, in_place=can_overwrite(cached))
+            elif can_overwrite(cached):
+                each.rotate_into(cached, snapshot.keys[each.layer, each.tensor], cos_BTP, sin_BTP)
+                continue
             else:
                 rotated = each.rotate(snapshot.keys[each.layer, each.tensor], cos_BTP, sin_BTP)
             setattr(layer, each.tensor, rotated)
@@ -186,20 +193,22 @@ class KeyState:
         start = 0 if snapshot is None else snapshot.num_tokens
         angles_BTU = table.fixed_point_angles(self.positions_BT[..., start:], self.row_frequencies[name])
         factors_BT1 = _attention_factors(self.row_frequencies[name], table).expand(-1, angles_BTU.shape[1], 1)
-        keys = {}
+        if snapshot is None:
+            snapshot = self.snapshots[name] = KeySnapshot({}, angles_BTU[:, :0], factors_BT1[:, :0], {})
+        buffers = snapshot.buffers
         for each in channels:
-            at = each.layer, each.tensor
-            cached = getattr(cache.layers[each.layer], each.tensor)
+            at, layer = (each.layer, each.tensor), cache.layers[each.layer]
+            cached = getattr(layer, each.tensor)
             first = self.num_tokens - cached.shape[-2]  # a sliding window has dropped the tokens before
-            keys[at] = cached[..., max(start - first, 0) :, :]
-            if snapshot is not None:
-                snapshot_first = start - snapshot.keys[at].shape[-2]
-                old_keys = snapshot.keys[at][..., max(first - snapshot_first, 0) :, :]
-                keys[at] = torch.cat([old_keys, keys[at]], dim=-2)
-        if snapshot is not None:
-            angles_BTU = _concat(snapshot.angles_BTU, angles_BTU, 0, 1)
-            factors_BT1 = _concat(snapshot.factors_BT1, factors_BT1, 0, 1)
-        self.snapshots[name] = KeySnapshot(keys, angles_BTU, factors_BT1)
+            new_keys = cached[..., max(start - first, 0) :, :]
+            old_keys = snapshot.keys.get(at, cached[..., :0, :])
+            snapshot_first = start - old_keys.shape[-2]
+            kept_keys = old_keys[..., max(first - snapshot_first, 0) :, :]
+            snapshot.keys[at] = buffers.setdefault(at, TokenBuffer()).append(kept_keys, new_keys)
+            append_in_place(layer)
+        for part_name, new_part in (("angles_BTU", angles_BTU), ("factors_BT1", factors_BT1)):
+            parts = _with_equal_rows(getattr(snapshot, part_name), new_part)
+            setattr(snapshot, part_name, buffers.setdefault(part_name, TokenBuffer()).append(*parts))
 
 
 class _UpdatesKeyState(Mixin):
@@ -266,14 +275,6 @@ def _attention_factors(row_frequencies: RowFrequencies, table: RotaryTable) -> T
     return factors.reshape(-1, 1, 1).to(table.high_RU.device)
 
 
-def _can_overwrite(cached: Tensor) -> bool:
-    """Return whether torch allows the tensor to be rotated in place and no other tensor would notice."""
-    needed_for_gradients = torch.is_grad_enabled()
-    wrong_mode = cached.is_inference() and not torch.is_inference_mode_enabled()
-    rows_share_memory = 0 in cached.stride()
-    return not (needed_for_gradients or wrong_mode or rows_share_memory)
-
-
 def _select_rows(tensor: Tensor, indices_B: Tensor, dim: int) -> Tensor:
     return tensor if tensor.shape[dim] == 1 else tensor.index_select(dim, indices_B.to(tensor.device))
 
@@ -284,8 +285,14 @@ def _select_entries(entries: tuple[Any, ...], rows: list[int]) -> tuple[Any, ...
 
 def _concat(one: Tensor, other: Tensor, batch_dim: int, token_dim: int) -> Tensor:
     """Concatenate along the tokens; a tensor with a single row is repeated for every row of the other."""
+    return torch.cat(_with_equal_rows(one, other, batch_dim), dim=token_dim)
+
+
+def _with_equal_rows(one: Tensor, other: Tensor, batch_dim: int = 0) -> tuple[Tensor, Tensor]:
+    """Return both tensors; one with a single row is repeated for every row of the other."""
     rows = max(one.shape[batch_dim], other.shape[batch_dim])
-    parts = [
-        part if part.shape[batch_dim] == rows else part.repeat_interleave(rows, dim=batch_dim) for part in (one, other)
-    ]
-    return torch.cat(parts, dim=token_dim)
+    if one.shape[batch_dim] != rows:
+        one = one.repeat_interleave(rows, dim=batch_dim)
+    if other.shape[batch_dim] != rows:
+        other = other.repeat_interleave(rows, dim=batch_dim)
+    return one, other

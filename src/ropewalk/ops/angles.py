@@ -122,12 +122,19 @@ def as_tables(angles: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Ten
     )
 
 
-def cos_sin_of_fixed_point(angle: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor]:
+def cos_sin_of_fixed_point(
+    angle: Tensor, factor: float | Tensor, precision: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """Return cos and sin, times `factor`, of int64 angles in units of 2^-64 of a full rotation.
 
-    The result is float64, or float32 on devices without float64 (MPS).
+    Args:
+        angle: int64.
+        factor: a number, or a tensor that broadcasts with the angles.
+        precision: float64, or float32, which is several times as fast and off by up to 4e-7.
+
+    The result has this precision, or float32 on devices without float64 (MPS).
     """
-    real = torch.float32 if angle.device.type == "mps" else torch.float64
+    real = torch.float32 if angle.device.type == "mps" else precision
     radians = angle.to(real) * RADIANS_PER_UNIT
     if isinstance(factor, Tensor):
         factor = factor.to(radians)

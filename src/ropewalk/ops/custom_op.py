@@ -81,6 +81,22 @@ def rotate_in_place(xs: list[Tensor], angles: list[Tensor], *options: *Options) 
     return [_RotateInPlace.apply(angles, options, x) for x in xs]  # type: ignore[no-untyped-call]
 
 
+def rotate_into(outputs: list[Tensor], inputs: list[Tensor], angles: list[Tensor], *options: *Options) -> None:
+    """Overwrite `outputs`, which share no memory with `inputs`, by the rotation of `inputs`; without a gradient.
+
+    Both are one or two tensors [B, H, T, D] of equal shapes.
+    """
+    check_angles(inputs[0], angles, start=options[0])
+    with torch.no_grad():
+        if is_observed((*inputs, *outputs, *angles)):
+            for output, rotated in zip(outputs, rotate(inputs, angles, *options), strict=True):
+                output.copy_(rotated)
+            return
+        task = RotationTask(inputs, outputs, angles, *options)
+        _backend_of(task).rotate(task)
+        record_overwrite(outputs)
+
+
 def prepare(
     inputs: Sequence[Tensor], outputs: Sequence[Tensor], angles: Sequence[Tensor], *options: *Options
 ) -> Launch | None:
