@@ -12,7 +12,7 @@ from ropewalk.evaluate.tasks import parse_task
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_context_that_is_too_long_loses_its_middle_only(tmp_path, characters, chat):
     tokenizer = with_template(characters)
-    task = parse_task(f"longbench_v2:{write_longbench_v2(tmp_path)}")
+    task = parse_task(f"longbench-v2:{write_longbench_v2(tmp_path)}")
     for sample in task.make_samples(tokenizer, 1000, 3, seed=0, chat=chat):
         text = tokenizer.decode(sample.prompt)
         # In a chat no space precedes the letter.
@@ -28,7 +28,7 @@ def test_a_context_that_is_too_long_loses_its_middle_only(tmp_path, characters, 
 
 def test_both_formats_of_the_file_give_the_same_samples(tmp_path, characters):
     files = [write_longbench_v2(tmp_path, as_list) for as_list in (True, False)]
-    samples = [parse_task(f"longbench_v2:{file}").make_samples(characters, 900, 2, seed=0) for file in files]
+    samples = [parse_task(f"longbench-v2:{file}").make_samples(characters, 900, 2, seed=0) for file in files]
     assert [[(s.prompt, s.references) for s in made] for made in samples[:1]] == [
         [(s.prompt, s.references) for s in made] for made in samples[1:]
     ]
@@ -36,7 +36,7 @@ def test_both_formats_of_the_file_give_the_same_samples(tmp_path, characters):
 
 
 def test_the_most_likely_letter_is_scored_for_each_kind_of_question(tmp_path, characters):
-    task = parse_task(f"longbench_v2:{write_longbench_v2(tmp_path)}")
+    task = parse_task(f"longbench-v2:{write_longbench_v2(tmp_path)}")
     samples = task.make_samples(characters, 900, 3, seed=0)
     # log-likelihoods of A, B, C and D, and whether each is the greedy choice; the answers are A, C and D
     answers = [
@@ -58,7 +58,7 @@ def test_likelihoods_are_those_of_the_model(tmp_path, tiny, characters):
     import torch
 
     path = write_longbench_v2(tmp_path)
-    task = f"longbench_v2:{path}"
+    task = f"longbench-v2:{path}"
     (cell,) = rw.run_evaluation(
         (tiny, characters), scalings=["none"], tasks=[task], lengths=[600], samples=1, out=tmp_path / "out"
     )
@@ -82,4 +82,4 @@ def test_likelihoods_are_those_of_the_model(tmp_path, tiny, characters):
 def test_an_invalid_question_is_named(tmp_path, characters, changes, message):
     path = write_longbench_v2(tmp_path, **changes)
     with pytest.raises(InputError, match=f"^{path} {message}"):
-        parse_task(f"longbench_v2:{path}").make_samples(characters, 900, 1, seed=0)
+        parse_task(f"longbench-v2:{path}").make_samples(characters, 900, 1, seed=0)

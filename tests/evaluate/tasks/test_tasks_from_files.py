@@ -15,7 +15,7 @@ from ropewalk.evaluate.evaluation import Evaluation
 from ropewalk.evaluate.tasks import parse_task
 from ropewalk.report.page import write_report
 
-WRITERS = {"nolima": write_needles, "rag": write_rag, "mrcr": write_mrcr, "longbench_v2": write_longbench_v2}
+WRITERS = {"nolima": write_needles, "rag": write_rag, "mrcr": write_mrcr, "longbench-v2": write_longbench_v2}
 JUNK = [None, True, -1, 1e300, "", "x", "\ud800", [], [[]], {}, {"a": 1}, ["x"], "{1}{haystack}"]
 
 
@@ -58,7 +58,7 @@ def test_an_interrupted_evaluation_continues_and_is_reported(tiny, characters, t
         f"nolima:{write_needles(tmp_path)}",
         f"rag:{write_rag(tmp_path)}",
         f"mrcr:{write_mrcr(tmp_path)}",
-        f"longbench_v2:{write_longbench_v2(tmp_path)}",
+        f"longbench-v2:{write_longbench_v2(tmp_path)}",
     ]
     tokenizer = with_template(characters)
 

@@ -14,7 +14,7 @@ from ropewalk.evaluate.tasks.base import mean
 from ropewalk.evaluate.tasks.harness_task import HarnessTask, chat_template, tokenize_prompt
 from ropewalk.evaluate.truncation import truncate_middle
 
-_FIELD = "longbench_v2: file"
+_FIELD = "longbench-v2: file"
 _TASK = "longbench2_govt_single"  # all tasks of the harness's longbench2 have the same prompt and score
 _CHOICES = "ABCD"
 _KINDS = ("difficulty", "length")  # LongBench v2 reports the accuracy for each of their values
