@@ -1,18 +1,22 @@
 """Does LongPPL rank scalings as retrieval does, and does plain perplexity?
 
-    python -m benchmarks.longppl [--device cuda] [--length 12288] [--samples 6] [--texts pydoc book.txt]
+    python -m benchmarks.longppl [--device cuda] [--length 12288] [--samples 6] [--texts pydoc book.txt] [--known FILE]
 
 smollm2 reads texts of the given length under each scaling. LongPPL is over the key tokens of all texts, which the model
-itself finds under one scaling at a time (each evaluator), perplexity over all tokens of the texts. `retrieval` is the
-mean of passkey and needle at the same length. The rank correlation (Spearman, ties share their mean rank) of each
+itself finds under one scaling at a time (each evaluator) or under all of them (jury: the long loss is their median, the
+short one that of the unscaled model). Perplexity is over all tokens of the texts. `retrieval` is the
+mean of passkey and needle at the same length; scalings that a FILE of `ropewalk eval --json` has are not asked again.
+The rank correlation (Spearman, ties share their mean rank) of each
 column with retrieval is printed: -1 if lower is better in the same order. Writes results/longppl.json after each step.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +24,7 @@ import torch
 
 import ropewalk as rw
 from benchmarks.common import save_result
-from ropewalk.evaluate.key_tokens import KeyTokenRule, find_key_tokens
+from ropewalk.evaluate.key_tokens import KeyTokenRule, read_short_losses, select_key_tokens
 from ropewalk.evaluate.perplexity import perplexity_of, token_nll
 from ropewalk.evaluate.tasks.needle import Needle
 from ropewalk.evaluate.tasks.passkey import Passkey
@@ -29,7 +33,8 @@ from ropewalk.evaluate.texts import read_text
 from ropewalk.scaling.policies import DEFAULT_POLICY, parse_policy
 
 SCALINGS = ("none", "linear:factor=2", "ntk:factor=2", "yarn:factor=2", "yarn:factor=4", "dynamic-yarn")
-EVALUATORS = ("yarn:factor=2", "ntk:factor=2")
+JURY = "jury"
+EVALUATORS = ("yarn:factor=2", "ntk:factor=2", JURY)
 
 
 def ranks(values: Sequence[float]) -> np.ndarray[Any, Any]:
@@ -44,11 +49,24 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | No
     return float(np.corrcoef(x, y)[0, 1]) if x.std() and y.std() else None
 
 
-def measure_retrieval(model: Any, tokenizer: Any, length: int, samples: int) -> dict[str, dict[str, float]]:
-    """Return the found share of passkey and needle under each scaling."""
-    generator, found = TextGenerator(model, tokenizer), {}
+def load_retrieval(path: str, length: int) -> dict[str, dict[str, float]]:
+    """Return the found shares of the scalings that an evaluation has at this length."""
+    found: dict[str, dict[str, float]] = {}
+    for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]:
+        if cell["length"] == length and cell["task"] in ("passkey", "needle"):
+            found.setdefault(cell["scaling"], {})[cell["task"]] = cell["summary"]["found"]
+    return found
+
+
+def measure_retrieval(
+    model: Any, tokenizer: Any, length: int, samples: int, found: dict[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Return the found share of passkey and needle under each scaling; those in `found` are known."""
+    generator = TextGenerator(model, tokenizer)
     prompts = {task.name: task.make_samples(tokenizer, length, samples, 0) for task in (Passkey(), Needle())}
     for spec in SCALINGS:
+        if spec in found:
+            continue
         found[spec] = {}
         for task in (Passkey(), Needle()):
             with generator.scaled(rw.parse(spec), parse_policy(DEFAULT_POLICY)):
@@ -58,17 +76,26 @@ def measure_retrieval(model: Any, tokenizer: Any, length: int, samples: int) -> 
 
 
 def measure_text(model: Any, ids_T: torch.Tensor, rule: KeyTokenRule) -> dict[str, Any]:
-    """Return the key tokens by evaluator, and the mean losses under each scaling: over all tokens, and over these."""
-    key_tokens = {}
-    for spec in EVALUATORS:
-        with rw.extended(model, spec, length=len(ids_T)):
-            key_tokens[spec] = find_key_tokens(model, ids_T, rule)
-    losses = {}
+    """Return the key tokens by evaluator, and the losses under each scaling: over all tokens, and over these."""
+    nll = {}
     for spec in SCALINGS:
         with rw.extended(model, spec, length=len(ids_T)):
-            nll_T = np.concatenate(list(token_nll(model, ids_T)))
-        key_losses = {name: float(nll_T[indices - 1].sum()) for name, indices in key_tokens.items()}
-        losses[spec] = {"all": float(nll_T.mean()), "last_1024": float(nll_T[-1024:].mean()), "key_sums": key_losses}
+            nll[spec] = np.concatenate(list(token_nll(model, ids_T)))
+    past = slice(rule.short_context - 1, None)
+    key_tokens = {}
+    for spec in EVALUATORS:
+        with rw.extended(model, "none" if spec == JURY else spec):
+            short_nll_T = read_short_losses(model, ids_T, rule)
+        long_nll_T = np.median(list(nll.values()), axis=0) if spec == JURY else nll[spec]
+        key_tokens[spec] = select_key_tokens(long_nll_T[past], short_nll_T, rule)
+    losses = {
+        spec: {
+            "all": float(nll_T.mean()),
+            "last_1024": float(nll_T[-1024:].mean()),
+            "key_sums": {name: float(nll_T[indices - 1].sum()) for name, indices in key_tokens.items()},
+        }
+        for spec, nll_T in nll.items()
+    }
     return {"key_tokens": {name: len(indices) for name, indices in key_tokens.items()}, "losses": losses}
 
 
@@ -95,6 +122,7 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     parser.add_argument("--length", type=int, default=12_288, help="tokens of each text and of each prompt")
     parser.add_argument("--samples", type=int, default=6, help="questions per task and scaling")
+    parser.add_argument("--known", help="results of ropewalk eval --json with found shares")
     parser.add_argument("--texts", nargs="+", default=["pydoc"], help="files, or pydoc")
     args = parser.parse_args()
     model, tokenizer = rw.load(args.model, device=args.device)
@@ -102,10 +130,11 @@ def main() -> None:
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu"
     document: dict[str, Any] = {"device": device, "dtype": str(model.dtype), "rule": vars(rule), "scalings": SCALINGS}
     document |= {"length": args.length, "samples": args.samples}
-    document["retrieval"] = measure_retrieval(model, tokenizer, args.length, args.samples)
+    document |= {"known": args.known, "texts": {}}
+    found = load_retrieval(args.known, args.length) if args.known else {}
+    document["retrieval"] = measure_retrieval(model, tokenizer, args.length, args.samples, found)
     save_result("longppl", document)
     print(f"retrieval: {time.perf_counter() - started:.0f} s", flush=True)
-    document["texts"] = {}
     for name in args.texts:
         ids_T = torch.tensor(tokenizer(read_text(name).content, verbose=False)["input_ids"])[: args.length]
         document["texts"][name.split("/")[-1]] = measure_text(model, ids_T, rule)

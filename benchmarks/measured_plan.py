@@ -1,11 +1,12 @@
 """Is the method that `ropewalk plan --measure` chooses as good as the best of an exhaustive grid?
 
-    python -m benchmarks.measured_plan [--device cuda] [--targets 12288 16384 24576] [--minutes 0.15] [--text pydoc]
+    python -m benchmarks.measured_plan [--device cuda] [--targets 12288 16384 24576] [--minutes 1] [--text pydoc]
 
-For each target, smollm2 is planned by measurement. Then every method of the grid at every factor reads the same windows
-of the text, and perplexity is taken over the same key tokens (or the same tokens past the short context, if there are
-too few), in one pass per window. `behind_percent` is the perplexity of the chosen method over the best of the grid. The
-chosen one and the best are asked for the same passkeys. Writes results/measured_plan.json after each target.
+For each target, smollm2 is planned by measurement. Then every method of the grid at every factor reads windows of the
+text, and perplexity is taken over the same key tokens: those that the whole grid finds together (the long loss is the
+median over the grid, the short one that of the unscaled model), at least 100 of each window. `behind_percent` is the
+perplexity of the chosen method over the best of the grid. The chosen one, the best and the plan without a measurement
+are asked for the same passkeys. Writes results/measured_plan.json after each target.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 import ropewalk as rw
 from benchmarks.common import save_result
-from ropewalk.evaluate.key_tokens import KeyTokenRule, find_key_tokens
+from ropewalk.evaluate.key_tokens import KeyTokenRule, read_short_losses, select_key_tokens
 from ropewalk.evaluate.measured_plan import MeasuredPlan, measure_plan
 from ropewalk.evaluate.perplexity import perplexity_of, token_nll
 from ropewalk.evaluate.plan_measurements import select_window
@@ -30,7 +31,7 @@ from ropewalk.scaling.policies import DEFAULT_POLICY, parse_policy
 
 METHODS = ("yarn", "ntk-by-parts", "ntk", "linear")
 MARGINS = (1.0, 1.25, 1.5, 2.0)  # of the factor over target / trained length
-MIN_KEY_TOKENS = 16
+MIN_KEY_TOKENS = 100
 
 
 def list_grid(target: int, original_length: int) -> list[str]:
@@ -39,28 +40,22 @@ def list_grid(target: int, original_length: int) -> list[str]:
     return [f"{method}:factor={factor:g}" for method in METHODS for factor in factors]
 
 
-def measure_windows(
-    model: Any, windows: list[torch.Tensor], planned: str, specs: list[str]
-) -> tuple[dict[str, float], list[int]]:
+def measure_windows(model: Any, windows: list[torch.Tensor], specs: list[str]) -> tuple[dict[str, float], list[int]]:
     """Return the perplexity of each spec on the key tokens of the windows, and how many each window has."""
-    rule, compared = KeyTokenRule.for_length(len(windows[0])), []
+    rule, key_losses, counts = KeyTokenRule.for_length(len(windows[0])), {spec: [] for spec in specs}, []
     for window_T in windows:
-        with rw.extended(model, planned, length=len(window_T)):
-            compared.append(find_key_tokens(model, window_T, rule))
-    counts = [len(indices) for indices in compared]
-    used = [index for index, count in enumerate(counts) if count >= MIN_KEY_TOKENS]
-    if not used:
-        used = list(range(len(windows)))
-        compared = [np.arange(rule.short_context, len(window_T)) for window_T in windows]
-    perplexities = {}
-    for spec in specs:
-        losses = []
-        for index in used:
-            with rw.extended(model, spec, length=len(windows[index])):
-                nll_T = np.concatenate(list(token_nll(model, windows[index])))
-            losses.append(nll_T[compared[index] - 1])
-        perplexities[spec] = perplexity_of(float(np.concatenate(losses).mean()))
-    return perplexities, counts
+        losses = {}
+        for spec in specs:
+            with rw.extended(model, spec, length=len(window_T)):
+                losses[spec] = np.concatenate(list(token_nll(model, window_T, first=rule.short_context)))
+        with rw.extended(model, "none"):
+            short_nll_T = read_short_losses(model, window_T, rule)
+        long_nll_T = np.median(list(losses.values()), axis=0)
+        indices = select_key_tokens(long_nll_T, short_nll_T, rule, at_least=MIN_KEY_TOKENS) - rule.short_context
+        counts.append(len(indices))
+        for spec in specs:
+            key_losses[spec].append(losses[spec][indices])
+    return {spec: perplexity_of(float(np.concatenate(each).mean())) for spec, each in key_losses.items()}, counts
 
 
 def find_passkeys(model: Any, tokenizer: Any, spec: str, target: int, count: int) -> int:
@@ -82,7 +77,7 @@ def compare(model: Any, tokenizer: Any, text: str, target: int, minutes: float, 
     fixed = rw.plan(model, target)
     grid = list_grid(target, plan.original_length)
     specs = list(dict.fromkeys([str(plan.method), str(fixed.scaling), *grid]))
-    perplexities, key_counts = measure_windows(model, read, str(fixed.scaling), specs)
+    perplexities, key_counts = measure_windows(model, read, specs)
     best = min(grid, key=lambda spec: perplexities[spec])
     found = {
         spec: find_passkeys(model, tokenizer, spec, target, passkeys)
@@ -110,7 +105,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--device", default=None)
     parser.add_argument("--targets", type=int, nargs="+", default=[12_288, 16_384, 24_576])
-    parser.add_argument("--minutes", type=float, default=0.15, help="for each plan")
+    parser.add_argument("--minutes", type=float, default=1.0, help="for each plan")
     parser.add_argument("--windows", type=int, default=2, help="of the text that the grid reads")
     parser.add_argument("--passkeys", type=int, default=8)
     parser.add_argument("--text", default="pydoc")

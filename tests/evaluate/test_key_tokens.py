@@ -11,7 +11,13 @@ from tests.helpers.plain_nll import plain_nll
 import ropewalk as rw
 from ropewalk.evaluate.evaluator import choose_evaluator
 from ropewalk.evaluate.key_token_store import KeyTokenStore
-from ropewalk.evaluate.key_tokens import KeyTokenRule, find_key_tokens, long_perplexity, translate_key_tokens
+from ropewalk.evaluate.key_tokens import (
+    KeyTokenRule,
+    find_key_tokens,
+    long_perplexity,
+    select_key_tokens,
+    translate_key_tokens,
+)
 from ropewalk.evaluate.perplexity import token_nll
 from ropewalk.evaluate.texts import Text
 
@@ -43,6 +49,14 @@ def test_key_tokens_and_longppl_equal_an_independent_computation(opinionated, ra
     longppl, count = long_perplexity(nll, found)
     assert count == len(expected)
     assert longppl == pytest.approx(math.exp(np.mean(np.array(losses)[is_key])), rel=1e-6)
+
+
+def test_with_too_few_key_tokens_those_that_gain_most_are_taken():
+    rule = KeyTokenRule(short_context=10)
+    long = np.array([0.5, 0.5, 0.5, 0.5, 3.0, 0.5])
+    short = np.array([3.0, 1.5, 1.0, 0.4, 9.0, 2.0])  # gains of 2.5, 1.0, 0.5, -0.1, none for a high loss, 1.5
+    for at_least, expected in [(0, [10]), (1, [10]), (2, [10, 15]), (3, [10, 11, 15]), (9, [10, 11, 12, 15])]:
+        assert select_key_tokens(long, short, rule, at_least).tolist() == expected
 
 
 def test_the_losses_of_later_tokens_alone_are_those_of_the_whole_text(tiny, random_ids):

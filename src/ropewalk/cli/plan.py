@@ -117,9 +117,9 @@ def _measure(model: str, target: int, minutes: float, text: str, out: str, dtype
 
 def _describe_step(step: Step, value: Any) -> str:
     """Return a step and its result as a line."""
-    if step.kind == "key_tokens":
-        return f"window {step.number + 1}: {len(value):,} key tokens"
+    if step.kind == "context":
+        return f"window {step.number + 1} is read in short contexts"
     if step.kind == "passkey":
-        return f"{step.method}: passkey {'found' if value else 'not found'}"
-    text = "key tokens of window" if step.kind == "target" else "short text"
-    return f"{step.method}: loss {value:.4f} on {text} {step.number + 1}"
+        return f"{step.method}: loss {sum(value) / len(value):.4f} on passkey {step.number + 1}"
+    text = "window" if step.kind == "target" else "short text"
+    return f"{step.method}: loss {value.mean() if step.kind == 'target' else value:.4f} on {text} {step.number + 1}"

@@ -73,17 +73,42 @@ def find_key_tokens(
         rule: what makes a token a key token.
         on_tokens: called with the number of tokens read since its last call.
     """
-    total = len(ids_T)
-    if total <= rule.short_context:
+    if len(ids_T) <= rule.short_context:
         return np.zeros(0, np.int64)
     long_nll_T = _concatenate(token_nll(model, ids_T, on_tokens, first=rule.short_context))
+    return select_key_tokens(long_nll_T, read_short_losses(model, ids_T, rule, on_tokens), rule)
+
+
+def read_short_losses(
+    model: Any, ids_T: Tensor, rule: KeyTokenRule, on_tokens: Callable[[float], None] | None = None
+) -> NDArray[np.float64]:
+    """Return the loss of each token from `short_context` on, in nats, after its short context only.
+
+    The arguments are those of `find_key_tokens`; the text is longer than the short context.
+    """
     parts = [
         _concatenate(token_nll(model, ids_T[start:stop], on_tokens, first=first - start))
-        for start, first, stop in rule._windows(total)
+        for start, first, stop in rule._windows(len(ids_T))
     ]
-    short_nll_T = np.concatenate(parts)
-    is_key_T = (short_nll_T - long_nll_T > rule.min_gain) & (long_nll_T < rule.max_loss)
-    return np.flatnonzero(is_key_T) + rule.short_context
+    return np.concatenate(parts)
+
+
+def select_key_tokens(
+    long_nll_T: NDArray[Any], short_nll_T: NDArray[Any], rule: KeyTokenRule, at_least: int = 0
+) -> NDArray[np.int64]:
+    """Return the indices of the key tokens, from the losses of the tokens from `short_context` on, in nats.
+
+    Args:
+        long_nll_T, short_nll_T: losses after the whole text so far, and after the short context.
+        rule: what makes a token a key token.
+        at_least: if fewer are found, the tokens with the largest gains are taken instead, of those with a gain and a
+            loss below `max_loss`.
+    """
+    gain_T = np.where(long_nll_T < rule.max_loss, short_nll_T - long_nll_T, 0.0)
+    smallest_gain = rule.min_gain
+    if at_least and (gain_T > smallest_gain).sum() < at_least:
+        smallest_gain = max(0.0, np.sort(gain_T)[-at_least - 1 :][0])
+    return np.flatnonzero(gain_T > smallest_gain) + rule.short_context
 
 
 def translate_key_tokens(

@@ -2,15 +2,16 @@
 
 measure_plan("Qwen/Qwen3-8B", target=131_072, minutes=20, text="book.txt", out="runs/plan").reasons
 
-What is compared, in this order:
-1. passkeys found at the target: a method is out if another finds at least 2 more, and more by twice the standard error;
-2. perplexity on key tokens at the target (LongPPL): methods within 1 % of the best are equally good;
-3. among these, the most passkeys; then the lowest cost on short text, give or take half a percent; then the order of
-   the candidates, which begins with the plan without a measurement.
+The choice, in this order:
+1. passkeys at the target: a method is out if its loss on the numbers is higher than that of the best method by more
+   than 0.05 nats per token and twice the standard error;
+2. perplexity on key tokens at the target (LongPPL): methods within 1 %, or one standard error, of the best are equal;
+3. among these, the lowest cost on short text; within half a percent of it, the plan without a measurement if it is one
+   of them, else the lowest perplexity.
+With fewer than four passkeys measured, the plan without a measurement stays as it is, unless it left.
 
 A fixed margin (`ropewalk.plan` without a measurement) says what worked on one small model; this says what works on
-yours. The key tokens are found by the model itself under the scaling that the fixed margin gives, which favors methods
-like that one (see `ropewalk.evaluate.evaluator`).
+yours. `plan_measurements` says how key tokens are found without favoring a method.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ropewalk.config import ModelConfig
 from ropewalk.errors import InputError, check_number
@@ -52,9 +56,11 @@ from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.yarn import DynamicYaRN, YaRN
 
 _MARGINS = (MARGIN, 1.0, 1.5, 2.0)  # factors over the smallest that covers the target, the most promising first
-_TOLERANCE = 0.01  # of perplexity: methods within it are equally good
+_TOLERANCE = 0.01  # nats on key tokens, 1 % of perplexity: methods within it are equal
+_LOSS_OF_ONE_HALF = math.log(2)  # nats
+_PASSKEY_TOLERANCE = 0.05  # nats per token of the number: methods within it are equal
+_MIN_PASSKEYS = 4  # without as many, the measurements do not overrule the plan
 _SHORT_TOLERANCE = 0.5  # percent of perplexity on short text: methods within it cost the same
-_MAX_SHORT_LENGTH = 4096  # tokens of a window of short text
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,10 @@ class MeasuredMethod:
         perplexity: on the key tokens of the windows that all remaining methods have read; of a method that left, on
             those of the first window.
         behind: by how much its perplexity exceeds the best one on the same windows, in percent.
-        behind_error: standard error of `behind` over the windows; None for a single window.
-        passkeys: whether each was found, by depth from the beginning of the text; empty if it was not asked.
+        behind_error: standard error of `behind` over the key tokens.
+        passkeys: whether each was found, by depth from the beginning of the text: every token of the number has a
+            probability above one half. Empty if it was not asked.
+        passkey_loss: mean loss on the tokens of the numbers, in nats; None if it was not asked.
         short_tax: what it costs on short text; None if that was not measured.
         remained: False if it left after the first window.
     """
@@ -77,6 +85,7 @@ class MeasuredMethod:
     behind: float
     behind_error: float | None
     passkeys: tuple[bool, ...]
+    passkey_loss: float | None
     short_tax: ShortTax | None
     remained: bool
 
@@ -88,6 +97,7 @@ class MeasuredMethod:
             "behind_percent": self.behind,
             "behind_standard_error": self.behind_error,
             "passkeys": [int(found) for found in self.passkeys],
+            "passkey_loss": self.passkey_loss,
             "short_tax": self.short_tax,
             "remained": self.remained,
         }
@@ -151,10 +161,9 @@ def measure_plan(
     run = MeasurementRun(
         [method for method in candidates if runtime_methods or method == planned.scaling or fields[method]],
         baseline,
-        planned.scaling,
         results,
         target=target,
-        short_length=min(planned.original_length, _MAX_SHORT_LENGTH),
+        original_length=planned.original_length,
         seconds=60 * minutes,
     )
     if run.next_step() is not None:
@@ -220,62 +229,80 @@ def _find_fields(
 
 def rank_methods(run: MeasurementRun) -> tuple[MeasuredMethod, ...]:
     """Return what was measured, the chosen method first, then the others by perplexity."""
-    values, windows, depths = run.results.values, run.compared_windows(), run.compared("passkey")
-    remaining = run.remaining_methods()
-    weights = [len(run.key_tokens(window)) or 1 for window in windows]
-
-    def losses(name: str) -> list[float]:
-        return [values[Step("target", name, window)] for window in windows]
-
-    def mean_loss(name: str) -> float:
-        weighted = zip(losses(name), weights, strict=True)
-        return sum(loss * weight for loss, weight in weighted) / sum(weights)
-
+    remaining, depths = run.remaining_methods(), run.compared("passkey")
     if not remaining:
         return ()
-    best = min(remaining, key=mean_loss)
-    measured = []
-    for name, method in run.methods.items():
-        if Step("target", name, 0) not in values:
-            continue
-        if name not in remaining:
-            loss, best_loss = (values[Step("target", each, 0)] for each in (name, best))
-            behind = 100 * (perplexity_of(loss - best_loss) - 1)
-            measured.append(MeasuredMethod(method, perplexity_of(loss), behind, None, (), None, False))
-            continue
-        loss = mean_loss(name)
-        behind = 100 * (perplexity_of(loss - mean_loss(best)) - 1)
-        error = paired_difference(losses(name), losses(best)).standard_error
-        found = tuple(bool(values[Step("passkey", name, depth)]) for depth in depths)
-        tax = _short_tax(run, name)
-        error = None if error is None else 100 * error
-        measured.append(MeasuredMethod(method, perplexity_of(loss), behind, error, found, tax, True))
-    chosen = _choose(measured)
-    others = [each for each in measured if each is not chosen]
+    first, key_losses = run.key_losses(0), _pool_key_losses(run)
+    answers = {name: [run.results.values[Step("passkey", name, depth)] for depth in depths] for name in remaining}
+    passkey_losses = {name: [float(np.mean(losses)) for losses in answers[name]] for name in remaining}
+    best = min(remaining, key=lambda name: float(key_losses[name].mean()))
+    measured = {}
+    for name in first:
+        remained = name in remaining
+        losses, best_losses = (key_losses[name], key_losses[best]) if remained else (first[name], first[best])
+        difference = paired_difference(losses.tolist(), best_losses.tolist())
+        error = difference.standard_error
+        measured[name] = MeasuredMethod(
+            method=run.methods[name],
+            perplexity=perplexity_of(float(losses.mean())),
+            behind=100 * (perplexity_of(difference.mean) - 1),
+            behind_error=None if error is None else 100 * error,
+            passkeys=tuple(max(losses) < _LOSS_OF_ONE_HALF for losses in answers.get(name, ())),
+            passkey_loss=float(np.mean(passkey_losses[name])) if remained and depths else None,
+            short_tax=_short_tax(run, name) if remained else None,
+            remained=remained,
+        )
+    chosen = measured[_choose(next(iter(run.methods)), measured, key_losses, passkey_losses)]
+    others = [each for each in measured.values() if each is not chosen]
     others.sort(key=lambda each: (not each.remained, each.perplexity))
     return (chosen, *others)
 
 
-def _choose(measured: Sequence[MeasuredMethod]) -> MeasuredMethod:
-    """Return the method to use, by the rules at the top of this file."""
-    remaining = [each for each in measured if each.remained]
-    most = max(remaining, key=lambda each: sum(each.passkeys))
-    rivals = [each for each in remaining if not _finds_fewer(each, most)]
-    best = min(each.perplexity for each in rivals)
-    equal = [each for each in rivals if each.perplexity <= best * (1 + _TOLERANCE)]
-    found = max(sum(each.passkeys) for each in equal)
-    equal = [each for each in equal if sum(each.passkeys) == found]
-    costs = [each.short_tax["percent"] if each.short_tax else 0.0 for each in equal]
-    lowest = min(costs)
-    return next(each for each, cost in zip(equal, costs, strict=True) if cost <= lowest + _SHORT_TOLERANCE)
+def _pool_key_losses(run: MeasurementRun) -> dict[str, NDArray[Any]]:
+    """Return the losses of each remaining method on the key tokens of all windows that all of them have read."""
+    windows = [run.key_losses(window) for window in run.compared("target")]
+    return {name: np.concatenate([losses[name] for losses in windows]) for name in run.remaining_methods()}
 
 
-def _finds_fewer(each: MeasuredMethod, most: MeasuredMethod) -> bool:
-    """Return whether a method finds so many fewer passkeys that it is hardly by chance."""
-    if sum(most.passkeys) - sum(each.passkeys) < 2:
-        return False
-    difference = paired_difference(most.passkeys, each.passkeys)
-    return difference.standard_error is not None and difference.mean > 2 * difference.standard_error
+def _choose(
+    planned: str,
+    measured: Mapping[str, MeasuredMethod],
+    key_losses: Mapping[str, NDArray[Any]],
+    passkey_losses: Mapping[str, Sequence[float]],
+) -> str:
+    """Return the method to use, by the rules at the top of this file.
+
+    Args:
+        planned: spec of the plan without a measurement.
+        measured: what was measured, by spec, in the order of the candidates.
+        key_losses, passkey_losses: losses of the remaining methods on key tokens and on passkeys, in pairs, in nats.
+    """
+    count = len(next(iter(passkey_losses.values())))
+    if count < _MIN_PASSKEYS and planned in key_losses:
+        return planned
+    contenders = list(key_losses)
+    if count:
+        finder = min(contenders, key=lambda name: sum(passkey_losses[name]))
+        contenders = [
+            name
+            for name in contenders
+            if not _is_behind(passkey_losses[name], passkey_losses[finder], _PASSKEY_TOLERANCE, errors=2)
+        ]
+    best = min(contenders, key=lambda name: float(key_losses[name].mean()))
+    equal = [
+        name
+        for name in contenders
+        if not _is_behind(key_losses[name].tolist(), key_losses[best].tolist(), _TOLERANCE, errors=1)
+    ]
+    costs = {name: tax["percent"] if (tax := measured[name].short_tax) else 0.0 for name in equal}
+    cheap = [name for name in equal if costs[name] <= min(costs.values()) + _SHORT_TOLERANCE]
+    return planned if planned in cheap else min(cheap, key=lambda name: float(key_losses[name].mean()))
+
+
+def _is_behind(losses: Sequence[float], best: Sequence[float], tolerance: float, errors: int) -> bool:
+    """Return whether losses exceed those of the best by more than a tolerance and a number of standard errors."""
+    difference = paired_difference(losses, best)
+    return difference.mean > max(tolerance, errors * (difference.standard_error or 0.0))
 
 
 def _short_tax(run: MeasurementRun, name: str) -> ShortTax | None:
@@ -298,21 +325,20 @@ def _explain(
     text: Text,
 ) -> tuple[str, ...]:
     """Return why the first method is chosen, in numbers, one sentence each."""
-    chosen, windows = measured[0], run.compared_windows()
-    key_count = sum(len(run.key_tokens(window)) for window in windows)
-    compared = f"{key_count:,} key tokens, found by the model itself under {run.evaluator},"
-    if not key_count:
-        compared = f"the tokens past {run.rule.short_context:,}, since there are too few key tokens,"
+    chosen, windows = measured[0], run.compared("target")
+    count = sum(len(next(iter(run.key_losses(window).values()))) for window in windows)
     used, skipped = run.results.used_seconds() / 60, len(run.methods) - len(measured)
-    read = f"{len(windows)} windows of {run.target:,} tokens of {text.name}"
+    read = f"{count:,} key tokens of {len(windows)} windows of {run.target:,} tokens of {text.name}"
     reasons = [
-        f"measured for {used:.1f} of {minutes:g} minutes: {len(measured)} methods on {compared} of {read}"
+        f"measured for {used:.1f} of {minutes:g} minutes: {len(measured)} methods on {read}"
         + (f"; {skipped} more did not fit into the time" if skipped else ""),
         _describe(chosen),
     ]
+    if len(chosen.passkeys) < _MIN_PASSKEYS:
+        reasons.append(f"{len(chosen.passkeys)} passkeys are too few to overrule a plan: name more minutes")
     best = min((each for each in measured if each.remained), key=lambda each: each.perplexity)
     if best is not chosen:
-        reasons.append(f"{_describe(best)}; it is not chosen because {_compare(chosen, best)}")
+        reasons.append(f"the lowest perplexity has {_describe(best)}: {_compare(chosen, best)}")
     origin = "its makers publish" if is_published else "without a measurement the plan is"
     other = next((each for each in measured if each.method == planned), None)
     if chosen.method == planned:
@@ -331,7 +357,8 @@ def _describe(each: MeasuredMethod) -> str:
         uncertainty = "" if each.behind_error is None else f" with a standard error of {each.behind_error:.1f}"
         parts.append(f"{each.behind:.1f} % behind the best{uncertainty}")
     if each.passkeys:
-        parts.append(f"{sum(each.passkeys)} of {len(each.passkeys)} passkeys at the target")
+        found = f"{sum(each.passkeys)} of {len(each.passkeys)} passkeys at the target"
+        parts.append(f"{found} (loss {each.passkey_loss:.3f} per token)")
     if each.short_tax:
         error = each.short_tax["standard_error"]
         uncertainty = "" if error is None else f" with a standard error of {error:.1f}"
@@ -341,10 +368,11 @@ def _describe(each: MeasuredMethod) -> str:
 
 def _compare(chosen: MeasuredMethod, best: MeasuredMethod) -> str:
     """Return why a method with a higher perplexity is chosen."""
-    more = sum(chosen.passkeys) - sum(best.passkeys)
-    if more > 0:
-        return f"the chosen one finds {more} more passkeys"
-    return "the chosen one is within 1 % of it, and no worse at passkeys and on short text"
+    if chosen.passkey_loss is not None and best.passkey_loss is not None:
+        more = best.passkey_loss - chosen.passkey_loss
+        if more > _PASSKEY_TOLERANCE:
+            return f"its loss on passkeys is higher by {more:.2f} nats per token"
+    return "the chosen one is as good within the error, and costs no more on short text or is the plan"
 
 
 def _open_measurements(model: ModelSource, dtype: str | None, text: Text, target: int, folder: Path) -> Measurements:

@@ -1,10 +1,14 @@
 """Short runs that compare methods for a target length, within a time that the user names.
 
-The runs are ordered so that every moment is a fair one to stop at: each round adds one window of the text and some
-passkeys for every method that is left, and what is compared is what all of them have.
+The runs are ordered so that every moment is a fair one to stop at: each round adds one window of the text, and some
+passkeys, for every method that is left, and what is compared is what all of them have.
 
-    round 0     key tokens of window 0; every method reads it; those far behind the best leave
-    each round  key tokens of the next window, which the others read; passkeys at two depths; one window of short text
+    first       every method reads window 0; those far behind the best leave
+    each round  the next window, first after short contexts only, which tells the key tokens; passkeys; short text
+
+Key tokens are found by all methods together: a token's loss after the long context is the median over the methods that
+read the window. One of them alone would favor itself: on SmolLM2 at 16,384 tokens, YaRN 2.5 is 14 % ahead of both
+YaRN 2 and YaRN 3 on 17 tokens that it has chosen itself (benchmarks/results/self_evaluation.json).
 
 Every result is stored as soon as it is known, and its time counts when the same plan is measured again.
 """
@@ -19,34 +23,36 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.field_checks import check_fields, is_count, is_number, is_text
-from ropewalk.evaluate.key_tokens import KeyTokenRule, find_key_tokens
+from ropewalk.evaluate.field_checks import check_fields, is_count, is_list_of_numbers, is_number, is_text
+from ropewalk.evaluate.key_tokens import KeyTokenRule, read_short_losses, select_key_tokens
 from ropewalk.evaluate.perplexity import token_nll
 from ropewalk.evaluate.sample import Sample
 from ropewalk.evaluate.tasks.passkey import Passkey
-from ropewalk.evaluate.text_generator import TextGenerator
-from ropewalk.files import ensure_writable_folder, parse_json, write_text_atomically
+from ropewalk.files import ensure_writable_folder, parse_json, replace_file_atomically, write_text_atomically
 from ropewalk.models.extend import extended
 from ropewalk.positions import PositionMethod
 from ropewalk.scaling import Scaling
-from ropewalk.scaling.policies import DEFAULT_POLICY, parse_policy
 
 ROUNDS = 4
 PASSKEYS = 8  # depths from the beginning of the text to its end
-_PASSKEYS_BY_ROUND = ((0, 4), (2, 6), (1, 5), (3, 7))
-_MIN_KEY_TOKENS = 16  # a window with fewer is compared on all tokens past the short context
+_PASSKEYS_BY_ROUND = ((0, 4, 2, 6), (1, 5, 3, 7), (), ())
+_ANSWER_TOKENS = 8  # left at the end of a passkey prompt for the answer
+_MIN_KEY_TOKENS = 100  # of a window; with fewer, those that gain most from the long context are added
 _MIN_COMPARED = 3  # methods that read the first window even if that takes most of the time
 _FIRST_WINDOW_SHARE = 0.4  # of the time, for the first window
+_MAX_SHORT_LENGTH = 4096  # tokens of a window of short text
 _MAX_BEHIND = 0.1  # nats on the first window behind the best, about 10 % of perplexity: such a method leaves
 
 Method = Scaling | PositionMethod
 
 
 class Step(NamedTuple):
-    """One run. `kind` is key_tokens, target, passkey or short; `method` is a spec; `number` is a window or a depth."""
+    """One run. `kind` is context, target, passkey or short; `method` is a spec; `number` is a window or a depth."""
 
     kind: str
     method: str
@@ -54,16 +60,22 @@ class Step(NamedTuple):
 
 
 class Measurements:
-    """The results of the runs, in memory or in a file.
+    """The results of the runs, in memory or in a folder.
 
     Attributes:
-        values: by step. Key tokens: their indices in the window. Target and short: the mean loss in nats. Passkey: 1 if
-            it was found, else 0.
+        values: by step. Target and context: the losses of the tokens past the short context, in nats, after the whole
+            window so far and after the short context. Passkey: the losses of the tokens of the answer. Short: the mean
+            loss.
         seconds: time that each step took.
     """
 
     def __init__(self, header: Mapping[str, Any], path: Path | None) -> None:
-        """Read the file, if there is one already. Raises InputError if it is damaged, or of other measurements."""
+        """Read the file, if there is one already. Raises InputError if it is damaged, or of other measurements.
+
+        Args:
+            header: what identifies the measurements, ready for JSON.
+            path: a JSON file; losses of tokens lie beside it.
+        """
         self.header, self.path = dict(header), path
         self.values: dict[Step, Any] = {}
         self.seconds: dict[Step, float] = {}
@@ -75,12 +87,20 @@ class Measurements:
     def add(self, step: Step, value: Any, seconds: float) -> None:
         """Store a result. It is on disk when this returns."""
         self.values[step], self.seconds[step] = value, seconds
-        if self.path is not None:
-            steps = [
-                {**done._asdict(), "value": self.values[done], "seconds": round(self.seconds[done], 3)}
-                for done in self.values
-            ]
-            write_text_atomically(self.path, json.dumps({**self.header, "steps": steps}) + "\n")
+        if self.path is None:
+            return
+        if isinstance(value, np.ndarray):
+            with replace_file_atomically(self._array_path(len(self.values) - 1), "wb") as file:
+                np.save(file, value)
+        steps = [
+            {
+                **done._asdict(),
+                "seconds": round(self.seconds[done], 3),
+                "value": None if isinstance(value, np.ndarray) else value,
+            }
+            for done, value in self.values.items()
+        ]
+        write_text_atomically(self.path, json.dumps({**self.header, "steps": steps}) + "\n")
 
     def used_seconds(self) -> float:
         """Return the time of all steps."""
@@ -93,31 +113,39 @@ class Measurements:
                 return statistics.median(seconds)
         return 0.0
 
+    def _array_path(self, number: int) -> Path:
+        assert self.path is not None
+        return self.path.with_name(f"{self.path.stem}-{number}.npy")
+
     def _read(self, path: Path) -> None:
         checks: dict[str, Callable[[Any], bool]] = {
             "kind": is_text, "method": is_text, "number": is_count, "seconds": is_number,
-            "value": lambda value: is_number(value) or (isinstance(value, list) and all(map(is_count, value))),
+            "value": lambda value: value is None or is_number(value) or (is_list_of_numbers(value) and bool(value)),
         }  # fmt: skip
         try:
             document = check_fields(parse_json(path.read_bytes()), {"steps": lambda value: isinstance(value, list)})
             entries = [check_fields(entry, checks) for entry in document.pop("steps")]
-        except (OSError, ValueError) as error:
+            values = [
+                np.load(self._array_path(number), allow_pickle=False) if entry["value"] is None else entry["value"]
+                for number, entry in enumerate(entries)
+            ]
+        except (OSError, ValueError, EOFError) as error:
             found = f"{path}, which cannot be read ({error})"
             raise InputError("out", found, "a folder of measured plans, or a new one") from None
         if document != self.header:
             raise InputError("out", f"{path}, which has other measurements", "another folder")
-        for entry in entries:
+        for entry, value in zip(entries, values, strict=True):
             step = Step(entry["kind"], entry["method"], entry["number"])
-            self.values[step], self.seconds[step] = entry["value"], entry["seconds"]
+            self.values[step], self.seconds[step] = value, entry["seconds"]
 
 
 class MeasurementRun:
     """Runs the steps on a model until they are done or the time is over.
 
     Attributes:
-        methods: the methods to compare, the most promising first.
-        baseline: the model's own scaling, without which no short tax can be computed.
-        evaluator: the scaling under which the model finds key tokens.
+        methods: the methods to compare by spec, the most promising first.
+        baseline: the model's own scaling, which the short tax is relative to.
+        context_reader: the scaling under which short contexts are read: the model's own, if they fit.
         results: what is measured.
     """
 
@@ -125,35 +153,45 @@ class MeasurementRun:
         self,
         methods: Sequence[Method],
         baseline: Scaling,
-        evaluator: Scaling,
         results: Measurements,
         *,
         target: int,
-        short_length: int,
+        original_length: int,
         seconds: float,
     ) -> None:
         """Plan the steps.
 
         Args:
-            methods, baseline, evaluator, results: see above.
+            methods, baseline, results: see above.
             target: tokens of a window of the text.
-            short_length: tokens of a window of short text.
+            original_length: tokens that the model was trained on.
             seconds: time for all steps, those of earlier calls included.
         """
         self.methods = {str(method): method for method in methods}
-        self.baseline, self.evaluator, self.results = baseline, evaluator, results
-        self.target, self.short_length, self.seconds = target, short_length, seconds
+        self.baseline, self.results = baseline, results
+        self.target, self.short_length, self.seconds = target, min(original_length, _MAX_SHORT_LENGTH), seconds
         self.rule = KeyTokenRule.for_length(target)
+        fits = self.rule.short_context + self.rule.step <= original_length
+        self.context_reader = baseline if fits else methods[0]
 
     def remaining_methods(self) -> list[str]:
         """Return the specs of the methods that read the first window and are not far behind the best of them."""
-        first = {
-            name: self.results.values[step]
-            for name in self.methods
-            if (step := Step("target", name, 0)) in self.results.values
-        }
+        first = {name: float(losses_T.mean()) for name, losses_T in self.key_losses(0).items()}
         best = min(first.values(), default=0.0)
         return [name for name, loss in first.items() if loss <= best + _MAX_BEHIND]
+
+    def key_losses(self, window: int) -> dict[str, NDArray[Any]]:
+        """Return the losses on the key tokens of a window by method, for the methods that read it."""
+        values = self.results.values
+        context = values.get(Step("context", str(self.context_reader), window))
+        read = {name: values[step] for name in self.methods if (step := Step("target", name, window)) in values}
+        if context is None or not read:
+            return {}
+        long_nll_T = np.median(list(read.values()), axis=0)
+        indices = select_key_tokens(long_nll_T, context, self.rule, at_least=_MIN_KEY_TOKENS) - self.rule.short_context
+        if not len(indices):  # no token gains anything: a text without long dependencies
+            indices = np.arange(len(context))
+        return {name: losses_T[indices] for name, losses_T in read.items()}
 
     def compared(self, kind: str) -> list[int]:
         """Return the indices of the steps of a kind that all remaining methods have."""
@@ -190,7 +228,7 @@ class MeasurementRun:
         while (step := self.next_step()) is not None:
             started = time.perf_counter()
             if step.kind == "passkey" and not samples:
-                samples = Passkey().make_samples(tokenizer, self.target, PASSKEYS, seed=0)
+                samples = Passkey().make_samples(tokenizer, self.target - _ANSWER_TOKENS, PASSKEYS, seed=0)
             value = self._measure(step, model, tokenizer, ids_T, samples)
             self.results.add(step, value, time.perf_counter() - started)
             if on_step is not None:
@@ -207,7 +245,7 @@ class MeasurementRun:
     def _steps(self) -> Iterator[Step]:
         """Yield the steps in order. Each must be done before the next is requested: later ones depend on it."""
         for index in range(ROUNDS):
-            yield Step("key_tokens", str(self.evaluator), index)
+            yield Step("context", str(self.context_reader), index)
             names = list(self.methods) if index == 0 else self.remaining_methods()
             for number, name in enumerate(names):
                 step = Step("target", name, index)
@@ -222,32 +260,19 @@ class MeasurementRun:
             yield from (Step("short", name, index) for name in remaining if self.changes_short_text(name))
 
     def _measure(self, step: Step, model: Any, tokenizer: Any, ids_T: Tensor, samples: Sequence[Sample]) -> Any:
+        method = self.methods.get(step.method, self.baseline)
         if step.kind == "passkey":
-            generator, sample = TextGenerator(model, tokenizer), samples[step.number]
-            with generator.scaled(self.methods[step.method], parse_policy(DEFAULT_POLICY)):
-                ((_, answer),) = generator.generate([sample])
-            return int(Passkey().score(sample, answer)[Passkey.main_score])
+            sample = samples[step.number]
+            answer = tokenizer(f" {sample.references[0]}", add_special_tokens=False)["input_ids"]
+            prompt_T = torch.tensor([*sample.prompt, *answer])
+            return _read_losses(model, prompt_T, method, first=len(sample.prompt)).tolist()
         if step.kind == "short":
-            window_T = select_window(ids_T, self.short_length, step.number)
-            method = self.baseline if step.method == str(self.baseline) else self.methods[step.method]
-            return float(_read_losses(model, window_T, method, first=1).mean())
+            return float(_read_losses(model, select_window(ids_T, self.short_length, step.number), method).mean())
         window_T = select_window(ids_T, self.target, step.number)
-        if step.kind == "key_tokens":
-            with extended(model, self.evaluator, length=self.target):
-                return find_key_tokens(model, window_T, self.rule).tolist()
-        losses_T = _read_losses(model, window_T, self.methods[step.method], first=self.rule.short_context)
-        key_tokens = self.key_tokens(step.number)
-        return float((losses_T[key_tokens - self.rule.short_context] if len(key_tokens) else losses_T).mean())
-
-    def compared_windows(self) -> list[int]:
-        """Return the windows that all remaining methods have read: those with key tokens, or else all of them."""
-        windows = self.compared("target")
-        return [window for window in windows if len(self.key_tokens(window))] or windows
-
-    def key_tokens(self, window: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the key tokens of a window; none if it has too few for a comparison."""
-        indices = self.results.values[Step("key_tokens", str(self.evaluator), window)]
-        return np.array(indices if len(indices) >= _MIN_KEY_TOKENS else [], np.int64)
+        if step.kind == "context":
+            with extended(model, method, length=self.rule.short_context):
+                return read_short_losses(model, window_T, self.rule).astype(np.float32)
+        return _read_losses(model, window_T, method, first=self.rule.short_context)
 
 
 def select_window(ids_T: Tensor, length: int, index: int) -> Tensor:
@@ -256,8 +281,8 @@ def select_window(ids_T: Tensor, length: int, index: int) -> Tensor:
     return ids_T[start : start + length]
 
 
-def _read_losses(model: Any, ids_T: Tensor, method: Method, first: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _read_losses(model: Any, ids_T: Tensor, method: Method, first: int = 1) -> NDArray[np.float32]:
     """Return the losses of the tokens from `first` on under a method, with its parameters for this length."""
     length = None if isinstance(method, PositionMethod) else len(ids_T)
     with extended(model, method, length=length):
-        return np.concatenate(list(token_nll(model, ids_T, first=first)))
+        return np.concatenate(list(token_nll(model, ids_T, first=first))).astype(np.float32)
