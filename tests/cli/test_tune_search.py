@@ -33,6 +33,11 @@ def test_a_search_writes_its_scaling_and_how_it_compares(tune, tmp_path, method,
     assert rw.parse(str(tmp_path / "out" / "scaling.json")).name == name
     assert document["proof"]["ends"] == [64, 128, 192]
     assert set(document["proof"]) >= {"sentence", "perplexities", "retrieval", "best_formula"}
+    (perplexities,) = document["proof"]["perplexities"].values()
+    formulas = ["yarn", "ntk", "ntk-by-parts", "mrrope-pro"]
+    with_smaller_attention = "yarn:factor=3,attention_factor=1.0769"  # 0.07 ln 3 + 1
+    expected = {*(f"{formula}:factor=3" for formula in formulas), with_smaller_attention, "none", "native-window"}
+    assert set(perplexities) >= expected
     folder = tmp_path / "out" / "proof"
     assert json.loads((folder / "proof.json").read_text()) == document["proof"]
     assert (folder / "perplexity-1.png").exists()

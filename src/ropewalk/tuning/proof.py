@@ -43,10 +43,13 @@ from ropewalk.evaluate.worker import CellSummary
 from ropewalk.files import ensure_writable_folder, write_text_atomically
 from ropewalk.models.extend import ScalingLike
 from ropewalk.positions import parse
+from ropewalk.scaling.yarn import yarn_mscale
 
 NATIVE_WINDOW = "native-window"
 UNSCALED = "none"
 _FORMULAS = ("yarn", "ntk", "ntk-by-parts", "mrrope-pro")
+# On SmolLM2 at s = 4, YaRN is better with 0.07 ln s + 1 than with 0.1 ln s + 1: results/tune_smollm2_32k.json.
+_SMALLER_ATTENTION = 0.7
 _MAX_BUCKETS = 8
 _EQUAL_PERPLEXITY = 1e-3  # perplexities that differ by a smaller part count as equal
 
@@ -175,7 +178,7 @@ class ProofRun:
             texts: names that `read_text` accepts; the facts of the task needle are hidden in the first.
             out: folder for the results.
             formulas: scalings to compare with; by default yarn, ntk, ntk-by-parts and mrrope-pro with the factor of
-                the target.
+                the target, and yarn with a smaller attention factor.
             samples: prompts for each task and length, with facts from the beginning of the text to its end.
 
         Raises InputError for a wrong argument, a text with fewer tokens, or a folder that holds other results.
@@ -296,7 +299,9 @@ class ProofRun:
 
 
 def _default_formulas(factor: float) -> list[dict[str, Any]]:
-    return [{"name": name, "factor": factor} for name in _FORMULAS]
+    formulas: list[dict[str, Any]] = [{"name": name, "factor": factor} for name in _FORMULAS]
+    attention_factor = round(yarn_mscale(factor, _SMALLER_ATTENTION), 4)
+    return [*formulas, {"name": "yarn", "factor": factor, "attention_factor": attention_factor}]
 
 
 def bucket_ends(original_length: int, target: int) -> list[int]:
