@@ -34,7 +34,7 @@ from ropewalk.scaling.policies import DEFAULT_POLICY, parse_policy
 
 SCALINGS = ("none", "linear:factor=2", "ntk:factor=2", "yarn:factor=2", "yarn:factor=4", "dynamic-yarn")
 JURY = "jury"
-EVALUATORS = ("yarn:factor=2", "ntk:factor=2", JURY)
+EVALUATORS = ("yarn:factor=2", JURY)
 
 
 def ranks(values: Sequence[float]) -> np.ndarray[Any, Any]:
@@ -63,8 +63,8 @@ def measure_retrieval(
 ) -> dict[str, dict[str, float]]:
     """Return the found share of passkey and needle under each scaling; those in `found` are known."""
     generator = TextGenerator(model, tokenizer)
-    prompts = {task.name: task.make_samples(tokenizer, length, samples, 0) for task in (Passkey(), Needle())}
-    for spec in SCALINGS:
+    prompts = {task.name: task.make_samples(tokenizer, length, samples, 0) for task in (Passkey(), Needle()) if samples}
+    for spec in SCALINGS if samples else ():
         if spec in found:
             continue
         found[spec] = {}
@@ -102,7 +102,7 @@ def measure_text(model: Any, ids_T: torch.Tensor, rule: KeyTokenRule) -> dict[st
 def summarize(texts: dict[str, Any], retrieval: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Return the columns over all texts, and the rank correlation of each with retrieval."""
     results = list(texts.values())
-    columns = {
+    columns: dict[str, Any] = {
         column: [perplexity_of(float(np.mean([each["losses"][spec][name] for each in results]))) for spec in SCALINGS]
         for column, name in (("ppl", "all"), ("ppl_last", "last_1024"))
     }
@@ -111,8 +111,12 @@ def summarize(texts: dict[str, Any], retrieval: dict[str, dict[str, float]]) -> 
         if count:
             sums = [sum(each["losses"][spec]["key_sums"][evaluator] for each in results) for spec in SCALINGS]
             columns[f"longppl, evaluator {evaluator}"] = [perplexity_of(total / count) for total in sums]
-    scores = [sum(retrieval[spec].values()) / 2 for spec in SCALINGS]
-    correlations = {name: rank_correlation(values, scores) for name, values in columns.items()}
+    scores = [sum(retrieval[spec].values()) / 2 if spec in retrieval else None for spec in SCALINGS]
+    known = [index for index, score in enumerate(scores) if score is not None]
+    correlations = {
+        name: rank_correlation([values[index] for index in known], [scores[index] or 0.0 for index in known])
+        for name, values in columns.items()
+    }
     return {"columns": {**columns, "retrieval": scores}, "rank_correlation_with_retrieval": correlations}
 
 
@@ -121,7 +125,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--device", default=None)
     parser.add_argument("--length", type=int, default=12_288, help="tokens of each text and of each prompt")
-    parser.add_argument("--samples", type=int, default=6, help="questions per task and scaling")
+    parser.add_argument(
+        "--samples", type=int, default=6, help="questions per task and scaling; 0: only those of --known"
+    )
     parser.add_argument("--known", help="results of ropewalk eval --json with found shares")
     parser.add_argument("--texts", nargs="+", default=["pydoc"], help="files, or pydoc")
     args = parser.parse_args()
@@ -146,7 +152,7 @@ def main() -> None:
     for name, values in document["columns"].items():
         correlation = document["rank_correlation_with_retrieval"].get(name)
         shown = "" if correlation is None else f"{correlation:+.2f}"
-        print(f"{name:{width}}", *(f"{value:16.3f}" for value in values), f"  {shown}")
+        print(f"{name:{width}}", *(f"{'' if value is None else f'{value:.3f}':>16}" for value in values), f"  {shown}")
     print(f"{document['seconds']:.0f} s on {device}")
 
 
