@@ -130,7 +130,7 @@ def _has_kernel(device: torch.device, dtype: torch.dtype, channels: int, value_c
     )
     bias = torch.eye(5, dtype=dtype, device=device)[None, None] if has_bias else None
     # In float64 on the CPU: a GPU may be set to multiply float32 in TF32.
-    exact = [x.cpu().double() for x in (q, k, v)]
+    exact_q, exact_k, exact_v = (x.cpu().double() for x in (q, k, v))
     exact_bias = None if bias is None else bias.cpu().double()
     tolerance = max(1e-4, 16 * torch.finfo(dtype).eps)
     for is_causal in (False, True):
@@ -143,7 +143,8 @@ def _has_kernel(device: torch.device, dtype: torch.dtype, channels: int, value_c
             return False
         if fused is None:
             return False
-        for ours, expected in zip(fused, _attention_by_formula(*exact, 0.5, is_causal, exact_bias, None), strict=True):
+        exact = _attention_by_formula(exact_q, exact_k, exact_v, 0.5, is_causal, exact_bias, None)
+        for ours, expected in zip(fused, exact, strict=True):
             if not torch.allclose(ours.cpu().double(), expected, rtol=tolerance, atol=tolerance):
                 return False
     return True

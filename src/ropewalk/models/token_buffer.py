@@ -58,8 +58,9 @@ def _is_beginning(tokens: Tensor, memory: Tensor) -> bool:
 
 def append_in_place(layer: Any) -> None:
     """Let a cache layer of transformers append in place if it appends by `torch.cat`, as `DynamicLayer` does."""
-    if getattr(type(layer), "update", None) is DynamicLayer.update:
-        layer.__class__ = _class_that_appends_in_place(type(layer))
+    original: Any = type(layer)
+    if getattr(original, "update", None) is DynamicLayer.update:
+        layer.__class__ = _class_that_appends_in_place(original)
 
 
 def _update(layer: Any, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ def rotate(
     rotated = function(views, angles, *options)
     if is_packed:
         rotated = [x[0].transpose(0, 1) for x in rotated]
-    elif signature is not None and _have_same_data(angles, given_angles):
+    elif signature is not None and given_angles is not None and _have_same_data(angles, given_angles):
         launch = custom_op.prepare(views, rotated, angles, *options)
         if launch is not None:
             keep_launch(signature, launch)
