@@ -293,6 +293,12 @@ def main() -> None:
         save_result(RESULT, {"model": args.model, "original_length": original_length, "rows": rows})
 
     run = TableRun(model, tokenizer, original_length, document.get("rows", []), save)
+    for row in run.rows:  # numbers of several machines in one table would be compared
+        if (row["device"], row["dtype"]) != (run.device, run.dtype):
+            parser.error(
+                f"--device: got {run.device} in {run.dtype}; expected {row['device']} in {row['dtype']}, as in "
+                f"results/{RESULT}.json; move that file away to begin anew"
+            )
     if "perplexity" in args.parts:
         run.measure_perplexity(variants, args.texts)
     if "cost" in args.parts:
