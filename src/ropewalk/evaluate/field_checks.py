@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+from ropewalk.errors import InputError
 
 _MAX_COUNT = 2**53  # larger integers are no exact floats
 _MAX_SHOWN = 100  # characters of a wrong value
@@ -22,6 +25,15 @@ def check_fields(document: Any, checks: Mapping[str, Callable[[Any], bool]]) -> 
         if not is_valid(document[name]):
             raise ValueError(f"{name} is {str(document[name])[:_MAX_SHOWN]}")
     return document
+
+
+@contextmanager
+def input_error_for_fields(field: str, expected: str) -> Iterator[None]:
+    """Within the block, a ValueError, as of `check_fields`, becomes an InputError about what the user named."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(field, str(error), expected) from None
 
 
 def describe_difference(name: str, stored: object, now: object) -> str:

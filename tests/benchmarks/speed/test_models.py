@@ -31,6 +31,18 @@ def no_progress():
     pass
 
 
+def record_timed_calls(model, record, monkeypatch):
+    """Call `record` before every forward call of the model that would be timed."""
+
+    def fake_time_calls(function, device):
+        hook = model.register_forward_pre_hook(record, with_kwargs=True)
+        function()
+        hook.remove()
+        return 1.0
+
+    monkeypatch.setattr(models, "time_calls", fake_time_calls)
+
+
 def test_the_variants_differ_only_in_the_scaling(model):
     plain = logits(model)
     results = {}
@@ -102,13 +114,7 @@ def test_the_timed_passes_read_the_expected_tokens(measure, expected, model, mon
         lengths.append(arguments[0].shape[1])
         logits_to_keep.append(options["logits_to_keep"])
 
-    def fake_time_calls(function, device):
-        hook = model.register_forward_pre_hook(record, with_kwargs=True)
-        function()
-        hook.remove()
-        return 1.0
-
-    monkeypatch.setattr(models, "time_calls", fake_time_calls)
+    record_timed_calls(model, record, monkeypatch)
     measure(model, YARN, 24, 1, no_progress)
     assert lengths == 2 * 4 * expected
     assert set(logits_to_keep) == {1}
@@ -142,13 +148,7 @@ def test_every_timed_token_sees_a_cache_of_the_same_state(model, monkeypatch):
         assert all(layer.keys.is_contiguous() for layer in cache.layers)
         states.append((cache.get_seq_length(), arguments[0].tolist()))
 
-    def fake_time_calls(function, device):
-        hook = model.register_forward_pre_hook(record, with_kwargs=True)
-        function()
-        hook.remove()
-        return 1.0
-
-    monkeypatch.setattr(models, "time_calls", fake_time_calls)
+    record_timed_calls(model, record, monkeypatch)
     models.measure_decode(model, YARN, 24, 2, no_progress)
     rounds = 3  # with the one to warm up
     first = 24 + models.WARM_UP_TOKENS

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.errors import InputError, check_length
-from ropewalk.evaluate.json_lines import digest_lines, read_json_lines
+from ropewalk.evaluate.json_lines import read_json_lines
 from ropewalk.evaluate.metrics import Metric, find_metric
 from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample, SampleResult
-from ropewalk.evaluate.tasks.base import Task
+from ropewalk.evaluate.tasks.file_task import FileTask
 from ropewalk.evaluate.truncation import truncate_middle
 
-_FILE_FIELD = "generate: file"
 _FIELDS = ("context", "input", "answers")
 
 
 @dataclass(frozen=True)
-class Generate(Task):
+class Generate(FileTask):
     """The user's own questions: a JSONL file with `context`, `input` and `answers` (a string or a list) on each line.
 
     The prompt is the context, an empty line, and the input. If it is too long, the context loses its middle.
@@ -27,10 +26,7 @@ class Generate(Task):
     """
 
     name = "generate"
-    positional = "file"
-    chat_choices = ("auto", "on")
 
-    file: str
     metric: str = "f1"
     max_new_tokens: int = 64
 
@@ -42,16 +38,13 @@ class Generate(Task):
     def main_score(self) -> str:
         return self._metrics()[0].name
 
-    def fingerprint(self) -> dict[str, str]:
-        return {"file": digest_lines(self.file, _FILE_FIELD)}
-
     def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
         encoder = PromptEncoder(tokenizer, chat)
         samples: list[Sample] = []
-        for name, record in itertools.islice(read_json_lines(self.file, _FILE_FIELD), count):
+        for name, record in itertools.islice(read_json_lines(self.file, self.file_field), count):
             samples.append(self._make_sample(encoder, length, len(samples), name, record))
         if not samples:
-            raise InputError(_FILE_FIELD, f"{self.file}, which is empty", "at least one line")
+            raise InputError(self.file_field, f"{self.file}, which is empty", "at least one line")
         return samples
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:

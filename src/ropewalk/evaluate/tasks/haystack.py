@@ -16,6 +16,11 @@ _LINE_END = re.compile(r"(?=\n)")
 _MAX_SENTENCE_CHARACTERS = 500  # a text with longer sentences on average is a log or a table: insert between its lines
 
 
+def even_depth(index: int, count: int) -> float:
+    """Return the depth of one of `count` samples, spread evenly from the beginning of the text (0) to its end (1)."""
+    return min(index / (count - 1), 1.0) if count > 1 else 0.5
+
+
 def find_sentence_ends(text: str) -> list[int]:
     """Return the offsets of the ends of sentences, or of lines in a text without sentences."""
     line_ends = [match.end() for match in _LINE_END.finditer(text)]

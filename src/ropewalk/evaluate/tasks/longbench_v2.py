@@ -7,7 +7,7 @@ from typing import Any
 
 from ropewalk.compat import lm_eval
 from ropewalk.errors import InputError
-from ropewalk.evaluate.field_checks import check_fields, is_text
+from ropewalk.evaluate.field_checks import check_fields, input_error_for_fields, is_text
 from ropewalk.evaluate.json_lines import digest_lines, read_json_records
 from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.tasks.base import mean
@@ -86,9 +86,7 @@ class LongBenchV2(HarnessTask):
 
 def _make_document(field: str, record: dict[str, Any]) -> dict[str, Any]:
     """Return a question of LongBench v2 as the harness has it, with its choices in a list."""
-    try:
+    with input_error_for_fields(field, "the fields of LongBench v2's data.json"):
         check_fields(record, _CHECKS)
-    except ValueError as error:
-        raise InputError(field, str(error), "the fields of LongBench v2's data.json") from None
     fields = {name: record[name] for name in ("context", "question", "answer", *_KINDS)}
     return {**fields, "choices": [record[f"choice_{letter}"] for letter in _CHOICES]}

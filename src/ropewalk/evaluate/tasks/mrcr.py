@@ -9,15 +9,14 @@ from itertools import pairwise
 from typing import Any
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.field_checks import check_fields, is_text
-from ropewalk.evaluate.json_lines import digest_lines, read_json_records
+from ropewalk.evaluate.field_checks import check_fields, input_error_for_fields, is_text
+from ropewalk.evaluate.json_lines import read_json_records
 from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample
-from ropewalk.evaluate.tasks.base import Task
 from ropewalk.evaluate.tasks.exact_length import cut_to_length
+from ropewalk.evaluate.tasks.file_task import FileTask
 from ropewalk.files import parse_json
 
-_FIELD = "mrcr: file"
 _ROLES = ("user", "assistant")
 _MAX_SHOWN = 5  # lengths in a message
 _EXTRA_TOKENS = 32  # an answer may have so many more than the correct one
@@ -26,7 +25,7 @@ Message = Mapping[str, str]  # its role and its content
 
 
 @dataclass(frozen=True)
-class Mrcr(Task):
+class Mrcr(FileTask):
     """MRCR by OpenAI (huggingface.co/datasets/openai/mrcr): repeat one of several replies to the same request.
 
     A conversation loses turns with other requests, drawn at random, and the end of the reply of one more, so that the
@@ -41,19 +40,12 @@ class Mrcr(Task):
 
     name = "mrcr"
     main_score = "match"
-    positional = "file"
-    chat_choices = ("auto", "on")
-
-    file: str
-
-    def fingerprint(self) -> dict[str, str]:
-        return {"file": digest_lines(self.file, _FIELD)}
 
     def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
         encoder = PromptEncoder(tokenizer, chat)
         samples: list[Sample] = []
         ranges = []  # of lengths that the conversations can have
-        for name, record in read_json_records(self.file, _FIELD):
+        for name, record in read_json_records(self.file, self.file_field):
             conversation = _read_conversation(encoder, name, record, f"{seed}/{len(samples)}")
             ranges.append(conversation.shortest_and_longest())
             if ranges[-1][0] <= length <= ranges[-1][1]:
@@ -78,13 +70,11 @@ class Mrcr(Task):
 
 def _read_messages(field: str, record: Mapping[str, Any]) -> list[Message]:
     """Return the messages of a row; check its other fields, too."""
-    try:
+    with input_error_for_fields(field, "prompt, answer and random_string_to_prepend of a row of MRCR"):
         check_fields(record, {"answer": is_text, "random_string_to_prepend": is_text})
         prompt = record.get("prompt")
         messages: Any = parse_json(prompt) if isinstance(prompt, str) else prompt
         check_fields({"prompt": messages}, {"prompt": _is_conversation})
-    except ValueError as error:
-        raise InputError(field, str(error), "prompt, answer and random_string_to_prepend of a row of MRCR") from None
     return list(messages)
 
 

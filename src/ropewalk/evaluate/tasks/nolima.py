@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.field_checks import check_fields, is_list_of_texts, is_object, is_object_of_texts, is_text
+from ropewalk.evaluate.field_checks import (
+    check_fields,
+    input_error_for_fields,
+    is_list_of_texts,
+    is_object,
+    is_object_of_texts,
+    is_text,
+)
 from ropewalk.evaluate.json_lines import digest_lines, read_json_records
 from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample
 from ropewalk.evaluate.tasks.base import Task
-from ropewalk.evaluate.tasks.haystack import Haystack
+from ropewalk.evaluate.tasks.haystack import Haystack, even_depth
 from ropewalk.evaluate.texts import BUILT_IN, read_text
 
 _FIELD = "nolima: needles"
@@ -74,9 +81,8 @@ class NoLiMa(Task):
         haystack = Haystack(PromptEncoder(tokenizer, chat), lambda characters: text[:characters], length)
         samples = []
         for index in range(count):
-            depth = index / (count - 1) if count > 1 else 0.5
-            needle = needles[index % len(needles)]
-            samples.append(_make_sample(haystack, needle, length, index, depth, random.Random(f"{seed}/{index}")))
+            needle, rng = needles[index % len(needles)], random.Random(f"{seed}/{index}")
+            samples.append(_make_sample(haystack, needle, length, index, even_depth(index, count), rng))
         return samples
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
@@ -104,7 +110,7 @@ def _needles(field: str, record: dict[str, Any]) -> Iterator[NeedleQuestion]:
     The fields are those that `evaluation/run_tests.py` of github.com/adobe-research/NoLiMa reads.
     """
     characters, template = record.get("character_set") or [], record.get("task_template") or ""
-    try:
+    with input_error_for_fields(field, "an item of NoLiMa's needle_set.json"):
         check_fields(record, {"id": is_text, "needle": is_text, "questions": is_object_of_texts, "tests": is_object})
         for test in record["tests"].values():
             check_fields(test, {"input_args": is_list_of_texts})
@@ -112,8 +118,6 @@ def _needles(field: str, record: dict[str, Any]) -> Iterator[NeedleQuestion]:
             raise ValueError("character_set is no list of texts, or task_template is no text")
         if template and not ("{haystack}" in template and "{question}" in template.partition("{haystack}")[2]):
             raise ValueError("task_template has no {haystack} with {question} after it")
-    except ValueError as error:
-        raise InputError(field, str(error), "an item of NoLiMa's needle_set.json") from None
     if record.get("distractors"):
         raise InputError(field, "distractors", "a needle set without them")
     for kind, question in record["questions"].items():

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.field_checks import check_fields, is_list_of_texts, is_text
-from ropewalk.evaluate.json_lines import digest_lines, read_json_records
+from ropewalk.evaluate.field_checks import check_fields, input_error_for_fields, is_list_of_texts, is_text
+from ropewalk.evaluate.json_lines import read_json_records
 from ropewalk.evaluate.metrics import find_metric
 from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample
-from ropewalk.evaluate.tasks.base import Task
-from ropewalk.evaluate.tasks.haystack import Haystack
+from ropewalk.evaluate.tasks.file_task import FileTask
+from ropewalk.evaluate.tasks.haystack import Haystack, even_depth
 
-_FIELD = "rag: file"
 # HELMET's prompt, answer prefix and length of an answer (`load_qa` in data.py and configs/rag.yaml of
 # github.com/princeton-nlp/HELMET, MIT license), without its two examples.
 _BEFORE = (
@@ -28,7 +27,7 @@ _METRIC = "substring-exact-match"
 
 
 @dataclass(frozen=True)
-class Rag(Task):
+class Rag(FileTask):
     """Questions over retrieved passages, as in HELMET (H. Yen et al., arXiv 2410.02694).
 
     The first passage with the answer is put among the passages without it, which keep the order of the file; as many of
@@ -41,23 +40,15 @@ class Rag(Task):
 
     name = "rag"
     main_score = "found"
-    positional = "file"
-    chat_choices = ("auto", "on")
-
-    file: str
-
-    def fingerprint(self) -> dict[str, str]:
-        return {"file": digest_lines(self.file, _FIELD)}
 
     def make_samples(self, tokenizer: Any, length: int, count: int, seed: int, chat: bool = False) -> list[Sample]:
-        records = list(itertools.islice(read_json_records(self.file, _FIELD), count))
+        records = list(itertools.islice(read_json_records(self.file, self.file_field), count))
         if not records:
-            raise InputError(_FIELD, f"{self.file}, which is empty", "at least one question")
+            raise InputError(self.file_field, f"{self.file}, which is empty", "at least one question")
         encoder = PromptEncoder(tokenizer, chat)
         samples = []
         for index, (name, record) in enumerate(records):
-            depth = index / (len(records) - 1) if len(records) > 1 else 0.5
-            samples.append(_make_sample(encoder, length, index, depth, name, record))
+            samples.append(_make_sample(encoder, length, index, even_depth(index, len(records)), name, record))
         return samples
 
     def score(self, sample: Sample, answer: str) -> dict[str, float]:
@@ -67,10 +58,8 @@ class Rag(Task):
 def _make_sample(
     encoder: PromptEncoder, length: int, index: int, depth: float, field: str, record: dict[str, Any]
 ) -> Sample:
-    try:
+    with input_error_for_fields(field, "question, answers, and ctxs with title and text"):
         check_fields(record, {"question": is_text, "answers": is_list_of_texts, "ctxs": _is_list_of_passages})
-    except ValueError as error:
-        raise InputError(field, str(error), "question, answers, and ctxs with title and text") from None
     answers, passages = record["answers"], record["ctxs"]
     contains = find_metric(_METRIC).score
     has_answer = [passage.get("has_answer", bool(contains(passage["text"], answers))) for passage in passages]

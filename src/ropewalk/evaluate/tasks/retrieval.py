@@ -12,7 +12,7 @@ from ropewalk.errors import InputError, check_length
 from ropewalk.evaluate.prompt_encoder import PromptEncoder
 from ropewalk.evaluate.sample import Sample
 from ropewalk.evaluate.tasks.base import Task
-from ropewalk.evaluate.tasks.haystack import Haystack
+from ropewalk.evaluate.tasks.haystack import Haystack, even_depth
 
 _THOUSANDS_SEPARATOR = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _NAMES = (
@@ -90,7 +90,7 @@ class RetrievalTask(Task):
             for value in range(self.values):
                 if key < self.questions and value == 0:
                     index_that_asks = text_index * self.questions + key
-                    depth = min(index_that_asks / (count - 1), 1.0) if count > 1 else 0.5
+                    depth = even_depth(index_that_asks, count)
                 else:
                     depth = rng.random()
                 number = numbers[key * self.values + value]
