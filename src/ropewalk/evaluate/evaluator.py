@@ -53,7 +53,7 @@ class Evaluator:
         return f"{self.model or 'itself'} under {self.scaling}{scaled_length}"
 
     def digest(self) -> str:
-        """Return the digest of another model; empty for the measured model, whose results have it."""
+        """Return the digest of the evaluator. Empty if it is the measured model, whose digest the results contain."""
         return "" if self.model is None else model_digest(self.model)
 
     def find(

@@ -82,7 +82,7 @@ class Cell:
 def cell_key(model: Mapping[str, Any], description: Mapping[str, Any]) -> str:
     """Return the key of a cell from the descriptions of the model (with `digest` and `dtype`) and of the cell."""
     determining = [model["digest"], model["dtype"], *(description[field] for field in _KEY_FIELDS)]
-    if description["chat"]:  # otherwise the key is that of versions without chat templates, whose results are the same
+    if description["chat"]:  # plain prompts keep the key that they had before chat templates were supported
         determining.append("chat")
     return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:32]
 

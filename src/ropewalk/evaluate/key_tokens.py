@@ -1,4 +1,4 @@
-"""Key tokens: the tokens of a text whose prediction needs the long context (LongPPL, Fang et al., arXiv 2410.23771).
+"""Find key tokens: tokens that a model predicts well only with a long context (LongPPL, arXiv 2410.23771).
 
 Perplexity averages over all tokens, most of which a model predicts from a few sentences. An evaluator model reads each
 token twice, after the whole text so far and after a short context only. A token is a key token if the long context

@@ -1,8 +1,8 @@
 """What a scaling costs on text that fits without it: its short tax.
 
-The text up to the trained length is read with and without the scaling and cut into windows, whose losses are compared
-in pairs. The standard error is over the windows of one text: it tells how much the cost varies along this text, not how
-much it would differ on another one.
+The model reads the text up to its trained length twice, with and without the scaling. The losses are averaged over
+windows of the text, and the two means of each window are compared. The standard error is over the windows of one text:
+it tells how much the cost varies along this text, not how much it would differ on another one.
 """
 
 from __future__ import annotations

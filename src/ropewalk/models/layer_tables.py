@@ -11,8 +11,8 @@ returns. A hook before each layer exchanges these tensors, wherever they are amo
 between calls: several threads, KV caches, padded batches and the second forward of gradient checkpointing each see the
 tables of their own call. The hooks run outside of the `no_grad` of the rotary module, so gradients reach the tables.
 
-Which layers take the table is measured, not assumed: a decoder whose own table is replaced by NaN must compute the same
-numbers from the tables of its layers.
+A test call checks that every layer takes its table from the hook: the decoder's own table is replaced by NaN, and the
+output must stay the same.
 
 Shapes: as in rotary_table.py; L layers.
 """
@@ -45,7 +45,7 @@ Table = Tensor | tuple[Tensor, Tensor]  # cos and sin, [B, T, C] each, or one co
 ComputeTables = Callable[[Tensor, Tensor], Sequence[Table]]
 
 _ATTRIBUTE = "_ropewalk_layer_tables"  # of a tensor that a rotary module returned: the tables, and its index in each
-_MAX_STACKED_TOKENS = 256  # of a forward call whose tables are computed for all layers together
+_MAX_STACKED_TOKENS = 256  # up to so many, the tables of all layers are computed at once; above, one at a time
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The base of the tasks whose questions come from a file of the user."""
+"""Base class of tasks that read their questions from a file of the user."""
 
 from __future__ import annotations
 

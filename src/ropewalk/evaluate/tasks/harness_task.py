@@ -1,4 +1,4 @@
-"""The base of the tasks whose prompts and scores come from lm-evaluation-harness, such as `ruler` and `longbench`."""
+"""Base class of tasks that take prompts and scores from lm-evaluation-harness, such as `ruler` and `longbench`."""
 
 from __future__ import annotations
 

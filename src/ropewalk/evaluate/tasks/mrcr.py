@@ -94,11 +94,14 @@ def _read_conversation(encoder: PromptEncoder, field: str, record: Mapping[str, 
     if wanted is None:
         expected = "random_string_to_prepend, then one of the assistant's messages"
         raise InputError(f"{field}, answer", record["answer"], expected)
-    # An introduction may precede the request in the first message, so that turn is kept, and requests are compared at
-    # their ends.
+    # The first message may begin with an introduction. So the first turn is never removed, and two requests are the
+    # same if one of them ends with the other.
     request = messages[wanted]["content"]
-    contents = {start: messages[start]["content"] for start in turns if start > 0}
-    fillers = [start for start, said in contents.items() if not (said.endswith(request) or request.endswith(said))]
+    fillers = []
+    for start in turns:
+        other = messages[start]["content"]
+        if start > 0 and not other.endswith(request) and not request.endswith(other):
+            fillers.append(start)
     random.Random(seed).shuffle(fillers)
     return Conversation(encoder, messages, wanted + 1, fillers)
 
