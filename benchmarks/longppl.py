@@ -25,7 +25,7 @@ import torch
 import ropewalk as rw
 from benchmarks.common import save_result
 from ropewalk.evaluate.key_tokens import KeyTokenRule, read_short_losses, select_key_tokens
-from ropewalk.evaluate.perplexity import perplexity_of, token_nll
+from ropewalk.evaluate.perplexity import compute_nll, perplexity_of
 from ropewalk.evaluate.tasks.needle import Needle
 from ropewalk.evaluate.tasks.passkey import Passkey
 from ropewalk.evaluate.text_generator import TextGenerator
@@ -80,7 +80,7 @@ def measure_text(model: Any, ids_T: torch.Tensor, rule: KeyTokenRule) -> dict[st
     nll = {}
     for spec in SCALINGS:
         with rw.extended(model, spec, length=len(ids_T)):
-            nll[spec] = np.concatenate(list(token_nll(model, ids_T)))
+            nll[spec] = compute_nll(model, ids_T)
     past = slice(rule.short_context - 1, None)
     key_tokens = {}
     for spec in EVALUATORS:

@@ -22,7 +22,7 @@ import ropewalk as rw
 from benchmarks.common import save_result
 from ropewalk.evaluate.key_tokens import KeyTokenRule, read_short_losses, select_key_tokens
 from ropewalk.evaluate.measured_plan import MeasuredPlan, measure_plan
-from ropewalk.evaluate.perplexity import perplexity_of, token_nll
+from ropewalk.evaluate.perplexity import compute_nll, perplexity_of
 from ropewalk.evaluate.plan_measurements import select_window
 from ropewalk.evaluate.tasks.passkey import Passkey
 from ropewalk.evaluate.text_generator import TextGenerator
@@ -47,7 +47,7 @@ def measure_windows(model: Any, windows: list[torch.Tensor], specs: list[str]) -
         losses = {}
         for spec in specs:
             with rw.extended(model, spec, length=len(window_T)):
-                losses[spec] = np.concatenate(list(token_nll(model, window_T, first=rule.short_context)))
+                losses[spec] = compute_nll(model, window_T, first=rule.short_context)
         with rw.extended(model, "none"):
             short_nll_T = read_short_losses(model, window_T, rule)
         long_nll_T = np.median(list(losses.values()), axis=0)

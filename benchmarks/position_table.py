@@ -34,7 +34,7 @@ import ropewalk as rw
 from benchmarks.common import load_result, save_result
 from benchmarks.speed.environment import describe_device
 from ropewalk.evaluate.native_window import native_window_nll
-from ropewalk.evaluate.perplexity import token_nll
+from ropewalk.evaluate.perplexity import compute_nll
 from ropewalk.evaluate.tasks import parse_task
 from ropewalk.evaluate.texts import read_text
 from ropewalk.models.extend import extended
@@ -213,7 +213,7 @@ class TableRun:
         """Return the loss of every token but the first, in nats."""
         with self._extended(variant):
             chunk = None if variant.policy is None else CHUNK
-            return torch.cat([torch.from_numpy(part) for part in token_nll(self.model, ids_T, chunk=chunk)])
+            return torch.from_numpy(compute_nll(self.model, ids_T, chunk=chunk))
 
     def _read_native_window(self, ids_T: Tensor) -> Tensor:
         return torch.from_numpy(

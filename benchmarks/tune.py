@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 import ropewalk as rw
 from benchmarks.common import save_result
 from ropewalk.evaluate.native_window import native_window_nll
-from ropewalk.evaluate.perplexity import perplexity_of, token_nll
+from ropewalk.evaluate.perplexity import compute_nll, perplexity_of
 from ropewalk.evaluate.tasks import parse_task
 from ropewalk.models.extend import extended
 from ropewalk.models.load import load_tokenizer
@@ -92,7 +92,7 @@ class Measurement:
         return {"perplexity": {name: self._by_bucket(nll_T) for name, nll_T in nll.items()}}
 
     def _nll(self, ids_T: torch.Tensor) -> NDArray[np.float64]:
-        return np.concatenate(list(token_nll(self.model, ids_T, chunk=len(ids_T))))
+        return compute_nll(self.model, ids_T, chunk=len(ids_T))
 
     def _by_bucket(self, nll_T: NDArray[np.float64]) -> list[float]:
         return [round(perplexity_of(float(part.mean())), 4) for part in np.array_split(nll_T, self.buckets)]

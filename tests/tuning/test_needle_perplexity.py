@@ -85,7 +85,7 @@ def test_a_search_on_a_model_returns_what_has_the_lowest_cost_and_continues(job,
     assert shares == [0.25, 0.5, 0.75, 1.0]
     costs = needle_perplexity(job, texts=1, text_weight=1.0)
     assert costs.cost(best) <= costs.cost(job.formula)
-    monkeypatch.setattr("ropewalk.tuning.needle_perplexity.token_nll", None)
+    monkeypatch.setattr("ropewalk.tuning.needle_perplexity.compute_nll", None)
     assert tuner(trials=4, **options).run(job, lambda *_: None) == best
     assert rw.models.extend.extension_of(job.model) is None
 

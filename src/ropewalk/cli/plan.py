@@ -57,8 +57,6 @@ def command(
         if text or runtime_methods:
             raise InputError("measure", measure, "minutes, with --text and --runtime-methods")
         result = plan(model, tokens)
-    elif not text:
-        raise InputError("text", text, "a text, with --measure")
     else:
         result = _measure(model, tokens, measure, text, out, dtype, runtime_methods)
     changes = find_planned_changes(model, result)

@@ -32,13 +32,11 @@ from ropewalk.evaluate.curve_store import CurveRow, CurveStore, RowKey
 from ropewalk.evaluate.evaluator import choose_evaluator
 from ropewalk.evaluate.key_token_store import KeyTokenStore
 from ropewalk.evaluate.key_tokens import DEFAULT_RULE, KeyTokenRule, long_perplexity
-from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source
+from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source, read_source_config, source_digest
 from ropewalk.evaluate.perplexity import perplexity_of, token_nll
 from ropewalk.evaluate.short_tax import ShortTax, compute_short_tax, window_losses
 from ropewalk.evaluate.texts import Text, read_text
-from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import ScalingLike, extended, extension_of
-from ropewalk.models.load import load_config
 from ropewalk.models.wrappers import unwrap_measurable_model
 from ropewalk.positions import PositionMethod, parse
 from ropewalk.rope import Rope
@@ -183,7 +181,7 @@ class CurveRun:
         identity = describe_source(model, dtype)
         self._dtype = identity["dtype"]
         self.text = read_text(text) if isinstance(text, str) else text
-        model_config = load_config(model) if isinstance(model, str) else configs.read(model[0])
+        model_config = read_source_config(model)
         self._rope = model_config.main_layer.rope
         self.original_length = self._rope.original_length
         self._points = plan_points(self._rope, parsed, self._lengths, chunks, self._policy)
@@ -200,7 +198,7 @@ class CurveRun:
             "dtype": self._dtype,
             "text_sha256": self.text.digest,
             # Other weights can lie under the same name or path.
-            "model_digest": model_digest(model) if isinstance(model, str) else model_digest(*model),
+            "model_digest": source_digest(model),
         }
         self.store = CurveStore(out, header)
 
@@ -227,8 +225,11 @@ class CurveRun:
 
     def remaining_tokens(self) -> int:
         """Return how many tokens `run` has to read for what the folder lacks."""
+        passes = self._remaining_passes()
+        if not passes:
+            return 0
         evaluation = 0 if self._stored_key_tokens() is not None else self._rule.count_tokens(self._lengths[-1])
-        return sum(points[-1].length for points in self._remaining_passes()) + evaluation
+        return sum(points[-1].length for points in passes) + evaluation
 
     def run(
         self,
@@ -280,7 +281,7 @@ class CurveRun:
         if self.evaluator is None:
             return np.zeros(0, np.int64)
         length = self._lengths[-1]
-        return KeyTokenStore(self.store.folder).find(self.evaluator.name, self.evaluator.digest(), self._rule, length)
+        return KeyTokenStore(self.store.folder).find(self.evaluator.name, self.evaluator.digest, self._rule, length)
 
     def _find_key_tokens(
         self, model: Any, tokenizer: Any, ids_T: Tensor, on_tokens: Callable[[float], None] | None
@@ -291,8 +292,8 @@ class CurveRun:
         indices = self._stored_key_tokens()
         if indices is None:
             indices = self.evaluator.find(model, tokenizer, self.text, ids_T, self._rule, self._dtype, on_tokens)
-            digest, length = self.evaluator.digest(), self._lengths[-1]
-            KeyTokenStore(self.store.folder).add(self.evaluator.name, digest, self._rule, length, indices)
+            evaluator, length = self.evaluator, self._lengths[-1]
+            KeyTokenStore(self.store.folder).add(evaluator.name, evaluator.digest, self._rule, length, indices)
         return indices
 
     @property

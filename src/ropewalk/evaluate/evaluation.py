@@ -21,12 +21,11 @@ from ropewalk.evaluate.evaluation_store import CellResult, EvaluationStore
 from ropewalk.evaluate.executors import Executor, KeyedCell
 from ropewalk.evaluate.executors.in_process import in_process_executor
 from ropewalk.evaluate.grid import Cell, cell_key, make_grid
-from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source_tokenizer
+from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source_tokenizer, source_digest
 from ropewalk.evaluate.sample import SampleResult
 from ropewalk.evaluate.server_text_generator import ServerTextGenerator
 from ropewalk.evaluate.tasks import Task
 from ropewalk.evaluate.worker import CellSummary, Worker
-from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import ScalingLike
 from ropewalk.scaling.policies import DEFAULT_POLICY, Policy, parse_policy
 
@@ -91,7 +90,7 @@ class Evaluation:
         self.dtype = identity["dtype"]
         model_description = {
             "model": identity["model"],
-            "digest": model_digest(model) if isinstance(model, str) else model_digest(*model),
+            "digest": source_digest(model),
             "dtype": self.dtype,
         }
         if server is not None:

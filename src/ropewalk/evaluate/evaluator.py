@@ -6,6 +6,7 @@ tokens that the scaling of the evaluator predicts by luck are. Another model tha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ropewalk import config as configs
 from ropewalk.errors import InputError, UnknownNameError
 from ropewalk.evaluate.key_tokens import KeyTokenRule, find_key_tokens, token_offsets, translate_key_tokens
-from ropewalk.evaluate.model_source import ModelSource, load_source
+from ropewalk.evaluate.model_source import ModelSource, load_source, read_source_config
 from ropewalk.evaluate.texts import Text
 from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import extended
@@ -52,8 +52,9 @@ class Evaluator:
         scaled_length = f" at {self.length} tokens" if self.scaling.is_dynamic else ""
         return f"{self.model or 'itself'} under {self.scaling}{scaled_length}"
 
+    @functools.cached_property
     def digest(self) -> str:
-        """Return the digest of the evaluator. Empty if it is the measured model, whose digest the results contain."""
+        """The digest of the evaluator. Empty if it is the measured model, whose digest the results contain."""
         return "" if self.model is None else model_digest(self.model)
 
     def find(
@@ -112,7 +113,7 @@ def choose_evaluator(spec: str, model: ModelSource, length: int) -> Evaluator:
     if spec.startswith("{") or spec.partition(":")[0] in _METHOD_NAMES:
         return Evaluator(None, parse(spec), length)
     if not spec:
-        model_config = load_config(model) if isinstance(model, str) else configs.read(model[0])
+        model_config = read_source_config(model)
         return Evaluator(None, plan(model_config, length).scaling, length)
     try:
         model_config = load_config(spec)

@@ -34,7 +34,11 @@ def read_json_lines(path: str | Path, field: str) -> Iterator[tuple[str, dict[st
 
     Raises InputError as `read_lines` does, and for a line that is no JSON object or has lone surrogates.
     """
-    for number, line in enumerate(read_lines(path, field), 1):
+    return _parse_lines(read_lines(path, field), path)
+
+
+def _parse_lines(lines: list[str], path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         name = f"{path} line {number}"
@@ -54,7 +58,7 @@ def read_json_records(path: str | Path, field: str) -> Iterator[tuple[str, dict[
     """
     lines = read_lines(path, field)
     if not next((line for line in lines if line.strip()), "").lstrip().startswith("["):
-        yield from read_json_lines(path, field)
+        yield from _parse_lines(lines, path)
         return
     try:
         values = parse_json("\n".join(lines))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.perplexity import perplexity_of, token_nll
+from ropewalk.evaluate.perplexity import compute_nll, perplexity_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def find_key_tokens(
     """
     if len(ids_T) <= rule.short_context:
         return np.zeros(0, np.int64)
-    long_nll_T = _concatenate(token_nll(model, ids_T, on_tokens, first=rule.short_context))
+    long_nll_T = compute_nll(model, ids_T, on_tokens, first=rule.short_context)
     return select_key_tokens(long_nll_T, read_short_losses(model, ids_T, rule, on_tokens), rule)
 
 
@@ -87,7 +87,7 @@ def read_short_losses(
     The arguments are those of `find_key_tokens`; the text is longer than the short context.
     """
     parts = [
-        _concatenate(token_nll(model, ids_T[start:stop], on_tokens, first=first - start))
+        compute_nll(model, ids_T[start:stop], on_tokens, first=first - start)
         for start, first, stop in rule._windows(len(ids_T))
     ]
     return np.concatenate(parts)
@@ -157,7 +157,3 @@ def long_perplexity(nll_T: NDArray[np.float64], indices: NDArray[np.int64]) -> t
     if not len(within):
         return None, 0
     return perplexity_of(float(nll_T[within - 1].mean())), len(within)
-
-
-def _concatenate(parts: Iterator[NDArray[np.float64]]) -> NDArray[np.float64]:
-    return np.concatenate(list(parts))

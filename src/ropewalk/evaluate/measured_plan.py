@@ -31,13 +31,12 @@ from numpy.typing import NDArray
 
 from ropewalk.config import ModelConfig
 from ropewalk.errors import InputError, check_number
-from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source
+from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source, source_digest
 from ropewalk.evaluate.paired import paired_difference
 from ropewalk.evaluate.perplexity import perplexity_of
 from ropewalk.evaluate.plan_measurements import MeasurementRun, Measurements, Method, Step
 from ropewalk.evaluate.short_tax import ShortTax, compute_short_tax
 from ropewalk.evaluate.texts import Text, read_text
-from ropewalk.models.digest import model_digest
 from ropewalk.planning import (
     MARGIN,
     Plan,
@@ -147,6 +146,8 @@ def measure_plan(
     arguments and a text that is too short, and what `ropewalk.plan` raises.
     """
     check_number("measure", minutes, minimum=0, exclusive=True)
+    if not text:
+        raise InputError("text", text, "a text, with --measure")
     source = model if isinstance(model, str) else model[0]
     planned = plan(source, target)
     if not planned.needed:
@@ -335,10 +336,10 @@ def _explain(
         _describe(chosen),
     ]
     if len(chosen.passkeys) < _MIN_PASSKEYS:
-        reasons.append(f"{len(chosen.passkeys)} passkeys are too few to overrule a plan: name more minutes")
+        reasons.append(f"{len(chosen.passkeys)} passkeys are too few to overrule a plan: give it more minutes")
     best = min((each for each in measured if each.remained), key=lambda each: each.perplexity)
     if best is not chosen:
-        reasons.append(f"the lowest perplexity has {_describe(best)}: {_compare(chosen, best)}")
+        reasons.append(f"lowest perplexity: {_describe(best)}; {_compare(chosen, best)}")
     origin = "its makers publish" if is_published else "without a measurement the plan is"
     other = next((each for each in measured if each.method == planned), None)
     if chosen.method == planned:
@@ -379,7 +380,7 @@ def _open_measurements(model: ModelSource, dtype: str | None, text: Text, target
     """Return the measurements in a folder that belong to a model, a text and a target; it may hold others, too."""
     header = {
         "dtype": describe_source(model, dtype)["dtype"],
-        "model_digest": model_digest(model) if isinstance(model, str) else model_digest(*model),
+        "model_digest": source_digest(model),
         "text_sha256": text.digest,
         "target": target,
     }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ropewalk import config as configs
+from ropewalk.config import ModelConfig
+
 ModelSource = str | tuple[Any, Any]  # a name that `ropewalk.load` accepts, or (model, tokenizer)
 
 
@@ -28,6 +31,22 @@ def load_source_tokenizer(source: ModelSource) -> Any:
     from ropewalk.models.load import load_tokenizer
 
     return load_tokenizer(source)
+
+
+def read_source_config(source: ModelSource) -> ModelConfig:
+    """Return the configuration, without loading the weights if only the name is given."""
+    if not isinstance(source, str):
+        return configs.read(source[0])
+    from ropewalk.models.load import load_config
+
+    return load_config(source)
+
+
+def source_digest(source: ModelSource) -> str:
+    """Return the digest of the weights and the tokenizer, as `ropewalk.models.digest.model_digest` does."""
+    from ropewalk.models.digest import model_digest
+
+    return model_digest(source) if isinstance(source, str) else model_digest(*source)
 
 
 def describe_source(source: ModelSource, dtype: str | None = None) -> dict[str, str]:

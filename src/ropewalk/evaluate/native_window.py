@@ -1,8 +1,8 @@
 """The reference for every long-text method: the unscaled model, which reads its last tokens again and again.
 
 A model never leaves its training range if a text is read in overlapping windows of its original length. That costs
-many times the work of one pass and no token sees more than one window, but no method that keeps the weights has a
-simpler standard to meet.
+many times the work of one pass, and no token sees more than one window. It is the simplest baseline for a method that
+keeps the weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ropewalk.errors import InputError, check_length
-from ropewalk.evaluate.perplexity import token_nll
+from ropewalk.evaluate.perplexity import compute_nll
 from ropewalk.models.extend import extended
 from ropewalk.scaling.none import NoScaling
 
@@ -47,7 +47,7 @@ def native_window_nll(
     read = 1  # tokens with a loss, and the first, which has none
     with extended(model, NoScaling()):
         for start, end in passes:
-            pass_nll = np.concatenate(list(token_nll(model, ids_T[start:end], on_tokens)))
+            pass_nll = compute_nll(model, ids_T[start:end], on_tokens)
             nll_T[read - 1 : end - 1] = pass_nll[read - end :]
             read = end
     return nll_T

@@ -80,6 +80,19 @@ def token_nll(
         yield nll
 
 
+def compute_nll(
+    model: Any,
+    ids_T: Tensor,
+    on_tokens: Callable[[float], None] | None = None,
+    *,
+    chunk: int | None = None,
+    first: int = 1,
+    positions_T: Tensor | None = None,
+) -> NDArray[np.float64]:
+    """Return what `token_nll` yields as one array, [T - first]. Arguments and errors are those of `token_nll`."""
+    return np.concatenate(list(token_nll(model, ids_T, on_tokens, chunk, first, positions_T)))
+
+
 def _position_arguments(positions_T: Tensor | None, start: int, chunk_BT: Tensor) -> dict[str, Tensor]:
     """Return the arguments of a forward call that give the tokens of a chunk their positions."""
     if positions_T is None:

@@ -30,7 +30,7 @@ from torch import Tensor
 from ropewalk.errors import InputError
 from ropewalk.evaluate.field_checks import check_fields, is_count, is_list_of_numbers, is_number, is_text
 from ropewalk.evaluate.key_tokens import KeyTokenRule, read_short_losses, select_key_tokens
-from ropewalk.evaluate.perplexity import token_nll
+from ropewalk.evaluate.perplexity import compute_nll
 from ropewalk.evaluate.sample import Sample
 from ropewalk.evaluate.tasks.passkey import Passkey
 from ropewalk.files import ensure_writable_folder, parse_json, replace_file_atomically, write_text_atomically
@@ -285,4 +285,4 @@ def _read_losses(model: Any, ids_T: Tensor, method: Method, first: int = 1) -> N
     """Return the losses of the tokens from `first` on under a method, with its parameters for this length."""
     length = None if isinstance(method, PositionMethod) else len(ids_T)
     with extended(model, method, length=length):
-        return np.concatenate(list(token_nll(model, ids_T, first=first))).astype(np.float32)
+        return compute_nll(model, ids_T, first=first).astype(np.float32)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.perplexity import token_nll
+from ropewalk.evaluate.perplexity import compute_nll
 from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import extended
 from ropewalk.scaling import Scaling
@@ -71,7 +71,7 @@ class NeedlePerplexity:
             for each in self._windows:
                 ids_T = torch.from_numpy(each.ids_T)
                 positions_T = torch.from_numpy(each.positions_T) if self._skips_text else None
-                nll_T = np.concatenate(list(token_nll(self._model, ids_T, positions_T=positions_T)))
+                nll_T = compute_nll(self._model, ids_T, positions_T=positions_T)
                 answer_nll.append(nll_T[each.is_answer_T[1:]])
                 text_nll.append(nll_T[each.is_text_T[1:]])
         cost = float(np.concatenate(answer_nll).mean() + self._text_weight * np.concatenate(text_nll).mean())

@@ -19,14 +19,13 @@ import numpy as np
 import torch
 
 import ropewalk
-from ropewalk import config as configs
 from ropewalk.errors import InputError, check_length
 from ropewalk.evaluate.folder_lock import lock_folder
-from ropewalk.evaluate.model_source import ModelSource, describe_source
+from ropewalk.evaluate.model_source import ModelSource, describe_source, read_source_config
 from ropewalk.evaluate.texts import read_text
 from ropewalk.files import ensure_writable_folder, write_text_atomically
 from ropewalk.models.extend import ScalingLike
-from ropewalk.models.load import load, load_config
+from ropewalk.models.load import load
 from ropewalk.models.wrappers import unwrap_measurable_model
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.learned import Learned
@@ -76,7 +75,7 @@ class TuneRun:
         self.method = _set_options(parse_tuner(method), per_layer=per_layer or None, steps=steps)
         folder = ensure_writable_folder(out)
         self.scaling_path = folder / "scaling.json"
-        rope = (load_config(model) if isinstance(model, str) else configs.read(model[0])).main_layer.rope
+        rope = read_source_config(model).main_layer.rope
         if rope.original_length is None:
             raise InputError("original_length", None, "a model whose configuration has one")
         if check_length("target", target) <= rope.original_length:

@@ -62,7 +62,7 @@ def _make_sample(
         check_fields(record, {"question": is_text, "answers": is_list_of_texts, "ctxs": _is_list_of_passages})
     answers, passages = record["answers"], record["ctxs"]
     contains = find_metric(_METRIC).score
-    has_answer = [passage.get("has_answer", bool(contains(passage["text"], answers))) for passage in passages]
+    has_answer = [p["has_answer"] if "has_answer" in p else bool(contains(p["text"], answers)) for p in passages]
     if not (answers and any(has_answer)):
         raise InputError(f"{field}, ctxs", f"no passage that contains {answers}", "at least one passage with an answer")
     with_answer = _format_passage(passages[has_answer.index(True)])
