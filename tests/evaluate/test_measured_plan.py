@@ -40,6 +40,12 @@ def test_an_unscaled_model_compares_yarn_and_by_parts_at_four_factors():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("text", [None, ""])
+def test_a_measurement_needs_a_text(loaded, text):
+    with pytest.raises(rw.InputError, match="text: got .*; expected a text, with --measure"):
+        rw.plan(loaded, 128, measure=1, text=text)
+
+
 def test_methods_that_no_configuration_holds_are_compared_on_request():
     candidates = list_candidates(rw.YaRN(factor=2.5), rw.NoScaling(), 2.0, runtime_methods=True)
     assert {"dynamic-yarn", "leaky-rerope"} < set(specs(candidates))

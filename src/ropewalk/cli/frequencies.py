@@ -80,7 +80,7 @@ def _compute_frequencies(layer: LayerRope, scaling: Scaling, length: int | None)
 
 
 def _print_layers(layer: LayerRope, scaling: Scaling, length: int | None, prefix: str) -> None:
-    """Print what the sets of the layers span."""
+    """Print, for each pair, the median and the range over the layers of scaled over unscaled frequency."""
     from ropewalk.report.tables import make_table
 
     sets, rope = configs.compute_per_layer_frequencies(scaling, layer), layer.rope
@@ -92,7 +92,13 @@ def _print_layers(layer: LayerRope, scaling: Scaling, length: int | None, prefix
         values = (np.median(ratios_L), ratios_L.min(), ratios_L.max())
         rows.append([str(pair), f"{unscaled:.6e}", *(f"{value:.4f}" for value in values)])
     title = f"{prefix}{scaling}, {len(sets)} layers, on dim {rope.dim}, base {rope.base:g}"
-    headings = ["pair", "unscaled inv_freq, rad/token", "scaled / unscaled: median", "least", "most of the layers"]
+    headings = [
+        "pair",
+        "unscaled inv_freq, rad/token",
+        "scaled / unscaled: median",
+        "min over layers",
+        "max over layers",
+    ]
     console.print(make_table(title, headings, rows, text_columns=()))
     console.print(
         f"attention factor {min(factors):.6f} to {max(factors):.6f}; --json prints the frequencies of each layer"

@@ -24,7 +24,7 @@ def command(
         float,
         typer.Option(
             metavar="MINUTES",
-            help="Compare methods and factors on this model and the text for so many minutes, instead of using the "
+            help="Compare methods and factors on this model and the text for this many minutes, instead of using the "
             "fixed margin.",
             show_default=False,
         ),

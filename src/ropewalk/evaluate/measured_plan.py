@@ -73,10 +73,10 @@ class MeasuredMethod:
         behind: by how much its perplexity exceeds the best one on the same windows, in percent.
         behind_error: standard error of `behind` over the key tokens.
         passkeys: whether each was found, by depth from the beginning of the text: every token of the number has a
-            probability above one half. Empty if it was not asked.
-        passkey_loss: mean loss on the tokens of the numbers, in nats; None if it was not asked.
+            probability above one half. Empty if no passkey was measured.
+        passkey_loss: mean loss on the tokens of the numbers, in nats; None if no passkey was measured.
         short_tax: what it costs on short text; None if that was not measured.
-        remained: False if it left after the first window.
+        remained: False if it was dropped after the first window.
     """
 
     method: Method

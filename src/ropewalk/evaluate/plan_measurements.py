@@ -1,7 +1,7 @@
 """Short runs that compare methods for a target length, within a time that the user names.
 
 The runs are ordered so that every moment is a fair one to stop at: each round adds one window of the text, and some
-passkeys, for every method that is left, and what is compared is what all of them have.
+passkeys, for every remaining method, and what is compared is what all of them have.
 
     first       every method reads window 0; those far behind the best leave
     each round  the next window, first after short contexts only, which tells the key tokens; passkeys; short text

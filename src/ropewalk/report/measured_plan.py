@@ -20,6 +20,6 @@ def measured_table(measured: Sequence[MeasuredMethod]) -> Table:
         if each.short_tax:
             tax = f"{each.short_tax['percent']:+.2f}"
             error = "" if each.short_tax["standard_error"] is None else f"{each.short_tax['standard_error']:.2f}"
-        shown = passkeys if each.remained else "left after window 1"
+        shown = passkeys if each.remained else "dropped after window 1"
         rows.append([str(each.method), f"{each.perplexity:.3f}", shown, tax, error])
     return make_table("Measured, the chosen method first", headings, rows, text_columns=(0, 2))
