@@ -42,7 +42,7 @@ def test_an_unscaled_model_compares_yarn_and_by_parts_at_four_factors():
 
 @pytest.mark.parametrize("text", [None, ""])
 def test_a_measurement_needs_a_text(loaded, text):
-    with pytest.raises(rw.InputError, match="text: got .*; expected a text, with --measure"):
+    with pytest.raises(rw.InputError, match=r"text: got .*; expected a text, with --measure"):
         rw.plan(loaded, 128, measure=1, text=text)
 
 
