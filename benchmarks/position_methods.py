@@ -6,7 +6,7 @@ The plain model and the extended one run in turns in one process; a ratio compar
 the method is slower in tokens per second, and above 1 its prefill takes longer. Prefill: the first layers of smollm2
 (--layers) read the context at once. Decoding: all layers of smollm2 decode after a context of random cached keys and
 values, 8 tokens at a time, with far keys that are kept rotated, and with far keys rotated again for every token.
-Writes results/position_methods.json.
+Writes results/position_methods.json after each of them.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Decoder:
         """Return the memory of the rotated keys."""
         state = get_key_state(self.cache)
         far_keys = None if state is None else state.far_keys
-        kept = [] if far_keys is None else [keys for layer in far_keys.layers.values() for keys in layer.values()]
-        return sum(keys.buffer.nbytes for keys in kept if keys.buffer is not None)
+        kept = [] if far_keys is None else [each for layer in far_keys.layers.values() for each in layer.values()]
+        return sum(each.keys.untyped_storage().nbytes() for each in kept if each.keys is not None)
 
 
 def main() -> None:
@@ -80,19 +80,23 @@ def main() -> None:
     args = parser.parse_args()
     model, _ = rw.load("smollm2", dtype=args.dtype)
     extended = rw.extend(copy.deepcopy(model), args.method)
-    rows = [
-        measure("decode", args, decoders(model, extended, args.context), args.rounds),
-        measure("decode below the trained length", args, decoders(model, extended, SHORT), args.rounds),
-    ]
+    options = {name: value for name, value in vars(args).items() if name != "method"}
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, runs: dict[str, Callable[[], float]], rounds: int) -> None:
+        rows.append(measure(name, runs, rounds))
+        save_result("position_methods", {"method": args.method, **options, "rows": rows})
+
+    for name, context in (("decode", args.context), ("decode below the trained length", SHORT)):
+        add(name, decoders(model, extended, context), args.rounds)
     few_layers = copy.deepcopy(model)
     few_layers.model.layers = few_layers.model.layers[: args.layers]
     few_layers.config.num_hidden_layers = args.layers
     few_extended = rw.extend(copy.deepcopy(few_layers), args.method)
     for name, length in (("prefill", args.context), ("prefill below the trained length", SHORT)):
-        runs = {"plain": prefill(few_layers, length), "extended": prefill(few_extended, length)}
-        rows.append(measure(name, args, runs, args.prefill_rounds))
-    options = {name: value for name, value in vars(args).items() if name != "method"}
-    save_result("position_methods", {"method": args.method, **options, "rows": rows})
+        add(
+            name, {"plain": prefill(few_layers, length), "extended": prefill(few_extended, length)}, args.prefill_rounds
+        )
 
 
 def decoders(model: Any, extended: Any, context: int) -> dict[str, Callable[[], float]]:
@@ -121,7 +125,7 @@ def prefill(model: Any, length: int) -> Callable[[], float]:
     return run
 
 
-def measure(name: str, args: argparse.Namespace, runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
+def measure(name: str, runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
     """Run everything in turns; print and return the medians, and the ratios to the plain model."""
     seconds: dict[str, list[float]] = {variant: [] for variant in runs}
     for index in range(rounds):

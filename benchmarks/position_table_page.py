@@ -1,4 +1,4 @@
-"""The page of docs with the measurements of `python -m benchmarks.position_table`.
+"""The page of docs with the measurements of `benchmarks.position_table` and `benchmarks.position_retrieval`.
 
 python -m benchmarks.position_table_page > docs/position-table.md
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks import position_retrieval, position_table
 from benchmarks.common import load_result
-from benchmarks.position_table import DEPTHS, NATIVE_WINDOW, RESULT, TASKS, VARIANTS
+from benchmarks.position_retrieval import DEPTHS, TASKS
+from benchmarks.position_table import NATIVE_WINDOW
+from benchmarks.position_variants import VARIANTS
 
 Row = Mapping[str, Any]
 COST_REFERENCE = "yarn:factor=2"
@@ -18,39 +21,33 @@ _LABELS = (NATIVE_WINDOW, *(variant.label for variant in VARIANTS))
 
 def main() -> None:
     """Print the page."""
-    print(render_page(load_result(RESULT)))
+    print(render_page(load_result(position_table.RESULT), load_result(position_retrieval.RESULT)))
 
 
-def render_page(document: Mapping[str, Any]) -> str:
-    """Return the page in Markdown. `document`: results/position_table.json."""
+def render_page(document: Mapping[str, Any], retrieval: Mapping[str, Any]) -> str:
+    """Return the page in Markdown of results/position_table.json and results/position_retrieval.json."""
     rows, length = document["rows"], document["original_length"]
     perplexity = [row for row in rows if row["part"] == "perplexity"]
-    retrieval = [row for row in rows if row["part"] == "retrieval"]
     cost = [row for row in rows if row["part"] == "cost"]
-    devices = ", ".join(dict.fromkeys(row["device"] for row in rows))
     sections = [
         "# Scalings and position methods compared",
         "<!-- Written by `python -m benchmarks.position_table_page > docs/position-table.md`. Do not edit. -->",
-        f"{document['model']}, trained on L = {length:,} tokens, {devices}, {document['date']}, torch "
-        f"{document['versions']['torch']}. `python -m benchmarks.position_table --texts pydoc book.txt` measures it; "
-        "the numbers are in [position_table.json](../benchmarks/results/position_table.json). What the methods do: "
-        "[methods](methods.md), [positions](positions.md).",
+        f"{document['model']}, trained on L = {length:,} tokens. What the methods do: [methods](methods.md), "
+        "[positions](positions.md). Perplexity and cost: `python -m benchmarks.position_table --texts pydoc book.txt`, "
+        f"{_origin(document)}, [results](../benchmarks/results/position_table.json). Retrieval: `python -m "
+        f"benchmarks.position_retrieval`, {_origin(retrieval)}, "
+        "[results](../benchmarks/results/position_retrieval.json).",
         "## Summary",
-        "\n".join(f"- {line}" for line in _summarize(perplexity, retrieval)),
+        "\n".join(f"- {line}" for line in _summarize(perplexity, retrieval["rows"])),
         "## Perplexity",
         f"Of the tokens 0 to {_k(length)}, {_k(length)} to {_k(2 * length)} and {_k(2 * length)} to {_k(4 * length)} "
         f"of each text. `{NATIVE_WINDOW}`: the model as it is, which reads its last {length:,} tokens again for every "
         "1,024; a method is better past L if it is below that. Bold: below it.",
         *_render_perplexity(perplexity, length),
-    ]
-    if retrieval:
-        sections += [
-            "## Retrieval",
-            f"Numbers found at {DEPTHS} depths, from the beginning of the text to its end; each digit is how many were "
-            "found at one depth. Empty: longer than the factor is for.",
-            _render_retrieval(retrieval),
-        ]
-    sections += [
+        "## Retrieval",
+        f"Numbers found at {DEPTHS} depths, from the beginning of the text to its end; each digit is how many were "
+        "found at one depth. Empty: not measured, or longer than the factor is for.",
+        _render_retrieval(retrieval["rows"]),
         "## Cost",
         f"One text at a time, with PyTorch's attention (sdpa), beside `{COST_REFERENCE}`. Every static scaling costs "
         "what that one costs, and what the model costs without a scaling: only the tables differ. Memory is the most "
@@ -58,6 +55,12 @@ def render_page(document: Mapping[str, Any]) -> str:
         _render_cost(cost),
     ]
     return "\n\n".join(sections)
+
+
+def _origin(document: Mapping[str, Any]) -> str:
+    """Return on which device, in which dtype and when a document was measured."""
+    devices = dict.fromkeys(f"{row['device']}, {row['dtype']}" for row in document["rows"])
+    return f"{'; '.join(devices)}, {document['date']}, torch {document['versions']['torch']}"
 
 
 def _summarize(perplexity: Sequence[Row], retrieval: Sequence[Row]) -> list[str]:

@@ -52,6 +52,21 @@ def test_the_log_sum_exp_is_that_of_the_formula(dtype, tokens, value_channels, s
         torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=max(1e-5, tolerance / 16))
 
 
+def test_the_formula_for_some_queries_at_a_time(monkeypatch):
+    q, k, v = random_qkv(7, 7)
+    bias = torch.randn(1, 1, 7, 7, generator=GENERATOR)
+    expected = [
+        attention_with_lse(q, k, v, 0.3, True, softcap=2.0),
+        attention_with_lse(q, k, v, 0.3, bias=bias, softcap=2.0),
+    ]
+    monkeypatch.setattr(merged_attention, "_FORMULA_QUERIES", 3)
+    found = [
+        attention_with_lse(q, k, v, 0.3, True, softcap=2.0),
+        attention_with_lse(q, k, v, 0.3, bias=bias, softcap=2.0),
+    ]
+    torch.testing.assert_close(found, expected)
+
+
 def test_ranges_and_triangles_add_up():
     q, k, v = random_qkv(tokens=5, keys=14)
     visible = torch.ones(5, 14, dtype=torch.bool).tril(9).triu()

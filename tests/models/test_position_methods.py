@@ -15,10 +15,11 @@ from tests.helpers.position_models import oracle_logits
 from transformers import DynamicCache, StaticCache
 
 import ropewalk as rw
-from ropewalk.models import position_attention
+from ropewalk.models import far_keys, position_attention
 from ropewalk.models.extend import extended
-from ropewalk.models.far_keys import FarKeys
+from ropewalk.models.far_keys import FarKeys, RotatedKeys
 from ropewalk.models.key_state import get_key_state
+from ropewalk.models.position_hooks import PositionHooks
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:transformers cannot express")]
 IDS_T = torch.randint(3, 97, (1, 4 * LENGTH), generator=torch.Generator().manual_seed(8))
@@ -94,7 +95,7 @@ class TestEqualsTheDenseReference:
         logits, cache = read_text(llama, IDS_T, 40, *[1] * 60, length - 100)
         assert relative_difference(logits, expected) < TOLERANCE
         kept = [list(layer) for layer in get_key_state(cache).far_keys.layers.values()]
-        assert [[method.group for method in layer] for layer in kept] == [[4], [4]]  # of the last token only
+        assert [[method.group for method, _ in layer] for layer in kept] == [[4], [4]]  # of the last token only
 
     def test_logits_scaled_by_the_position_of_the_query(self, llama):
         length = 2 * LENGTH
@@ -139,6 +140,35 @@ class TestEqualsTheDenseReference:
             weight -= 2 * step
             below = llama(ids, labels=ids, use_cache=False).loss
         assert float(above - below) == pytest.approx(float(2 * (gradient * step).sum()), rel=0.05)
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"attention_mask": torch.ones(1, 2 * LENGTH).index_fill(1, torch.tensor(5), 0)}]
+    )
+    def test_under_autocast(self, llama, options):
+        ids = IDS_T[:, : 2 * LENGTH]
+        rw.extend(llama, METHOD)
+        expected = llama(ids, **options).logits
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            logits = llama(ids, **options).logits
+        assert 1e-4 < relative_difference(logits.float(), expected) < 0.05
+        llama(ids, labels=ids, **options).loss.backward()
+        gradient = llama.model.layers[0].self_attn.k_proj.weight.grad.clone()
+        llama.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            llama(ids, labels=ids, **options).loss.backward()
+        assert relative_difference(llama.model.layers[0].self_attn.k_proj.weight.grad, gradient) < 0.1
+
+    def test_gradients_with_frozen_keys(self, llama, small_blocks, monkeypatch):
+        """Far keys grow while the queries before them still need theirs for the backward pass."""
+        monkeypatch.setattr(far_keys, "_TOKENS_AHEAD", 0)
+        rw.extend(llama.requires_grad_(False), METHOD)
+        query = llama.model.layers[0].self_attn.q_proj.weight.requires_grad_()
+        llama(IDS_T, labels=IDS_T, use_cache=False).loss.backward()
+        gradient = query.grad.clone()
+        llama.zero_grad()
+        llama.requires_grad_()
+        llama(IDS_T, labels=IDS_T, use_cache=False).loss.backward()
+        assert relative_difference(query.grad, gradient) < TOLERANCE
 
 
 class TestShortTexts:
@@ -281,9 +311,35 @@ class TestCaches:
         rw.extend(llama, METHOD)
         _, cache = read_text(llama, IDS_T, 100, *[1] * 28)
         cached = [layer.keys.nbytes for layer in cache.layers]
-        far_keys = get_key_state(cache).far_keys
-        kept = [sum(keys.buffer.nbytes for keys in layer.values()) for layer in far_keys.layers.values()]
+        layers = get_key_state(cache).far_keys.layers.values()
+        kept = [sum(each.keys.untyped_storage().nbytes() for each in layer.values()) for layer in layers]
         assert all(0 < far <= 1.125 * keys for far, keys in zip(kept, cached, strict=True))
+
+    def test_rows_of_different_lengths_keep_one_copy_of_their_far_keys(self, llama):
+        """By default, every row has its own factor."""
+        rows = [IDS_T[0, :length] for length in (128, 100, 15, 70, 128)]
+        ids, mask = pad_left(*rows)
+        rw.extend(llama, rw.LeakyReRoPE())
+        together = generate(llama, ids, 12, attention_mask=mask)
+        (of_layer, other) = get_key_state(together.past_key_values).far_keys.layers.values()
+        assert sorted(rows for _, rows in of_layer) == sorted(rows for _, rows in other) == [(0, 4), (1,), (3,)]
+        assert sum(each.keys.shape[0] for each in of_layer.values()) == 4
+        for index, row in enumerate(rows):
+            alone = generate(llama, row[None], 12)
+            assert torch.equal(together.sequences[index, -12:], alone.sequences[0, -12:])
+
+    def test_a_long_text_keeps_the_far_keys_of_one_factor_while_it_is_read(self, llama, monkeypatch):
+        counts = []
+        extend = RotatedKeys.extend
+        monkeypatch.setattr(
+            RotatedKeys, "extend", lambda *args: counts.append(len(store.layers[0, 0])) or extend(*args)
+        )
+        store = FarKeys()
+        monkeypatch.setattr(PositionHooks, "_far_keys", lambda *_: store)
+        rw.extend(llama, rw.LeakyReRoPE())
+        read_text(llama, IDS_T)
+        assert len(counts) > 10
+        assert max(counts) == 1
 
     def test_nothing_is_kept_without_a_cache(self, llama, monkeypatch):
         stores = weakref.WeakSet()
@@ -394,6 +450,27 @@ class TestRefusals:
             model(input_ids=IDS_T[:, :30], position_ids=positions[..., :30])
         with pytest.raises(RuntimeError, match="positions on 3 axes that differ"):
             model(input_ids=IDS_T[:, :40], position_ids=positions)
+
+    def test_recomputation_of_attention(self, llama):
+        rw.extend(llama, METHOD).train()
+        llama.gradient_checkpointing_enable()
+        llama(IDS_T[:, :LENGTH], use_cache=False).logits.sum().backward()
+        with pytest.raises(RuntimeError, match=r"leaky-rerope cannot recompute .*gradient_checkpointing_disable"):
+            llama(IDS_T, use_cache=False)
+        with torch.no_grad():
+            llama(IDS_T, use_cache=False)
+
+    def test_attention_weights(self, llama):
+        llama.set_attn_implementation("eager")
+        rw.extend(llama, METHOD)
+        assert len(llama(IDS_T[:, :LENGTH], output_attentions=True).attentions) == 2
+        with pytest.raises(RuntimeError, match="leaky-rerope has no attention weights past the original length"):
+            llama(IDS_T, output_attentions=True)
+
+    def test_attention_to_later_tokens(self):
+        model = rw.extend(build("gemma", use_bidirectional_attention=True), METHOD)
+        with pytest.raises(RuntimeError, match="GemmaAttention attends to later tokens, too"):
+            read_text(model, IDS_T)
 
     def test_a_failed_call_does_not_leave_its_positions_behind(self, llama):
         rw.extend(llama, METHOD)

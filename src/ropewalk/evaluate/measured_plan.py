@@ -156,7 +156,7 @@ def measure_plan(
     model_config, config = read_source(source)
     layer = model_config.main_layer
     baseline, smallest_factor = layer.scaling, target / planned.scaling.resolve_original_length(layer.rope)
-    results = Measurements({}, None) if out is None else _open_measurements(model, dtype, text, target, Path(out))
+    results = Measurements({}, None) if out is None else open_measurements(model, dtype, text, target, Path(out))
     candidates = list_candidates(planned.scaling, baseline, smallest_factor, runtime_methods)
     fields = {method: _find_fields(model_config, config, method, target) for method in candidates}
     run = MeasurementRun(
@@ -376,8 +376,8 @@ def _compare(chosen: MeasuredMethod, best: MeasuredMethod) -> str:
     return "the chosen one is as good within the error, and costs no more on short text or is the plan"
 
 
-def _open_measurements(model: ModelSource, dtype: str | None, text: Text, target: int, folder: Path) -> Measurements:
-    """Return the measurements in a folder that belong to a model, a text and a target; it may hold others, too."""
+def open_measurements(model: ModelSource, dtype: str | None, text: Text, target: int, folder: Path) -> Measurements:
+    """Return what `measure_plan` has stored in a folder for a model, a text and a target; it may hold others, too."""
     header = {
         "dtype": describe_source(model, dtype)["dtype"],
         "model_digest": source_digest(model),

@@ -173,6 +173,7 @@ class MeasurementRun:
         self.rule = KeyTokenRule.for_length(target)
         fits = self.rule.short_context + self.rule.step <= original_length
         self.context_reader = baseline if fits else methods[0]
+        self._samples: list[Sample] = []  # the passkeys, once one is asked for
 
     def remaining_methods(self) -> list[str]:
         """Return the specs of the methods that read the first window and are not far behind the best of them."""
@@ -224,15 +225,16 @@ class MeasurementRun:
             ids_T: tokens of the text, at least `target` of them.
             on_step: called after each step with its value and the share of the time that is used.
         """
-        samples: list[Sample] = []
         while (step := self.next_step()) is not None:
-            started = time.perf_counter()
-            if step.kind == "passkey" and not samples:
-                samples = Passkey().make_samples(tokenizer, self.target - _ANSWER_TOKENS, PASSKEYS, seed=0)
-            value = self._measure(step, model, tokenizer, ids_T, samples)
-            self.results.add(step, value, time.perf_counter() - started)
+            self.measure(step, model, tokenizer, ids_T)
             if on_step is not None:
-                on_step(step, value, min(self.results.used_seconds() / self.seconds, 1.0))
+                on_step(step, self.results.values[step], min(self.results.used_seconds() / self.seconds, 1.0))
+
+    def measure(self, step: Step, model: Any, tokenizer: Any, ids_T: Tensor) -> None:
+        """Run one step, whatever time is left, and store its result. The arguments are those of `run`."""
+        started = time.perf_counter()
+        value = self._read(step, model, tokenizer, ids_T)
+        self.results.add(step, value, time.perf_counter() - started)
 
     def next_step(self) -> Step | None:
         """Return the first step that is missing, or None if all are done or the time does not allow it."""
@@ -259,10 +261,12 @@ class MeasurementRun:
             yield Step("short", str(self.baseline), index)
             yield from (Step("short", name, index) for name in remaining if self.changes_short_text(name))
 
-    def _measure(self, step: Step, model: Any, tokenizer: Any, ids_T: Tensor, samples: Sequence[Sample]) -> Any:
+    def _read(self, step: Step, model: Any, tokenizer: Any, ids_T: Tensor) -> Any:
         method = self.methods.get(step.method, self.baseline)
         if step.kind == "passkey":
-            sample = samples[step.number]
+            if not self._samples:
+                self._samples = Passkey().make_samples(tokenizer, self.target - _ANSWER_TOKENS, PASSKEYS, seed=0)
+            sample = self._samples[step.number]
             answer = tokenizer(f" {sample.references[0]}", add_special_tokens=False)["input_ids"]
             prompt_T = torch.tensor([*sample.prompt, *answer])
             return _read_losses(model, prompt_T, method, first=len(sample.prompt)).tolist()

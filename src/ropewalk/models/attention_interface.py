@@ -103,6 +103,17 @@ def _position_attention(
             f"{type(module).__name__} has attention dropout, which a position method cannot have past the original "
             "length; call model.eval(), or set attention_dropout to 0"
         )
+    is_causal = options.get("is_causal")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    if not is_causal and attention_mask is None and query.shape[2] > 1:
+        raise RuntimeError(
+            f"{type(module).__name__} attends to later tokens, too; a position method is for causal attention"
+        )
+    device_type = query.device.type
+    if torch.is_autocast_enabled(device_type):  # as scaled_dot_product_attention does
+        dtype = torch.get_autocast_dtype(device_type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = options.get("scaling")
     inputs = AttentionInput(
         query,
@@ -114,7 +125,8 @@ def _position_attention(
         options.get("s_aux"),
     )
     ordinal = call.count_layer_call(layer.index)
-    return attend(call, layer.pairs, (layer.index, ordinal), inputs), None
+    with torch.autocast(device_type, enabled=False):
+        return attend(call, layer.pairs, (layer.index, ordinal), inputs), None
 
 
 def _base_function(base: str, module: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:

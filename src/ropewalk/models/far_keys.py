@@ -17,51 +17,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropewalk.models.token_buffer import TokenBuffer
+
 _TOKENS_AHEAD = 256  # rotated beyond those needed, so that most calls that read one token rotate none
-_GROWTH = 1.125  # of the buffer; at most so much memory is unused
 
 RotateKeys = Callable[[Tensor, int, int], Tensor]  # rotates the keys from one token to another
 
 
 @dataclass
 class RotatedKeys:
-    """The first `num_tokens` keys of one attention layer, rotated; the buffer [B, K, N, D] may be longer."""
+    """The first keys of one attention layer, rotated, [B, K, N, D]; None if there are none yet."""
 
-    buffer: Tensor | None = None
-    num_tokens: int = 0
+    keys: Tensor | None = None
+    _buffer: TokenBuffer = field(default_factory=TokenBuffer)
 
     def extend(self, keys_BKND: Tensor, num_tokens: int, rotate_keys: RotateKeys) -> Tensor:
         """Return the first `num_tokens` keys, rotated; rotate those that are missing."""
         if torch.is_grad_enabled() and keys_BKND.requires_grad:
             return rotate_keys(keys_BKND[:, :, :num_tokens], 0, num_tokens)
-        if self.num_tokens < num_tokens:
-            start, stop = self.num_tokens, min(num_tokens + _TOKENS_AHEAD, keys_BKND.shape[2])
-            self._append(rotate_keys(keys_BKND[:, :, start:stop], start, stop))
-        assert self.buffer is not None
-        return self.buffer[:, :, :num_tokens]
+        start = 0 if self.keys is None else self.keys.shape[2]
+        if start < num_tokens:
+            stop = min(num_tokens + _TOKENS_AHEAD, keys_BKND.shape[2])
+            rotated = rotate_keys(keys_BKND[:, :, start:stop], start, stop)
+            self.keys = rotated if self.keys is None else self._buffer.append(self.keys, rotated)
+        assert self.keys is not None
+        return self.keys[:, :, :num_tokens]
 
     def crop(self, num_tokens: int) -> None:
         """Keep the first `num_tokens` tokens."""
-        self.num_tokens = min(self.num_tokens, num_tokens)
+        if self.keys is not None:
+            self.keys = self.keys[:, :, :num_tokens]
 
     def select_rows(self, indices_B: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
-        if self.buffer is not None:
-            self.buffer = self.buffer.index_select(0, indices_B.to(self.buffer.device))
-
-    def _append(self, rotated: Tensor) -> None:
-        start, stop = self.num_tokens, self.num_tokens + rotated.shape[2]
-        if start == 0:
-            self.buffer = rotated
-        else:
-            assert self.buffer is not None
-            if stop > self.buffer.shape[2] or (self.buffer.is_inference() and not torch.is_inference_mode_enabled()):
-                batch, heads, _, channels = rotated.shape
-                buffer = rotated.new_empty(batch, heads, max(stop, int(start * _GROWTH)), channels)
-                buffer[:, :, :start] = self.buffer[:, :, :start]
-                self.buffer = buffer
-            self.buffer[:, :, start:stop] = rotated
-        self.num_tokens = stop
+        if self.keys is not None:
+            self.keys = self.keys.index_select(0, indices_B.to(self.keys.device))
 
 
 @dataclass
@@ -69,19 +59,21 @@ class FarKeys:
     """The rotated keys of all attention layers that share a cache.
 
     Attributes:
-        layers: for each attention layer, the rotated keys by the parameters of the position method.
+        layers: for each attention layer, the rotated keys by the parameters of the position method and the rows of the
+            batch that share them; None for all rows.
     """
 
-    layers: dict[Hashable, dict[Any, RotatedKeys]] = field(default_factory=dict)
+    layers: dict[Hashable, dict[tuple[Any, tuple[int, ...] | None], RotatedKeys]] = field(default_factory=dict)
 
-    def of_layer(self, layer: Hashable, parameters: Any) -> RotatedKeys:
-        """Return the rotated keys of a layer under these parameters; new ones if there are none."""
-        return self.layers.setdefault(layer, {}).setdefault(parameters, RotatedKeys())
+    def of_layer(self, layer: Hashable, parameters: Any, rows: tuple[int, ...] | None) -> RotatedKeys:
+        """Return the rotated keys of some rows of a layer under these parameters; new ones if there are none."""
+        return self.layers.setdefault(layer, {}).setdefault((parameters, rows), RotatedKeys())
 
     def keep_only(self, layer: Hashable, parameters: Collection[Any]) -> None:
-        """Drop the keys of a layer under all other parameters, which no later token needs."""
+        """Drop the keys of a layer under all other parameters."""
         kept = self.layers.get(layer, {})
-        self.layers[layer] = {each: keys for each, keys in kept.items() if each in parameters}
+        for key in [key for key in kept if key[0] not in parameters]:
+            del kept[key]
 
     def crop(self, num_tokens: int) -> None:
         """Keep the first `num_tokens` tokens."""
@@ -90,6 +82,8 @@ class FarKeys:
 
     def select_rows(self, indices_B: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
+        if any(rows is not None for of_layer in self.layers.values() for _, rows in of_layer):
+            self.layers.clear()  # rows may move to others with different parameters; they are rotated again
         for keys in self._all():
             keys.select_rows(indices_B)
 

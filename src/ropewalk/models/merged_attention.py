@@ -21,6 +21,8 @@ from torch.nn import functional
 
 from ropewalk.compat.torch import fused_attention_with_lse
 
+_FORMULA_QUERIES = 512  # whose logits over all keys exist at the same time, where no kernel fits
+
 
 class MergedAttention:
     """The attention of a block of queries, over the ranges of keys that were added so far.
@@ -62,7 +64,9 @@ class MergedAttention:
         """Return the attention output, [B, H, T, D of the values]; 0 for queries that see no key."""
         if len(self._lses) == 1:
             return self._outputs[0].to(dtype)
-        weights = torch.stack(self._lses).softmax(0).nan_to_num(0)[..., None]  # NaN: no range has a key
+        lse = torch.stack(self._lses)
+        # Not -inf: a softmax of nothing else is NaN, and so is its gradient. Ranges without a key have an output of 0.
+        weights = lse.clamp(min=torch.finfo(lse.dtype).min).softmax(0)[..., None]
         output = self._outputs[0] * weights[0]
         for other, weight in zip(self._outputs[1:], weights[1:], strict=False):  # sinks have no output
             output = torch.addcmul(output, other, weight)
@@ -153,6 +157,32 @@ def _has_kernel(device: torch.device, dtype: torch.dtype, channels: int, value_c
 def _attention_by_formula(
     q: Tensor, k: Tensor, v: Tensor, scale: float, is_causal: bool, bias: Tensor | None, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
+    """Return what `attention_with_lse` returns. The logits of some queries exist at a time."""
+    parts = []
+    for start in range(0, q.shape[2], _FORMULA_QUERIES):
+        stop = min(start + _FORMULA_QUERIES, q.shape[2])
+        bias_t = bias if bias is None else bias[:, :, start:stop]
+        if is_causal:
+            k_n, v_n = k[:, :, :stop], v[:, :, :stop]
+            hidden_tn = torch.ones(stop - start, stop, dtype=torch.bool, device=q.device).triu(1 + start)
+        else:
+            k_n, v_n, hidden_tn = k, v, None
+        parts.append(_softmax_attention(q[:, :, start:stop], k_n, v_n, scale, hidden_tn, bias_t, softcap))
+    if len(parts) == 1:
+        return parts[0]
+    outputs, lses = zip(*parts, strict=True)
+    return torch.cat(outputs, dim=2), torch.cat(lses, dim=2)
+
+
+def _softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    hidden_TN: Tensor | None,
+    bias: Tensor | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
     (batch, heads, tokens, _), (_, key_heads, keys, _) = q.shape, k.shape
     dtype = torch.promote_types(q.dtype, torch.float32)
     q_BKGTD = q.to(dtype).reshape(batch, key_heads, heads // key_heads, tokens, -1)
@@ -161,9 +191,12 @@ def _attention_by_formula(
         logits = softcap * torch.tanh(logits / softcap)
     if bias is not None:
         logits = logits + bias.to(dtype)
-    if is_causal:
-        logits = logits.masked_fill(torch.ones(tokens, keys, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
+    if hidden_TN is not None:
+        logits = logits.masked_fill(hidden_TN, -torch.inf)
+    lowest = torch.finfo(dtype).min
+    logits = logits.clamp(min=lowest)  # the gradient of a log-sum-exp of nothing but -inf is NaN
     lse = logits.logsumexp(-1)
-    weights = (logits - lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp()
-    output = weights.view(batch, key_heads, heads // key_heads, tokens, keys) @ v.to(dtype)[:, :, None]
-    return output.view(batch, heads, tokens, -1), lse
+    weights = (logits - lse[..., None]).exp().view(batch, key_heads, heads // key_heads, tokens, keys)
+    output = (weights @ v.to(dtype)[:, :, None]).view(batch, heads, tokens, -1)
+    sees_none = lse <= lowest / 2
+    return output.masked_fill(sees_none[..., None], 0), lse.masked_fill(sees_none, -torch.inf)

@@ -11,6 +11,7 @@ Shapes: B batch rows, H query heads, K key heads, T queries, N tokens, D channel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,45 +102,56 @@ class _LayerAttention:
         factor = self.call.logit_factor(parameters, positions_Bt, query)
         return query if factor is None else (query * factor).to(query.dtype)
 
-    def _far_keys(self, parameters: PositionMethod, num_tokens: int) -> Tensor:
-        """Return the first keys, rotated on to where far queries see them; those of the last queries are kept."""
+    def _rotate_far_keys(
+        self, parameters: PositionMethod, rows: tuple[int, ...] | None, key: Tensor, num_tokens: int
+    ) -> Tensor:
+        """Return the first keys of some rows of the batch, rotated on to where far queries see them.
+
+        The keys under other parameters are dropped, except for those that the next token of a row needs.
+        """
 
         def rotate_keys(keys: Tensor, start: int, stop: int) -> Tensor:
-            return self.call.rotate_keys(self.pairs, parameters, keys, start, stop)
+            return self.call.rotate_keys(self.pairs, parameters, rows, keys, start, stop)
 
-        return self.far_keys.of_layer(self.layer, parameters).extend(self.key, num_tokens, rotate_keys)
+        self.far_keys.keep_only(self.layer, {parameters, *self.call.last_parameters})
+        return self.far_keys.of_layer(self.layer, parameters, rows).extend(key, num_tokens, rotate_keys)
 
     def _attend_rows(self, rows: Rows) -> Tensor:
         """Return the output of rows whose tokens follow each other, [B, H, T, D]; 0 for padding."""
         select = _select_rows(rows.indices)
-        query, key, value = (x[select] for x in (self.query, self.key, self.value))
-        key, value = key[:, :, rows.first :], value[:, :, rows.first :]
+        query, padded_key, value = (x[select] for x in (self.query, self.key, self.value))
+        key, value = padded_key[:, :, rows.first_index :], value[:, :, rows.first_index :]
         num_queries = min(query.shape[2], key.shape[2])
         padding = query.shape[2] - num_queries
         query = query[:, :, padding:]
-        end = rows.position + key.shape[2]
+        end = rows.first_position + key.shape[2]
         start = end - num_queries
         outputs = [query.new_zeros(*query.shape[:2], padding, value.shape[-1])] if padding else []
-        for block in self.call.blocks(rows.position, start, end, BLOCK_SIZE):
+        for block in self.call.blocks(rows.first_position, start, end, BLOCK_SIZE):
             query_t = query[:, :, block.start - start : block.end - start]
-            outputs.append(self._attend_block(block, select, rows.first, query_t, key, value))
+
+            def rotate_far_keys(num_tokens: int, parameters: PositionMethod = block.parameters) -> Tensor:
+                far_key = self._rotate_far_keys(parameters, rows.indices, padded_key, rows.first_index + num_tokens)
+                return far_key[:, :, rows.first_index :]
+
+            outputs.append(self._attend_block(block, query_t, key, value, rotate_far_keys))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
     def _attend_block(
-        self, block: QueryBlock, select: slice | list[int], first: int, query: Tensor, key: Tensor, value: Tensor
+        self, block: QueryBlock, query: Tensor, key: Tensor, value: Tensor, rotate_far_keys: Callable[[int], Tensor]
     ) -> Tensor:
+        """Return the output of a block of queries; `rotate_far_keys` returns so many keys, rotated on."""
         merged = self._merged_attention()
-        positions_1t = torch.arange(block.start, block.end)[None]
-        query = self._scale_logits(block.parameters, positions_1t, query)
+        query = self._scale_logits(block.parameters, block.positions_1t, query)
         for index, key_range in enumerate(block.key_ranges):
             if not key_range.pieces:
                 continue
             keys, queries = key, query
             if index > 0:
                 segment = block.parameters.far_segments[index - 1]
-                keys = self._far_keys(block.parameters, first + key_range.end)[select][:, :, first:]
+                keys = rotate_far_keys(key_range.end)
                 queries = self.call.rotate_queries(
-                    self.pairs, block.parameters, segment, query, positions_1t, (index, block.start, block.end)
+                    self.pairs, block.parameters, segment, query, block.positions_1t, (index, block.start, block.end)
                 )
             _add_range(merged, key_range, queries, keys, value)
         return self._finish(merged)
@@ -172,7 +184,7 @@ class _LayerAttention:
                 hidden_BtN = hidden_BtN | is_closer_BtN
                 if not bool(visible_BtN.any()):
                     continue
-                far_keys = self._far_keys(parameters, call.num_tokens)
+                far_keys = self._rotate_far_keys(parameters, None, self.key, call.num_tokens)
                 far_query = call.rotate_queries(
                     self.pairs, parameters, segment, query, positions_Bt, ("masked", index, start, end)
                 )

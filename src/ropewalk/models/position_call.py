@@ -26,12 +26,12 @@ from ropewalk.positions import FarSegment, PositionMethod
 from ropewalk.rope import Rope
 
 _ROWS_PER_COMPARISON = 1024  # of a mask, so that comparing it needs little memory
-_MAX_TABLE_SIZE = 2**26  # numbers that the tables of one call may hold before they are computed again
+_MAX_TABLE_SIZE = 2**27  # numbers that the tables of one call may hold before they are computed again
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RotatedPairs:
-    """The pairs of channels that an attention layer rotates in q and k.
+    """The pairs of channels that an attention layer rotates in q and k; layers with the same pairs share one object.
 
     Attributes:
         start: the first rotated channel of a head.
@@ -49,6 +49,11 @@ class RotatedPairs:
     rope: Rope
     frequencies: Frequencies
 
+    @cached_property
+    def pair_indices(self) -> Tensor:
+        """`pair_P` as a tensor on the CPU."""
+        return torch.tensor(self.pair_P)
+
     def rotate(self, x_BHTD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         """Return q or k rotated by further angles, whose cos and sin are [B or 1, T, P]."""
         rotated, _ = rotate(x_BHTD, tables=tables, layout=self.layout, start=self.start, inverse=self.sign < 0)
@@ -61,13 +66,13 @@ class Rows:
 
     Attributes:
         indices: the rows; None for all rows.
-        first: the index of the first token that is no padding.
-        position: the position of that token.
+        first_index: the index of the first token that is no padding.
+        first_position: the position of that token.
     """
 
     indices: tuple[int, ...] | None
-    first: int
-    position: int
+    first_index: int
+    first_position: int
 
 
 @dataclass
@@ -143,10 +148,11 @@ class PositionCall:
         """
 
         def compute_angles() -> tuple[Tensor, float]:
-            angle_BTP = _far_angles(pairs, parameters, positions_BT, segment.query_position(positions_BT))
+            moved_BT = positions_BT.to(_angle_device(queries))
+            angle_BTP = _far_angles(pairs, parameters, moved_BT, segment.query_position(moved_BT))
             phase_P = parameters.far_query_phase(pairs.rope)
             if phase_P is not None:
-                angle_BTP = angle_BTP + torch.from_numpy(phase_P)
+                angle_BTP = angle_BTP + torch.from_numpy(phase_P).to(moved_BT.device)
             far = parameters.far_frequencies(pairs.rope)
             # Queries take the attention factor for keys too, which may have been rotated in half precision.
             factor = 1.0 if far is None else (far.attention_factor / pairs.frequencies.attention_factor) ** 2
@@ -155,15 +161,25 @@ class PositionCall:
         return pairs.rotate(queries, self._cached_tables((pairs, parameters, key), compute_angles, pairs, queries))
 
     def rotate_keys(
-        self, pairs: RotatedPairs, parameters: PositionMethod, keys: Tensor, start: int, stop: int
+        self,
+        pairs: RotatedPairs,
+        parameters: PositionMethod,
+        rows: tuple[int, ...] | None,
+        keys: Tensor,
+        start: int,
+        stop: int,
     ) -> Tensor:
-        """Return the keys of the tokens start .. stop - 1, [B, K, N, D], rotated on to where far queries see them."""
-        positions_BN = self.positions_BN[:, start:stop]
+        """Return the keys of the tokens start .. stop - 1, [B, K, N, D], rotated on to where far queries see them.
+
+        `rows`: those of the batch that the keys are of; None for all rows.
+        """
 
         def compute_angles() -> tuple[Tensor, float]:
+            of_rows = slice(None) if rows is None or len(self.positions_BN) == 1 else list(rows)
+            positions_BN = self.positions_BN[of_rows, start:stop].to(_angle_device(keys))
             return _far_angles(pairs, parameters, positions_BN, parameters.key_position(positions_BN)), 1.0
 
-        key = pairs, parameters, "keys", start, stop
+        key = pairs, parameters, "keys", rows, start, stop
         return pairs.rotate(keys, self._cached_tables(key, compute_angles, pairs, keys))
 
     def logit_factor(self, parameters: PositionMethod, positions_BT: Tensor, query: Tensor) -> Tensor | None:
@@ -210,15 +226,21 @@ class PositionCall:
         self, key: Hashable, compute_angles: Callable[[], tuple[Tensor, float]], pairs: RotatedPairs, like: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return cos and sin of angles, times a factor; the layers with the same pairs share them."""
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        key = key, like.device, dtype  # the layers of one model may lie on several devices
         if key not in self._tables:
-            if sum(cos_BNP.numel() for cos_BNP, _ in self._tables.values()) > _MAX_TABLE_SIZE:
+            if sum(2 * cos_BNP.numel() for cos_BNP, _ in self._tables.values()) > _MAX_TABLE_SIZE:
                 self._tables.clear()
             angle_BNP, factor = compute_angles()
-            angle_BNP = angle_BNP[..., list(pairs.pair_P)]
-            dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+            angle_BNP = angle_BNP[..., pairs.pair_indices.to(angle_BNP.device)]
             cos_BNP, sin_BNP = angle_BNP.cos() * factor, angle_BNP.sin() * factor
             self._tables[key] = cos_BNP.to(like.device, dtype), sin_BNP.to(like.device, dtype)
         return self._tables[key]
+
+
+def _angle_device(like: Tensor) -> torch.device:
+    """Return where to compute angles: on the device itself if it is sure to have float64."""
+    return like.device if like.device.type == "cuda" else torch.device("cpu")
 
 
 def _far_angles(
@@ -229,11 +251,11 @@ def _far_angles(
     Far positions need not be whole, so the angles are no fixed-point numbers; float64 is 1e-10 rad off at a million
     tokens.
     """
-    trained_P = torch.tensor(pairs.frequencies.inv_freq)
+    trained_P = torch.tensor(pairs.frequencies.inv_freq).to(positions_BN.device)
     far = parameters.far_frequencies(pairs.rope)
     if far is None:
         return (far_positions_BN.double() - positions_BN)[..., None] * trained_P
-    far_P = torch.tensor(far.inv_freq)
+    far_P = torch.tensor(far.inv_freq).to(positions_BN.device)
     return far_positions_BN.double()[..., None] * far_P - positions_BN.double()[..., None] * trained_P
 
 

@@ -80,6 +80,7 @@ def position_patches(
     }
     patches: list[Patch] = [implementation]
     decoders = []
+    known_pairs: dict[Any, RotatedPairs] = {}
     for hooks in create_decoder_hooks(model, module_tables, ropes, parse_policy(DEFAULT_POLICY), original_length):
         while_probing = PatchSet([implementation, *table_patches])
         while_probing.apply()
@@ -100,6 +101,7 @@ def position_patches(
         for index, (module, channels) in enumerate(layers):
             table = hooks.tables[channels.table]
             pairs = _rotated_pairs(channels, table, rope_of_table[table])
+            pairs = known_pairs.setdefault(tuple(vars(pairs).values()), pairs)
             patches.append(AttributePatch(module, LAYER_ATTRIBUTE, PositionLayer(index, pairs, position_hooks)))
         decoders.append(hooks.decoder)
     return patches, decoders

@@ -9,6 +9,7 @@ Shapes: as in rotary_table.py; N tokens so far.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,17 +56,9 @@ class PositionHooks(DecoderHooks):
         assert self.method is not None
         assert self.original_length is not None
         if int(positions_BT.max()) >= self.original_length:
-            current = get_text_config(self.decoder.config)._attn_implementation
-            if current != self.implementation:
-                raise RuntimeError(
-                    f"the attention implementation was changed to {current} after `extend`; restore the model, change "
-                    "it, and extend again"
-                )
-            if arguments.get("cache") is not None:  # the paged cache of continuous batching
-                cache_class = type(arguments["cache"]).__name__
-                raise RuntimeError(f"{self.method.name} cannot find the positions of the keys in a {cache_class}")
             cache = cache_argument(arguments)
             keeps_cache = cache is not None or arguments.get("use_cache") is not False
+            self._check_call(arguments)
             call = PositionCall(
                 self.method,
                 self.original_length,
@@ -75,6 +68,27 @@ class PositionHooks(DecoderHooks):
             )
             begin_call(self, call)
         return changed
+
+    def _check_call(self, arguments: Mapping[str, Any]) -> None:
+        """Raise RuntimeError for a call past the original length that a position method cannot be part of."""
+        assert self.method is not None
+        current = get_text_config(self.decoder.config)._attn_implementation
+        if current != self.implementation:
+            raise RuntimeError(
+                f"the attention implementation was changed to {current} after `extend`; restore the model, change it, "
+                "and extend again"
+            )
+        if arguments.get("cache") is not None:  # the paged cache of continuous batching
+            cache_class = type(arguments["cache"]).__name__
+            raise RuntimeError(f"{self.method.name} cannot find the positions of the keys in a {cache_class}")
+        if arguments.get("output_attentions"):
+            raise RuntimeError(f"{self.method.name} has no attention weights past the original length to return")
+        recomputes = any(getattr(module, "gradient_checkpointing", False) for module in self.decoder.modules())
+        if torch.is_grad_enabled() and self.decoder.training and recomputes:
+            raise RuntimeError(
+                f"{self.method.name} cannot recompute attention past the original length in the backward pass; call "
+                "model.gradient_checkpointing_disable()"
+            )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _end_position_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:

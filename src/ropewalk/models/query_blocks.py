@@ -56,13 +56,18 @@ class QueryBlock:
     parameters: PositionMethod
 
     @cached_property
+    def positions_1t(self) -> Tensor:
+        """The positions of the queries, [1, t]."""
+        return torch.arange(self.start, self.end)[None]
+
+    @cached_property
     def key_ranges(self) -> list[KeyRange]:
         """The keys of each range: near, and each far segment."""
         return [_key_range(start_t, end_t) for end_t, start_t in itertools.pairwise(self.edges())]
 
     def edges(self) -> list[Tensor]:
         """Return, for each query, one more than its last key and the first key of each range, [t] indices of keys."""
-        queries_t = torch.arange(self.start, self.end)
+        queries_t = self.positions_1t[0]
         starts = [segment.start(queries_t) for segment in self.parameters.far_segments]
         edges = [queries_t + 1, self.parameters.near_start(queries_t), *starts]
         return [(edge_t - self.first_position).clip(min=0) for edge_t in edges]
@@ -70,6 +75,8 @@ class QueryBlock:
     def regular_size(self) -> int:
         """Return for how many of the queries every edge of a range either stays where it is or moves on with them."""
         size = self.end - self.start
+        if size == 1:
+            return size
         for edge_t in self.edges():
             steps = edge_t.diff()
             irregular = ((steps != steps[:1]) | (steps < 0) | (steps > 1)).nonzero()

@@ -147,7 +147,7 @@ class PositionMethod(Method, ABC):
         while start < stop:
             resolved = self.resolve(original_length, start + 1)
             low, high = start + 1, stop  # the block ends in [low, high]; options change monotonically with the length
-            if self.resolve(original_length, stop) == resolved:
+            if low == stop or self.resolve(original_length, stop) == resolved:
                 low = stop
             while low < high:
                 middle = (low + high + 1) // 2
