@@ -90,9 +90,10 @@ class _Oracle:
         found = [
             entry for entry in self.tables if any(_is_table(value, entry[0]) for value in (*args, *kwargs.values()))
         ]
-        if not found:
+        own = [entry for entry in self.tables if entry[1] in list(module.modules())]  # computed inside (Moshi)
+        if not found and not own:
             return None
-        table, rotary, rotary_args, rotary_kwargs = found[-1]
+        table, rotary, rotary_args, rotary_kwargs = (found or own)[-1]
         hidden = next(x for x in (kwargs.get("hidden_states"), *args) if isinstance(x, Tensor) and x.ndim == 3)
         rows = []
         for row in range(hidden.shape[0]):
@@ -104,7 +105,9 @@ class _Oracle:
                 swapped = [self._swap(x, table, new_table, hidden, repeated) for x in args]
                 options = {name: self._swap(x, table, new_table, hidden, repeated) for name, x in kwargs.items()}
                 self.captured = captured
+                handle = rotary.register_forward_hook(lambda *_, new_table=new_table: new_table)
                 module(*swapped, **options)
+                handle.remove()
                 self.captured = None
             # A layer may call attention several times with the same q and k (DiffLlama).
             (query_NHTD, _), (_, key_NKTD) = captured[0], captured[len(captured) // 2]
