@@ -16,7 +16,7 @@ from ropewalk import config as configs
 from ropewalk.compat.transformers import applied_softmax_factor
 from ropewalk.errors import InputError, UnknownNameError
 from ropewalk.frequencies import Frequencies
-from ropewalk.models.dynamic import create_decoder_hooks
+from ropewalk.models.dynamic import DecoderHooks, find_decoders
 from ropewalk.models.fused import fuse_patches
 from ropewalk.models.generation import generation_patches
 from ropewalk.models.layer_tables import LayerTablePatch, LayerTables, TableLayers, find_table_layers
@@ -115,7 +115,10 @@ def build_extension(
         for layer_type, scaling in scalings.items()
         if scaling.is_dynamic and length is None
     ]
-    decoder_hooks = create_decoder_hooks(model, module_tables, ropes, policy, max(dynamic_lengths, default=None))
+    decoder_hooks = [
+        DecoderHooks(decoder, tables, ropes, policy, max(dynamic_lengths, default=None))
+        for decoder, tables in find_decoders(model, module_tables).items()
+    ]
     if fuse:
         for hooks in decoder_hooks:
             patches += fuse_patches(hooks.decoder, hooks.tables)

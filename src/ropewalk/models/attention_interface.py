@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ropewalk.models.position_attention import AttentionInput, attend
+from ropewalk.models.position_attention import AttentionInput, LayerAttention
 from ropewalk.models.position_call import RotatedPairs, current_call
 
 LAYER_ATTRIBUTE = "ropewalk_position_layer"
@@ -126,7 +126,7 @@ def _position_attention(
     )
     ordinal = call.count_layer_call(layer.index)
     with torch.autocast(device_type, enabled=False):
-        return attend(call, layer.pairs, (layer.index, ordinal), inputs), None
+        return LayerAttention(call, layer.pairs, (layer.index, ordinal), inputs).compute(), None
 
 
 def _base_function(base: str, module: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:

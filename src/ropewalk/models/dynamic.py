@@ -347,19 +347,14 @@ class DecoderHooks:
         return digest.hexdigest()
 
 
-def create_decoder_hooks(
-    model: nn.Module,
-    module_tables: list[tuple[RotaryModule, dict[str, RotaryTable]]],
-    ropes: dict[str, Rope],
-    policy: Policy,
-    original_length: int | None,
-) -> list[DecoderHooks]:
-    """Return the hooks, not yet registered, of every decoder of a model that contains a rotary module.
+def find_decoders(
+    model: nn.Module, module_tables: list[tuple[RotaryModule, dict[str, RotaryTable]]]
+) -> dict[Any, dict[str, RotaryTable]]:
+    """Return every decoder of a model that contains a rotary module, with the tables of its rotary modules by name.
 
     Args:
         model: the model.
         module_tables: its rotary modules, each with the tables that it returns, by layer type.
-        ropes, policy, original_length: as in `DecoderHooks`.
 
     Raises UnsupportedModelError if a rotary module is in no decoder that takes a cache.
     """
@@ -368,9 +363,7 @@ def create_decoder_hooks(
         decoder, path = find_decoder(model, rotary)
         decoder_tables = tables_of_decoder.setdefault(decoder, {})
         decoder_tables.update({f"{path}:{layer_type}": table for layer_type, table in tables.items()})
-    return [
-        DecoderHooks(decoder, tables, ropes, policy, original_length) for decoder, tables in tables_of_decoder.items()
-    ]
+    return tables_of_decoder
 
 
 def find_decoder(model: nn.Module, rotary: RotaryModule) -> tuple[Any, str]:

@@ -49,8 +49,8 @@ class AttentionInput:
     sinks: Tensor | None = None
 
 
-def attend(call: PositionCall, pairs: RotatedPairs, layer: Any, inputs: AttentionInput) -> Tensor:
-    """Return the attention output of one layer, [B, T, H, D of the values].
+class LayerAttention:
+    """The attention of one layer in one call.
 
     Args:
         call: the forward call of the decoder.
@@ -58,11 +58,6 @@ def attend(call: PositionCall, pairs: RotatedPairs, layer: Any, inputs: Attentio
         layer: identifies the layer and the call of it.
         inputs: what the layer passes to attention.
     """
-    return _LayerAttention(call, pairs, layer, inputs).compute()
-
-
-class _LayerAttention:
-    """The attention of one layer in one call."""
 
     def __init__(self, call: PositionCall, pairs: RotatedPairs, layer: Any, inputs: AttentionInput) -> None:
         self.call, self.pairs, self.layer, self.inputs = call, pairs, layer, inputs
@@ -76,6 +71,7 @@ class _LayerAttention:
         self.far_keys = FarKeys() if call.far_keys is None else call.far_keys
 
     def compute(self) -> Tensor:
+        """Return the output, [B, T, H, D of the values]."""
         rows = self.call.find_rows(self.inputs.mask)
         if rows is None:
             output = self._attend_masked()
@@ -87,9 +83,6 @@ class _LayerAttention:
                 output[_select_rows(each.indices)] = self._attend_rows(each)
         self.far_keys.keep_only(self.layer, self.call.last_parameters)
         return output.transpose(1, 2).contiguous()
-
-    def _merged_attention(self) -> MergedAttention:
-        return MergedAttention(self.inputs.scale, self.inputs.softcap)
 
     def _finish(self, merged: MergedAttention) -> Tensor:
         """Return the output of a block of queries to which all keys with values were added."""
@@ -141,7 +134,7 @@ class _LayerAttention:
         self, block: QueryBlock, query: Tensor, key: Tensor, value: Tensor, rotate_far_keys: Callable[[int], Tensor]
     ) -> Tensor:
         """Return the output of a block of queries; `rotate_far_keys` returns so many keys, rotated on."""
-        merged = self._merged_attention()
+        merged = MergedAttention(self.inputs.scale, self.inputs.softcap)
         query = self._scale_logits(block.parameters, block.positions_1t, query)
         for index, key_range in enumerate(block.key_ranges):
             if not key_range.pieces:
@@ -168,7 +161,7 @@ class _LayerAttention:
         positions_Bt = call.query_positions[:, start:end]
         keys_B1N = call.positions_BN[:, None]
         bias = self._bias(start, end)
-        merged = self._merged_attention()
+        merged = MergedAttention(self.inputs.scale, self.inputs.softcap)
         lowest, highest = int(positions_Bt.min()), int(positions_Bt.max()) + 1
         for block_start, block_end, parameters in call.method.blocks(call.original_length, lowest, highest):
             in_block_Bt1 = ((positions_Bt >= block_start) & (positions_Bt < block_end))[..., None]

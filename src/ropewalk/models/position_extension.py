@@ -30,7 +30,7 @@ from ropewalk.models.cache_layout import (
     probe_angles,
 )
 from ropewalk.models.config_update import ConfigPatch
-from ropewalk.models.dynamic import create_decoder_hooks
+from ropewalk.models.dynamic import find_decoders
 from ropewalk.models.patching import AttributePatch, Patch, PatchSet
 from ropewalk.models.position_call import RotatedPairs
 from ropewalk.models.position_hooks import PositionHooks
@@ -81,29 +81,29 @@ def position_patches(
     patches: list[Patch] = [implementation]
     decoders = []
     known_pairs: dict[Any, RotatedPairs] = {}
-    for hooks in create_decoder_hooks(model, module_tables, ropes, parse_policy(DEFAULT_POLICY), original_length):
+    for decoder, tables in find_decoders(model, module_tables).items():
         while_probing = PatchSet([implementation, *table_patches])
         while_probing.apply()
         try:
-            layers = _find_layers(hooks.decoder, hooks.tables, text_config)
+            layers = _find_layers(decoder, tables, text_config)
         finally:
             while_probing.revert()
-        position_hooks = PositionHooks(
-            hooks.decoder,
-            hooks.tables,
+        hooks = PositionHooks(
+            decoder,
+            tables,
             ropes,
-            hooks.policy,
+            parse_policy(DEFAULT_POLICY),  # no table is dynamic
             original_length,
             method=method,
             implementation=implementation_name(base),
         )
-        patches.append(position_hooks)
+        patches.append(hooks)
         for index, (module, channels) in enumerate(layers):
-            table = hooks.tables[channels.table]
+            table = tables[channels.table]
             pairs = _rotated_pairs(channels, table, rope_of_table[table])
             pairs = known_pairs.setdefault(tuple(vars(pairs).values()), pairs)
-            patches.append(AttributePatch(module, LAYER_ATTRIBUTE, PositionLayer(index, pairs, position_hooks)))
-        decoders.append(hooks.decoder)
+            patches.append(AttributePatch(module, LAYER_ATTRIBUTE, PositionLayer(index, pairs, hooks)))
+        decoders.append(decoder)
     return patches, decoders
 
 

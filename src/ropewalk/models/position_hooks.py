@@ -10,7 +10,7 @@ Shapes: as in rotary_table.py; N tokens so far.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,17 +35,11 @@ class PositionHooks(DecoderHooks):
         implementation: the name of the attention implementation that the method needs.
     """
 
-    method: PositionMethod | None = None
-    implementation: str = ""
-
-    def _before_forward(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._begin_position_call(args, kwargs)
-
-    def _after_forward(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        self._end_position_call(args, kwargs, outputs)
+    method: PositionMethod = field(kw_only=True)
+    implementation: str = field(kw_only=True)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _begin_position_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_forward(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hand the positions of a call that passes the original length to the attention layers."""
         end_call(self)  # of a call that failed before its hook ran
         changed = self._begin_call(args, kwargs)
@@ -53,7 +47,6 @@ class PositionHooks(DecoderHooks):
             return None
         arguments = self._bind(*changed)
         positions_BT = self._rotary_positions(arguments["position_ids"])
-        assert self.method is not None
         assert self.original_length is not None
         if int(positions_BT.max()) >= self.original_length:
             cache = cache_argument(arguments)
@@ -71,7 +64,6 @@ class PositionHooks(DecoderHooks):
 
     def _check_call(self, arguments: Mapping[str, Any]) -> None:
         """Raise RuntimeError for a call past the original length that a position method cannot be part of."""
-        assert self.method is not None
         current = get_text_config(self.decoder.config)._attn_implementation
         if current != self.implementation:
             raise RuntimeError(
@@ -83,15 +75,15 @@ class PositionHooks(DecoderHooks):
             raise RuntimeError(f"{self.method.name} cannot find the positions of the keys in a {cache_class}")
         if arguments.get("output_attentions"):
             raise RuntimeError(f"{self.method.name} has no attention weights past the original length to return")
-        recomputes = any(getattr(module, "gradient_checkpointing", False) for module in self.decoder.modules())
-        if torch.is_grad_enabled() and self.decoder.training and recomputes:
+        is_training = torch.is_grad_enabled() and self.decoder.training
+        if is_training and any(getattr(module, "gradient_checkpointing", False) for module in self.decoder.modules()):
             raise RuntimeError(
                 f"{self.method.name} cannot recompute attention past the original length in the backward pass; call "
                 "model.gradient_checkpointing_disable()"
             )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _end_position_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+    def _after_forward(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         """Record the positions of the new keys, and keep the far keys on the cache."""
         call = end_call(self)
         self._end_call(args, kwargs, outputs)

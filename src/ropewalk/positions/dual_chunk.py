@@ -17,9 +17,9 @@ class DualChunk(PositionMethod):
     """Dual chunk attention: distances restart in every chunk of s = c - w tokens (arXiv 2402.17463, sec. 3).
 
     Keys of the query's own chunk have their trained distance. Those of the chunk before it have it up to c. For earlier
-    keys, the query is at c and the key at its position within its chunk. The paper caps at c - 1; the published code
-    caps at c, as here (chunkllama_attn_replace.py of github.com/HKUNLP/ChunkLlama; DualChunkRotaryEmbedding of vLLM and
-    SGLang, which serve Qwen2.5-1M). Qwen2.5-1M adds `logit_scaling="yarn"`.
+    keys, the query is at c (2s - 1 if that is less), the key at its position in its chunk. The paper caps at c - 1; the
+    published code caps at c, as here (chunkllama_attn_replace.py of github.com/HKUNLP/ChunkLlama;
+    DualChunkRotaryEmbedding of vLLM and SGLang, which serve Qwen2.5-1M). Qwen2.5-1M adds `logit_scaling="yarn"`.
 
     `ropewalk.extend` takes the options from `dual_chunk_attention_config` if the model's configuration has it.
 
@@ -30,7 +30,7 @@ class DualChunk(PositionMethod):
     """
 
     name = "dual-chunk"
-    formula = "key n mod s; own chunk: m mod s; previous: min(m mod s + s, c); earlier: c"
+    formula = "key n mod s; own chunk: m mod s; previous: min(m mod s + s, c); earlier: min(2s - 1, c)"
     source = "dual chunk attention, arXiv 2402.17463; Qwen2.5-1M, arXiv 2501.15383"
 
     # sgl-project/sglang at 1951f6a, dual_chunk_flashattention_backend.py; vLLM dropped it in 0.11 (its issue 49296).
