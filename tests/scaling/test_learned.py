@@ -43,6 +43,11 @@ class TestFile:
         assert pickle.loads(pickled) == written
         assert rw.parse(written.to_dict()) == written
 
+    def test_options_beside_the_file_are_refused(self, path):
+        SHARED.write(path)
+        with pytest.raises(rw.InputError, match="learned: attention_factor: got 2.0; expected that of .*scaling.json"):
+            rw.parse(f"learned:file={path},attention_factor=2.0")
+
     def test_other_numbers_under_the_same_path_are_not_taken_for_those_of_before(self, path):
         spec = str(SHARED.write(path))
         other = Learned((1, 2, 4, 8.000001), attention_factor=1.5, target=4000).write(path)

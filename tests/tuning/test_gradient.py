@@ -170,6 +170,7 @@ def test_two_processes_learn_what_one_learns_from_twice_as_many_texts(new_job, m
     options = replace(OPTIONS, steps=3)
     alone = train(new_job("one"), replace(options, batch=2))
     barrier, shared, ranks = threading.Barrier(2, timeout=60), [None, None], threading.local()
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(gradient, "Accelerator", lambda cpu: ThreadAccelerator(ranks.index, barrier, shared))
     jobs = [new_job("two", model=copy.deepcopy(new_job("two").model)) for _ in range(2)]
 

@@ -13,7 +13,7 @@ from tests.helpers.plain_nll import plain_nll
 import ropewalk as rw
 from ropewalk.evaluate.native_window import native_window_nll
 from ropewalk.tuning import proof as proofs
-from ropewalk.tuning.proof import Proof, ProofRun, Retrieval
+from ropewalk.tuning.proof import Proof, ProofRun, Retrieval, sign_test
 
 TARGET = 448  # seven times the original length of the tiny model, and enough characters for a passkey
 TUNED, FORMULAS = rw.YaRN(factor=7, beta_fast=8), ["yarn:factor=7", "linear:factor=7"]
@@ -137,6 +137,7 @@ def test_buckets_begin_with_the_original_length_and_are_at_most_eight(original_l
     [
         ({"target": 64}, "target: got 64; expected more than the original length of the model, 64"),
         ({"texts": []}, "text: got []; expected at least one text"),
+        ({"tuned": "dynamic-yarn"}, "scaling: got 'dynamic-yarn'; expected a static one"),
     ],
 )
 def test_a_wrong_argument_is_refused(source, text_file, tmp_path, change, message):
@@ -175,8 +176,8 @@ def with_found(learned, formula):
     return dataclasses.replace(
         HAND_MADE,
         retrieval=[
-            Retrieval("needle", 32, "learned", learned, [0.0, 1.0]),
-            Retrieval("needle", 32, "yarn:factor=4", formula, [0.0, 1.0]),
+            Retrieval("needle", 32, "learned", learned, [0.5] * len(learned)),
+            Retrieval("needle", 32, "yarn:factor=4", formula, [0.5] * len(formula)),
         ],
     )
 
@@ -188,23 +189,35 @@ def swapped(proof):
 
 def test_the_sentence_says_when_the_tuned_scaling_is_better():
     assert HAND_MADE.sentence == (
-        "The tuned scaling is better than yarn:factor=4, the best formula: perplexity past 8 tokens (6.00 against "
-        "8.00)."
+        "The tuned scaling is better than yarn:factor=4, the formula with the lowest perplexity, in perplexity past 8 "
+        "tokens (6.00 against 8.00). No clear difference in perplexity up to 8 tokens (5.00 against 5.00) and passkey "
+        "(1 against 1 of 2 found)."
     )
 
 
 def test_the_sentence_says_when_the_formula_is_better():
     assert swapped(HAND_MADE).sentence == (
-        "Use learned, the best formula: the tuned scaling is worse in perplexity past 8 tokens (8.00 against 6.00)."
+        "Use learned, the formula with the lowest perplexity: the tuned scaling is worse in perplexity past 8 tokens "
+        "(8.00 against 6.00). No clear difference in perplexity up to 8 tokens (5.00 against 5.00) and passkey (1 "
+        "against 1 of 2 found)."
     )
 
 
 def test_the_sentence_names_both_sides_of_a_trade():
-    assert with_found([0.0, 0.0], [1.0, 1.0]).sentence == (
-        "Against yarn:factor=4, the best formula, the tuned scaling is better in perplexity past 8 tokens (6.00 "
-        "against 8.00), but worse in needle (0 against 2 of 2 found)."
+    assert with_found([0.0] * 6, [1.0] * 6).sentence == (
+        "Against yarn:factor=4, the formula with the lowest perplexity, the tuned scaling is better in perplexity past "
+        "8 tokens (6.00 against 8.00), but worse in needle (0 against 6 of 6 found). No clear difference in perplexity "
+        "up to 8 tokens (5.00 against 5.00)."
     )
-    assert with_found([1.0, 0.0], [0.0, 0.0]).sentence.endswith("(6.00 against 8.00), needle (1 against 0 of 2 found).")
+    better = with_found([1.0] * 6, [0.0] * 6).sentence
+    assert "in perplexity past 8 tokens (6.00 against 8.00) and needle (6 against 0 of 6 found). No" in better
+
+
+def test_a_difference_that_chance_would_make_is_not_called_one():
+    assert with_found([0.0] * 5, [1.0] * 5).sentence.endswith("and needle (0 against 5 of 5 found).")
+    assert sign_test(5, 0) == sign_test(0, 5) == 2 / 32
+    assert sign_test(8, 1) == pytest.approx(2 * (1 + 9) / 2**9)
+    assert sign_test(3, 3) == sign_test(0, 0) == 1
 
 
 def test_a_worse_perplexity_of_short_text_counts():
@@ -215,4 +228,6 @@ def test_a_worse_perplexity_of_short_text_counts():
 
 def test_equal_numbers_are_called_equal():
     same = dataclasses.replace(HAND_MADE, tuned="yarn:factor=4")
-    assert same.sentence == "The tuned scaling is as good as yarn:factor=4, the best formula."
+    assert same.sentence.startswith(
+        "The tuned scaling is as good as yarn:factor=4, the formula with the lowest perplexity. No clear difference in"
+    )

@@ -21,10 +21,16 @@ def tokenizer():
     return character_tokenizer()
 
 
+def plant(tokenizer, seed, length=LENGTH, count=FACTS):
+    """Plant facts in the beginning of the text, as `sample_window` does in a piece of one."""
+    planter, rng = FactPlanter(tokenizer), random.Random(seed)
+    facts = planter.draw_facts(count, rng)
+    return planter.insert(tokenizer(TEXT)["input_ids"][: planter.text_tokens(length, facts)], facts, rng)
+
+
 @pytest.fixture(scope="module")
 def planted(tokenizer):
-    ids = tokenizer(TEXT)["input_ids"]
-    return FactPlanter(tokenizer).plant(ids, LENGTH, FACTS, random.Random(3))
+    return plant(tokenizer, seed=3)
 
 
 def decode(tokenizer, ids):
@@ -61,9 +67,8 @@ def test_facts_are_spread_over_the_text_between_sentences(tokenizer, planted):
 
 
 def test_equal_seeds_give_equal_texts_and_others_do_not(tokenizer, planted):
-    ids, planter = tokenizer(TEXT)["input_ids"], FactPlanter(tokenizer)
-    assert (planter.plant(ids, LENGTH, FACTS, random.Random(3)).ids_T == planted.ids_T).all()
-    assert (planter.plant(ids, LENGTH, FACTS, random.Random(4)).ids_T != planted.ids_T).any()
+    assert (plant(tokenizer, seed=3).ids_T == planted.ids_T).all()
+    assert (plant(tokenizer, seed=4).ids_T != planted.ids_T).any()
 
 
 def test_the_wordings_are_not_those_of_the_evaluation():
@@ -74,12 +79,8 @@ def test_the_wordings_are_not_those_of_the_evaluation():
     assert not [wording for wording in wordings if "remember" in wording.lower() or "lucky" in wording.lower()]
 
 
-def test_a_short_text_a_short_length_and_too_many_facts_are_refused(tokenizer):
-    planter, rng = FactPlanter(tokenizer), random.Random(0)
-    ids = tokenizer(TEXT)["input_ids"]
-    with pytest.raises(InputError, match=r"text: got '100 tokens'; expected at least [\d,]+ tokens"):
-        planter.plant(ids[:100], LENGTH, FACTS, rng)
+def test_a_short_length_and_too_many_facts_are_refused(tokenizer):
     with pytest.raises(InputError, match="length: got 300"):
-        planter.plant(ids, 300, FACTS, rng)
+        plant(tokenizer, seed=0, length=300)
     with pytest.raises(InputError, match=f"facts: got {MAX_FACTS + 1}; expected from 0 to {MAX_FACTS}"):
-        planter.plant(ids, LENGTH, MAX_FACTS + 1, rng)
+        plant(tokenizer, seed=0, count=MAX_FACTS + 1)

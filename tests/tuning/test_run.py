@@ -52,6 +52,7 @@ def test_no_method_gets_the_held_out_text(tiny_folder, text_file, tmp_path):
         ({"target": 256}, "700 tokens'; expected at least 800 tokens"),
         ({"method": "gradients"}, "did you mean gradient"),
         ({"method": "search", "per_layer": True}, "per_layer: got True; expected a method that has it; search has"),
+        ({"samples": 0}, "samples: got 0"),
         ({"method": "gradient:window=500"}, "window: got 500; expected at most the target, 192 tokens"),
         ({"method": "gradient:facts=19"}, "facts: got 19; expected from 0 to 18"),
     ],
@@ -62,6 +63,25 @@ def test_bad_input_is_one_line(tiny_folder, text_file, tmp_path, options, messag
         tune(tiny_folder, text_file, tmp_path / "out", **options)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_folder_of_another_run_is_refused_and_its_text_stays(tiny_folder, text_file, tmp_path):
+    out = tmp_path / "out"
+    runs.TuneRun(str(tiny_folder), 192, text_file, out)
+    held_out = (out / "held_out-1.txt").read_text()
+    other_text = tmp_path / "other.txt"
+    other_text.write_text(" ".join(f"w{i % 7}" for i in range(700)))
+    for text, options in ((other_text, {}), (text_file, {"seed": 1}), (text_file, {"method": "evolution"})):
+        with pytest.raises(InputError, match=r"out: got .*, which has a run with another (text|seed|method)"):
+            runs.TuneRun(str(tiny_folder), 192, str(text), out, **options)
+    assert (out / "held_out-1.txt").read_text() == held_out
+
+
+def test_an_extended_model_is_refused(tiny_folder, text_file, tmp_path):
+    model, tokenizer = rw.load(str(tiny_folder))
+    rw.extend(model, "yarn:factor=2")
+    with pytest.raises(InputError, match=r"model: got 'one that is extended'; expected .* ropewalk.restore"):
+        runs.TuneRun((model, tokenizer), 192, text_file, tmp_path / "out")
 
 
 def test_another_run_in_the_folder_is_refused_while_one_is_there(tiny_folder, text_file, tmp_path):

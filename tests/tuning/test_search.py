@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import ropewalk as rw
+from ropewalk.tuning import search_base
 from ropewalk.tuning.base import TuneJob
 from ropewalk.tuning.evolution import Evolution
+from ropewalk.tuning.needle_perplexity import WORST
 from ropewalk.tuning.search import Search
 
 ROPE = rw.Rope(dim=32, base=10_000.0, original_length=1024)
@@ -35,7 +39,7 @@ def try_candidates(candidates, count):
     specs = []
     for _ in range(count):
         scaling = candidates.ask()
-        candidates.tell(distance(scaling))
+        candidates.tell(distance(scaling), seconds=2.0)
         specs.append(str(scaling))
     return specs
 
@@ -67,7 +71,7 @@ def test_an_interrupted_search_continues_as_if_it_had_not_been_interrupted(tmp_p
     begun = try_candidates(interrupted, 10)
     interrupted.ask()  # killed while the model reads
     resumed = tuner.open_candidates(make_job(folders[1]), "digest")
-    assert resumed.num_finished == 10
+    assert (resumed.num_finished, resumed.seconds) == (10, 20.0)
     assert begun + try_candidates(resumed, 2) == specs
 
 
@@ -96,7 +100,7 @@ def test_the_divisors_of_an_evolution_never_fall_and_stay_in_range(job):
         assert (np.diff(divisors) >= 0).all()
         assert divisors.min() >= 1
         assert divisors.max() <= 1.25 * 4
-        candidates.tell(dice.random())
+        candidates.tell(dice.random(), seconds=2.0)
 
 
 @pytest.mark.parametrize("dim", [2, 128])
@@ -106,7 +110,7 @@ def test_every_ramp_that_is_tried_can_be_computed(tmp_path, dim):
     dice = random.Random(0)
     for _ in range(5):
         assert np.isfinite(candidates.ask().frequencies(rope).inv_freq).all()
-        candidates.tell(dice.random())
+        candidates.tell(dice.random(), seconds=2.0)
 
 
 @pytest.mark.parametrize(
@@ -122,3 +126,24 @@ def test_a_damaged_file_is_refused(job, tuner, file, content, message):
         tuner.open_candidates(job, "digest")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_scaling_whose_loss_is_not_a_number_is_the_worst_and_the_search_goes_on(job, monkeypatch):
+    losses = [2.0, math.nan, 1.0]
+    monkeypatch.setattr(search_base, "NeedlePerplexity", lambda *_, **__: FakeObjective(losses))
+    monkeypatch.setattr(search_base, "choose_window_tokens", lambda *_: 64)
+    details = []
+    Evolution(trials=3).run(job, lambda share, detail: details.append(detail))
+    assert [detail.rpartition(" ")[2] for detail in details] == ["2.0000", "2.0000", "1.0000"]
+    losses[:] = [math.nan]
+    with pytest.raises(RuntimeError, match="the model's loss is not a number"):
+        Evolution(trials=3).run(replace(job, seed=1), print)
+
+
+class FakeObjective:
+    def __init__(self, losses):
+        self.losses, self.digest = iter(losses), f"{losses}"
+
+    def cost(self, scaling):
+        loss = next(self.losses)
+        return WORST if math.isnan(loss) else loss

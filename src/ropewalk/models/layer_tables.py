@@ -179,7 +179,7 @@ def find_table_layers(model: nn.Module, layer_type: str | None = None) -> TableL
     ]
     if len(found) != 1:
         raise UnsupportedModelError(
-            type(model).__name__, f"one set per layer needs one rotary module for all layers, and it has {len(found)}"
+            type(model).__name__, f"learned frequencies need one rotary module for all layers, and it has {len(found)}"
         )
     [(rotary, name, layer)] = found
     decoder, _ = find_decoder(model, rotary)
@@ -192,7 +192,7 @@ def find_table_layers(model: nn.Module, layer_type: str | None = None) -> TableL
     except Exception as error:  # the code of the architecture may fail in any way
         raise UnsupportedModelError(type(model).__name__, f"probing its layers failed: {error}") from error
     if not is_complete:
-        reason = "one set per layer needs layers that take cos and sin from their decoder"
+        reason = "learned frequencies need layers that take cos and sin from their decoder"
         raise UnsupportedModelError(type(model).__name__, reason)
     return layers
 

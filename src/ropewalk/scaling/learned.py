@@ -136,6 +136,11 @@ class Learned(Scaling):
         """Set the fields from the file."""
         if self.file is None:
             raise InputError("learned: file", None, EXPECTED_FILE)
+        for f in fields(self):
+            if f.name not in ("file", "digest") and getattr(self, f.name) != f.default:
+                raise InputError(
+                    f"learned: {f.name}", getattr(self, f.name), f"that of {self.file}, without the option"
+                )
         content = read_scaling_file(self.file)
         if content.get("name") != self.name or "divisors" not in content:
             raise InputError("learned: file", f"{self.file} without name learned and divisors", EXPECTED_FILE)

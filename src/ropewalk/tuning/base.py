@@ -62,9 +62,11 @@ class Tuner(ABC):
 
     Class variables:
         name: the name in specs, as in `gradient:steps=100`.
+        is_parallel: whether several processes can run it together.
     """
 
     name: ClassVar[str]
+    is_parallel: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, job: TuneJob, on_progress: OnProgress) -> Scaling:

@@ -25,7 +25,7 @@ _MUTATED = 0.3  # part of the numbers that a mutation changes
 _MUTATION = 0.1  # standard deviation of a changed log divisor
 _ATTENTION_FACTOR_MUTATION = 0.02
 _LARGEST_DIVISOR = 1.25  # relative to the factor (LongRoPE, table 4)
-_LINE_CHECKS = {"cost": is_number, "divisors": is_list_of_numbers, "attention_factor": is_number}
+_LINE_CHECKS = {"cost": is_number, "seconds": is_number, "divisors": is_list_of_numbers, "attention_factor": is_number}
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class _Population(Candidates):
         self._job = job
         self._path = job.folder / f"evolution-{digest[:12]}.jsonl"
         self._costs: list[float] = []
+        self._seconds: list[float] = []
         self._candidates: list[NDArray[np.float64]] = []
         factor = job.formula.factor
         self._formulas = [_to_array(scaling, job.rope) for scaling in (job.formula, NTK(factor), Linear(factor))]
@@ -62,6 +63,10 @@ class _Population(Candidates):
     def num_finished(self) -> int:
         return len(self._costs)
 
+    @property
+    def seconds(self) -> float:
+        return sum(self._seconds)
+
     def ask(self) -> Scaling:
         finished = self.num_finished
         if finished < len(self._formulas):
@@ -70,12 +75,13 @@ class _Population(Candidates):
             self._next = self._make_child(np.random.default_rng([self._job.seed, finished]))
         return self._scaling(self._next)
 
-    def tell(self, cost: float) -> None:
+    def tell(self, cost: float, seconds: float) -> None:
         self._candidates.append(self._next)
         self._costs.append(cost)
+        self._seconds.append(seconds)
         lines = [
-            json.dumps({"cost": cost, "divisors": each[:-1].tolist(), "attention_factor": each[-1]})
-            for cost, each in zip(self._costs, self._candidates, strict=True)
+            json.dumps({"cost": cost, "seconds": seconds, "divisors": each[:-1].tolist(), "attention_factor": each[-1]})
+            for cost, seconds, each in zip(self._costs, self._seconds, self._candidates, strict=True)
         ]
         write_text_atomically(self._path, "\n".join(lines) + "\n")
 
@@ -110,6 +116,7 @@ class _Population(Candidates):
             except ValueError as error:
                 raise InputError(name, line, f"a line of a search ({error})") from None
             self._costs.append(line["cost"])
+            self._seconds.append(line["seconds"])
             self._candidates.append(np.array([*line["divisors"], line["attention_factor"]]))
 
 

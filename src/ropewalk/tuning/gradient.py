@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from ropewalk.tuning.windows import Window, choose_window_tokens, sample_window
 _WARM_UP_STEPS = 4
 _ATTENTION_FACTOR_RATE = 0.25  # learning rate of the attention factors, relative to that of the divisors
 _VALIDATE_EVERY = 10  # steps
+_VALIDATION_SEED = "0/validation"  # for every seed, so that the losses of several runs can be compared
 _PATIENCE = 3  # validations without progress before training stops
 
 
@@ -56,6 +58,7 @@ class Gradient(Tuner):
     """
 
     name = "gradient"
+    is_parallel = True
 
     per_layer: bool = False
     steps: int = field(default=60, metadata=whole("steps"))
@@ -91,7 +94,11 @@ class _Training:
         self._window_tokens = choose_window_tokens(job, options.window)
         self._planter = FactPlanter(job.tokenizer)
         self._start_SP = tables.log_divisor_SP.detach().clone()
-        self._accelerator = Accelerator(cpu=job.model.device.type == "cpu")
+        # Only if it is needed: an Accelerator fixes the device and the precision of any later one in this process.
+        is_parallel = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self._accelerator = Accelerator(cpu=job.model.device.type == "cpu") if is_parallel else None
+        self._process = self._accelerator.process_index if self._accelerator else 0
+        self._num_processes = self._accelerator.num_processes if self._accelerator else 1
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": [tables.log_divisor_SP], "scale": 1.0},
@@ -101,8 +108,8 @@ class _Training:
             betas=(0.9, 0.99),
             weight_decay=0.0,
         )
-        self._log = TrainingLog(job, options, self._accelerator.num_processes)
-        rng = random.Random(f"{job.seed}/validation")
+        self._log = TrainingLog(job, options, self._window_tokens, self._num_processes)
+        rng = random.Random(_VALIDATION_SEED)
         self._validation = [self._sample_window(document, rng) for document in job.validation]
 
     def run(self, on_progress: OnProgress) -> None:
@@ -118,7 +125,7 @@ class _Training:
                 log.is_finished = True
             else:
                 record |= self._train_step(log.step)
-            if self._accelerator.is_main_process:
+            if self._process == 0:
                 log.save(record, self._tables, self._optimizer)
             log.step += 0 if log.is_finished else 1
             on_progress(log.step / steps, _describe(record))
@@ -131,8 +138,8 @@ class _Training:
         self._optimizer.zero_grad()
         sums = {"text_nll": 0.0, "answer_nll": 0.0}
         batch, documents = self._options.batch, self._job.documents
-        for index in range(batch * self._accelerator.process_index, batch * (self._accelerator.process_index + 1)):
-            document = documents[(step * batch * self._accelerator.num_processes + index) % len(documents)]
+        for index in range(batch * self._process, batch * (self._process + 1)):
+            document = documents[(step * batch * self._num_processes + index) % len(documents)]
             window = self._sample_window(document, random.Random(f"{self._job.seed}/{step}/{index}"))
             text_nll, answer_nll = self._losses(window)
             loss = text_nll + self._options.answer_weight * answer_nll
@@ -142,16 +149,26 @@ class _Training:
         torch.autograd.backward(self._options.regularization * self._distance_to_start())
         for parameter in self._tables.parameters():
             assert parameter.grad is not None
-            parameter.grad = self._accelerator.reduce(parameter.grad, reduction="mean")
-        if not math.isfinite(sums["text_nll"] + sums["answer_nll"]):
-            raise RuntimeError(f"the loss at step {step} is not a number; try another dtype or a lower learning rate")
+            parameter.grad = self._mean_over_processes(parameter.grad)
+            if not bool(parameter.grad.isfinite().all()):
+                raise _not_a_number("gradient", step)
         self._optimizer.step()
         return sums | {"learning_rate": self._learning_rate(step), "seconds": round(time.perf_counter() - started, 3)}
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
         losses = [self._losses(window) for window in self._validation]
-        return sum(float(text + self._options.answer_weight * answers) for text, answers in losses) / len(losses)
+        weighted = torch.stack([text + self._options.answer_weight * answers for text, answers in losses])
+        loss = float(self._mean_over_processes(weighted.mean()))  # else they might not stop at the same step
+        if not math.isfinite(loss):
+            raise _not_a_number("validation loss", self._log.step)
+        return loss
+
+    def _mean_over_processes(self, tensor: Tensor) -> Tensor:
+        if self._accelerator is None:
+            return tensor
+        mean: Tensor = self._accelerator.reduce(tensor, reduction="mean")
+        return mean
 
     def _losses(self, window: Window) -> tuple[Tensor, Tensor]:
         """Return the mean loss on the text and on the answers, in nats."""
@@ -201,6 +218,10 @@ def _prepared_model(job: TuneJob, options: Gradient) -> Iterator[LearnedTables]:
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
+
+
+def _not_a_number(what: str, step: int) -> RuntimeError:
+    return RuntimeError(f"the {what} at step {step} is not a number; try another dtype or a lower learning rate")
 
 
 def _describe(record: dict[str, Any]) -> str:

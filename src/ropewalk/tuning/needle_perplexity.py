@@ -25,6 +25,8 @@ from ropewalk.tuning.base import TuneJob
 from ropewalk.tuning.retrieval_prompts import FactPlanter
 from ropewalk.tuning.windows import sample_window
 
+WORST = 1e6  # the cost of a scaling under which the loss is not a number
+
 
 class NeedlePerplexity:
     """The cost of a scaling on texts that are chosen once, so that the costs of all scalings can be compared.
@@ -63,7 +65,7 @@ class NeedlePerplexity:
     def cost(self, scaling: Scaling) -> float:
         """Return the mean loss on the answers, plus the weighted mean loss on the text, in nats.
 
-        Raises RuntimeError if it is not a number.
+        A loss that is not a number costs `WORST`, so that a search goes on without that scaling.
         """
         answer_nll: list[Any] = []
         text_nll: list[Any] = []
@@ -75,6 +77,4 @@ class NeedlePerplexity:
                 answer_nll.append(nll_T[each.is_answer_T[1:]])
                 text_nll.append(nll_T[each.is_text_T[1:]])
         cost = float(np.concatenate(answer_nll).mean() + self._text_weight * np.concatenate(text_nll).mean())
-        if not math.isfinite(cost):
-            raise RuntimeError(f"{scaling}: the model's loss is not a number; try another dtype")
-        return cost
+        return cost if math.isfinite(cost) else WORST

@@ -13,10 +13,11 @@ Results are stored as they become known (`curve-N/` for each text, `retrieval/`)
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from ropewalk.evaluate.worker import CellSummary
 from ropewalk.files import ensure_writable_folder, write_text_atomically
 from ropewalk.models.extend import ScalingLike
 from ropewalk.positions import parse
+from ropewalk.scaling import Scaling
 from ropewalk.scaling.yarn import yarn_mscale
 
 NATIVE_WINDOW = "native-window"
@@ -51,7 +53,8 @@ _FORMULAS = ("yarn", "ntk", "ntk-by-parts", "mrrope-pro")
 # On SmolLM2 at s = 4, YaRN is better with 0.07 ln s + 1 than with 0.1 ln s + 1: results/tune_smollm2_32k.json.
 _SMALLER_ATTENTION = 0.7
 _MAX_BUCKETS = 8
-_EQUAL_PERPLEXITY = 1e-3  # perplexities that differ by a smaller part count as equal
+_EQUAL_PERPLEXITY = 5e-3  # perplexities that differ by a smaller part count as equal
+_CHANCE = 0.05  # answers count as equal if chance makes such a difference more often
 
 
 @dataclass(frozen=True)
@@ -100,43 +103,39 @@ class Proof:
     @property
     def sentence(self) -> str:
         """What the numbers show: whether the tuned scaling or the best formula is better, and at what."""
-        better: list[str] = []
-        worse: list[str] = []
-        for what, tuned_cost, formula_cost, shown in self._comparisons():
-            if tuned_cost != formula_cost:
-                (better if tuned_cost < formula_cost else worse).append(f"{what} {shown}")
-        formula = f"{self.best_formula}, the best formula"
-        if not worse:
-            relation = "is better than" if better else "is as good as"
-            return f"The tuned scaling {relation} {formula}{': ' if better else ''}{', '.join(better)}."
-        if not better:
-            return f"Use {formula}: the tuned scaling is worse in {', '.join(worse)}."
-        return (
-            f"Against {formula}, the tuned scaling is better in {', '.join(better)}, but worse in {', '.join(worse)}."
-        )
+        comparisons = [*self._compare_perplexity(), *self._compare_retrieval()]
+        better, equal, worse = ([shown for sign, shown in comparisons if sign == each] for each in (1, 0, -1))
+        formula = f"{self.best_formula}, the formula with the lowest perplexity"
+        if worse and better:
+            sentence = f"Against {formula}, the tuned scaling is better in {_and(better)}, but worse in {_and(worse)}."
+        elif worse:
+            sentence = f"Use {formula}: the tuned scaling is worse in {_and(worse)}."
+        elif better:
+            sentence = f"The tuned scaling is better than {formula}, in {_and(better)}."
+        else:
+            sentence = f"The tuned scaling is as good as {formula}."
+        return f"{sentence} No clear difference in {_and(equal)}." if equal else sentence
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `proof.json` holds, ready for JSON."""
         return {**asdict(self), "sentence": self.sentence}
 
-    def _comparisons(self) -> list[tuple[str, float, float, str]]:
-        """Return what is compared, a cost (lower is better) of the tuned scaling and of the formula, and both as text.
-
-        Costs that count as equal are equal.
-        """
-        comparisons = []
-        within, past = f"perplexity up to {self.original_length:,} tokens", f"past {self.original_length:,} tokens"
-        for what, buckets in ((f"perplexity {past}", slice(1, None)), (within, slice(0, 1))):
+    def _compare_perplexity(self) -> Iterator[tuple[int, str]]:
+        """Yield whether the tuned scaling is better (1), equal (0) or worse (-1) than the formula, and the numbers."""
+        for where, buckets in (("past", slice(1, None)), ("up to", slice(0, 1))):
             tuned, formula = (self._perplexity(spec, buckets) for spec in (self.tuned, self.best_formula))
-            shown = f"({tuned:.2f} against {formula:.2f})"
-            if abs(tuned - formula) < _EQUAL_PERPLEXITY * formula:
-                tuned = formula
-            comparisons.append((what, tuned, formula, shown))
+            is_equal = abs(tuned - formula) < _EQUAL_PERPLEXITY * formula
+            sign = 0 if is_equal else 1 if tuned < formula else -1
+            yield sign, f"perplexity {where} {self.original_length:,} tokens ({tuned:.2f} against {formula:.2f})"
+
+    def _compare_retrieval(self) -> Iterator[tuple[int, str]]:
+        """Yield the same for each task. The samples are the same ones, so a sign test tells differences from chance."""
         for task in dict.fromkeys(retrieval.task for retrieval in self.retrieval):
             tuned, formula = (self._found(task, spec) for spec in (self.tuned, self.best_formula))
-            count = sum(len(each.found) for each in self.retrieval if (each.task, each.scaling) == (task, self.tuned))
-            comparisons.append((task, -tuned, -formula, f"({tuned:g} against {formula:g} of {count} found)"))
-        return comparisons
+            gained = sum(one > other for one, other in zip(tuned, formula, strict=True))
+            lost = sum(one < other for one, other in zip(tuned, formula, strict=True))
+            sign = 0 if sign_test(gained, lost) > _CHANCE else 1 if gained > lost else -1
+            yield sign, f"{task} ({sum(tuned):g} against {sum(formula):g} of {len(tuned)} found)"
 
     def _perplexity(self, spec: str, buckets: slice) -> float:
         """Return the perplexity over some of the buckets of all texts."""
@@ -148,8 +147,16 @@ class Proof:
         ]
         return math.exp(sum(nll) / (sum(sizes) * len(self.perplexities)))
 
-    def _found(self, task: str, spec: str) -> float:
-        return sum(sum(each.found) for each in self.retrieval if (each.task, each.scaling) == (task, spec))
+    def _found(self, task: str, spec: str) -> list[float]:
+        matching = [each.found for each in self.retrieval if (each.task, each.scaling) == (task, spec)]
+        return list(itertools.chain.from_iterable(matching))
+
+
+def sign_test(gained: int, lost: int) -> float:
+    """Return how often chance would make the numbers of gains and of losses differ as much, two-sided."""
+    count = gained + lost
+    tail: float = sum(math.comb(count, k) for k in range(min(gained, lost) + 1)) / 2**count
+    return min(1.0, 2 * tail)
 
 
 class ProofRun:
@@ -184,7 +191,7 @@ class ProofRun:
         Raises InputError for a wrong argument, a text with fewer tokens, or a folder that holds other results.
         """
         self._source = source
-        self._samples = samples
+        self._samples = check_length("samples", samples)
         self._target = check_length("target", target)
         original_length = configs.read(source[0]).main_layer.rope.original_length
         if original_length is None:
@@ -197,6 +204,9 @@ class ProofRun:
         self._ends = bucket_ends(original_length, target)
         self._tuned = parse(tuned)
         self._formulas = [parse(formula) for formula in formulas or _default_formulas(target / original_length)]
+        for scaling in (self._tuned, *self._formulas):
+            if isinstance(scaling, Scaling) and scaling.is_dynamic:
+                raise InputError("scaling", str(scaling), "a static one: the others are read at one length")
         self.folder = ensure_writable_folder(out)
         scalings = [self._tuned, *self._formulas, parse(UNSCALED)]
         self._curves = [
@@ -296,6 +306,10 @@ class ProofRun:
         """Return the evaluation of the tuned scaling, the best formula and the unscaled model; close its store."""
         scalings, out = [self._tuned, self._best_formula(), UNSCALED], self.folder / "retrieval"
         return Evaluation(self._source, scalings, self._tasks, self._retrieval_lengths, out, samples=self._samples)
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
 def _default_formulas(factor: float) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ answers. Every fact of a text is of another kind, so that each question has one 
 those of the evaluation tasks `passkey` and `needle`, which must stay unseen.
 
     planter = FactPlanter(tokenizer)
-    planted = planter.plant(token_ids, length=32_768, count=12, rng=random.Random(0))
+    facts = planter.draw_facts(12, rng)
+    planted = planter.insert(token_ids[: planter.text_tokens(32_768, facts)], facts, rng)
 """
 
 from __future__ import annotations
@@ -108,25 +109,6 @@ class FactPlanter:
         self._prefix = [tokenizer.bos_token_id] if is_prefixed else []
         pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         self._ends_sentence_V = np.array([piece.rstrip(" ").endswith((".", "!", "?", "\n", "。")) for piece in pieces])
-
-    def plant(
-        self, token_ids: Sequence[int] | NDArray[np.int64], length: int, count: int, rng: random.Random
-    ) -> PlantedText:
-        """Return a text of `length` tokens: the beginning of `token_ids` with facts in it, and questions at its end.
-
-        Args:
-            token_ids: the user's text, without special tokens.
-            length: tokens of the result.
-            count: number of facts.
-            rng: for everything that is drawn at random.
-
-        Raises InputError if the text is too short, or `length` too short for the facts.
-        """
-        facts = self.draw_facts(count, rng)
-        text_tokens = self.text_tokens(length, facts)
-        if len(token_ids) < text_tokens:
-            raise InputError("text", f"{len(token_ids):,} tokens", f"at least {text_tokens:,} tokens")
-        return self.insert(token_ids[:text_tokens], facts, rng)
 
     def draw_facts(self, count: int, rng: random.Random) -> list[Fact]:
         """Return facts of different kinds. Raises InputError for more than `MAX_FACTS`."""

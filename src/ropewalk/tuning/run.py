@@ -23,8 +23,8 @@ from ropewalk.errors import InputError, check_length
 from ropewalk.evaluate.folder_lock import lock_folder
 from ropewalk.evaluate.model_source import ModelSource, describe_source, read_source_config
 from ropewalk.evaluate.texts import read_text
-from ropewalk.files import ensure_writable_folder, write_text_atomically
-from ropewalk.models.extend import ScalingLike
+from ropewalk.files import ensure_writable_folder, parse_json, write_text_atomically
+from ropewalk.models.extend import ScalingLike, extension_of
 from ropewalk.models.load import load
 from ropewalk.models.wrappers import unwrap_measurable_model
 from ropewalk.scaling import Scaling
@@ -40,11 +40,11 @@ class TuneResult:
 
     Attributes:
         scaling: the scaling; for `extend`, and as `scaling.json` in the folder.
-        proof: how it compares with formulas on text that it never saw.
+        proof: how it compares with formulas on text that it never saw; None in all but the first of several processes.
     """
 
     scaling: Scaling
-    proof: Proof
+    proof: Proof | None
 
 
 class TuneRun:
@@ -75,6 +75,8 @@ class TuneRun:
         self.method = _set_options(parse_tuner(method), per_layer=per_layer or None, steps=steps)
         folder = ensure_writable_folder(out)
         self.scaling_path = folder / "scaling.json"
+        if not isinstance(model, str) and extension_of(model[0]) is not None:
+            raise InputError("model", "one that is extended", "one without a scaling: call ropewalk.restore(model)")
         rope = read_source_config(model).main_layer.rope
         if rope.original_length is None:
             raise InputError("original_length", None, "a model whose configuration has one")
@@ -100,11 +102,11 @@ class TuneRun:
             held_out.append(tokenizer.decode(ids[-held_out_tokens:]))
         self.job = TuneJob(inner, tokenizer, rope, target, tuple(documents), tuple(validation), folder, seed)
         self._samples = samples
-        self._held_out_names: list[str] = []
-        for number, content in enumerate(held_out, 1):
-            path = folder / f"held_out-{number}.txt"
-            write_text_atomically(path, content)
-            self._held_out_names.append(str(path))
+        self._held_out_names = [str(folder / f"held_out-{number}.txt") for number in range(1, len(texts) + 1)]
+        if is_main_process():
+            self._prepare_folder([each.digest for each in texts], held_out)
+        elif not self.method.is_parallel:
+            raise InputError("method", self.method.name, "gradient in several processes; a search runs in one")
         self.open_proof(self.job.formula)  # checks its arguments before the long work
 
     def tune(self, on_progress: OnProgress = lambda share, detail: None) -> Scaling:
@@ -128,6 +130,26 @@ class TuneRun:
         source = self.job.model, self.job.tokenizer
         out = self.job.folder / "proof"
         return ProofRun(source, scaling, self.job.target, self._held_out_names, out, samples=self._samples)
+
+    def _prepare_folder(self, digests: Sequence[str], held_out: Sequence[str]) -> None:
+        """Write what the run is and its held-out texts. Raises InputError if the folder holds another run."""
+        path, job = self.job.folder / "run.json", self.job
+        identity = {"model": self._model_name, "text": list(digests), "target": job.target, "seed": job.seed}
+        identity["method"] = self.method.name  # its options are checked with what it stores
+        lock = lock_folder(job.folder, path.name)
+        try:
+            try:
+                stored = parse_json(path.read_bytes()) if path.exists() else identity
+            except ValueError as error:
+                raise InputError("out", f"{path}, which cannot be read ({error})", "another folder") from None
+            for name, value in identity.items():
+                if not isinstance(stored, dict) or stored.get(name) != value:
+                    raise InputError("out", f"{job.folder}, which has a run with another {name}", "another folder")
+            write_text_atomically(path, json.dumps(identity, indent=1) + "\n")
+            for name, content in zip(self._held_out_names, held_out, strict=True):
+                write_text_atomically(Path(name), content)
+        finally:
+            lock.release()
 
     def _store(self, scaling: Scaling) -> Scaling:
         """Write the scaling to its file and return it as it is read from there."""
@@ -189,7 +211,7 @@ def tune(
         seed=seed,
     )
     scaling = run.tune(on_progress)
-    return TuneResult(scaling, run.open_proof(scaling).run(on_tokens))
+    return TuneResult(scaling, run.open_proof(scaling).run(on_tokens) if is_main_process() else None)
 
 
 def is_main_process() -> bool:

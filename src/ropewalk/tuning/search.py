@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 _FILE = "search.sqlite3"
+_SECONDS = "seconds"  # attribute of a trial
 _ATTENTION_FACTORS = (0.8, 1.25)  # smallest and largest, relative to YaRN's
 
 
@@ -66,6 +67,10 @@ class _Study(Candidates):
     def num_finished(self) -> int:
         return len(self._study.get_trials(deepcopy=False, states=(self._optuna.trial.TrialState.COMPLETE,)))
 
+    @property
+    def seconds(self) -> float:
+        return float(sum(trial.user_attrs.get(_SECONDS, 0.0) for trial in self._study.get_trials(deepcopy=False)))
+
     def ask(self) -> Scaling:
         finished = self.num_finished
         # A sampler for each trial: what it draws then follows from the finished trials, not from when the run began.
@@ -79,8 +84,9 @@ class _Study(Candidates):
         self._trial.suggest_float("attention_factor", *_ATTENTION_FACTORS, log=True)
         return self._scaling(self._trial.params)
 
-    def tell(self, cost: float) -> None:
+    def tell(self, cost: float, seconds: float) -> None:
         assert self._trial is not None
+        self._trial.set_user_attr(_SECONDS, seconds)
         self._study.tell(self._trial, cost)
 
     def best(self) -> tuple[float, Scaling]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ropewalk.method import above, at_least, check_options, whole
 from ropewalk.scaling import Scaling
 from ropewalk.tuning.base import OnProgress, TuneJob, Tuner
-from ropewalk.tuning.needle_perplexity import NeedlePerplexity
+from ropewalk.tuning.needle_perplexity import WORST, NeedlePerplexity
 from ropewalk.tuning.windows import choose_window_tokens
 
 
@@ -21,13 +21,18 @@ class Candidates(ABC):
     def num_finished(self) -> int:
         """The number of candidates with a cost."""
 
+    @property
+    @abstractmethod
+    def seconds(self) -> float:
+        """The time that these have taken."""
+
     @abstractmethod
     def ask(self) -> Scaling:
         """Return the next candidate. The costs so far and the seed decide which, so that a search can continue."""
 
     @abstractmethod
-    def tell(self, cost: float) -> None:
-        """Store the cost of the candidate that `ask` returned last."""
+    def tell(self, cost: float, seconds: float) -> None:
+        """Store the cost of the candidate that `ask` returned last, and the time that it took."""
 
     @abstractmethod
     def best(self) -> tuple[float, Scaling]:
@@ -38,13 +43,13 @@ class Candidates(ABC):
 class SearchTuner(Tuner):
     """A search that tries one scaling after the other; an abstract class.
 
-    Only the model's outputs are needed, so it also works for a quantized model. It begins with the formulas, so the
-    result is never worse than they are on the texts of the search.
+    Only the model's outputs are needed, so it also works for a quantized model. It begins with YaRN, so the result is
+    never worse than that on the texts of the search.
 
     Options:
         trials: scalings to try in all, those of interrupted runs included.
-        minutes: ends the search earlier, after this time.
-        texts: texts that each scaling reads.
+        minutes: ends the search earlier, after this time; that of interrupted runs included.
+        texts: windows of the documents that each scaling reads; with fewer than documents, the last ones are not read.
         facts: facts planted in each text.
         text_weight: weight of the loss on the text, beside that on the answers about the facts.
         window: tokens read of each text; by default the target, or fewer on a CPU (windows.py).
@@ -73,16 +78,19 @@ class SearchTuner(Tuner):
             job, texts=self.texts, facts=self.facts, window=window, text_weight=self.text_weight
         )
         candidates = self.open_candidates(job, objective.digest)
-        started = time.monotonic()
 
         def share_of_budget() -> float:
             share = candidates.num_finished / self.trials
             if self.minutes is not None:
-                share = max(share, (time.monotonic() - started) / (60 * self.minutes))
+                share = max(share, candidates.seconds / (60 * self.minutes))
             return min(share, 1.0)
 
         while share_of_budget() < 1 or not candidates.num_finished:
-            candidates.tell(objective.cost(candidates.ask()))
+            started, scaling = time.monotonic(), candidates.ask()
+            cost = objective.cost(scaling)
+            if cost >= WORST and not candidates.num_finished:
+                raise RuntimeError(f"{scaling}: the model's loss is not a number; try another dtype")
+            candidates.tell(cost, time.monotonic() - started)
             lowest, _ = candidates.best()
             detail = f"trial {candidates.num_finished} of {self.trials}, lowest cost {lowest:.4f}"
             on_progress(share_of_budget(), detail)

@@ -35,12 +35,13 @@ class TrainingLog:
         validations_without_progress: how many validations have passed since then.
     """
 
-    def __init__(self, job: TuneJob, options: object, processes: int) -> None:
+    def __init__(self, job: TuneJob, options: object, window: int, processes: int) -> None:
         """Create the state of a training that has not begun.
 
         Args:
             job: the model, the text and the folder.
             options: the options of the method, as a spec.
+            window: tokens of each window; by default another on a CPU than on a GPU.
             processes: how many processes train together.
         """
         self._folder = job.folder
@@ -54,6 +55,7 @@ class TrainingLog:
             "target": job.target,
             "seed": job.seed,
             "method": str(options),
+            "window": window,
             "processes": processes,
         }
         self._lines: list[str] = []
