@@ -4,10 +4,11 @@
 
 smollm2 reads texts of the given length under each scaling. LongPPL is over the key tokens of all texts, which the model
 itself finds under one scaling at a time (each evaluator) or under all of them (jury: the long loss is their median, the
-short one that of the unscaled model). Perplexity is over all tokens of the texts. `retrieval` is the
-mean of passkey and needle at the same length; scalings that a FILE of `ropewalk eval --json` has are not asked again.
-The rank correlation (Spearman, ties share their mean rank) of each
-column with retrieval is printed: -1 if lower is better in the same order. Writes results/longppl.json after each step.
+short one that of the unscaled model). Perplexity is over all tokens of the texts. Both also with the tokens past the
+trained length only. `retrieval` is the mean of passkey and needle at the same length; scalings that a FILE of `ropewalk
+eval --json` has are not asked again. The rank correlation (Spearman, ties share their mean rank) of each column with
+retrieval is printed: -1 if lower is better in the same order. Writes results/longppl.json after each step, and
+continues there if it has the same length.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 import ropewalk as rw
-from benchmarks.common import save_result
+from benchmarks.common import load_result, save_result
 from ropewalk.evaluate.key_tokens import KeyTokenRule, read_short_losses, select_key_tokens
 from ropewalk.evaluate.perplexity import compute_nll, perplexity_of
 from ropewalk.evaluate.tasks.needle import Needle
@@ -76,41 +77,37 @@ def measure_retrieval(
 
 
 def measure_text(model: Any, ids_T: torch.Tensor, rule: KeyTokenRule) -> dict[str, Any]:
-    """Return the key tokens by evaluator, and the losses under each scaling: over all tokens, and over these."""
+    """Return for each selection of tokens how many it has, and the mean loss on them under each scaling."""
     nll = {}
     for spec in SCALINGS:
         with rw.extended(model, spec, length=len(ids_T)):
             nll[spec] = compute_nll(model, ids_T)
-    past = slice(rule.short_context - 1, None)
-    key_tokens = {}
+    long_nll = {spec: nll[spec] for spec in EVALUATORS if spec != JURY}
+    long_nll[JURY] = np.median(list(nll.values()), axis=0)
+    indices = {"ppl": np.arange(1, len(ids_T))}
     for spec in EVALUATORS:
         with rw.extended(model, "none" if spec == JURY else spec):
             short_nll_T = read_short_losses(model, ids_T, rule)
-        long_nll_T = np.median(list(nll.values()), axis=0) if spec == JURY else nll[spec]
-        key_tokens[spec] = select_key_tokens(long_nll_T[past], short_nll_T, rule)
+        key_tokens = select_key_tokens(long_nll[spec][rule.short_context - 1 :], short_nll_T, rule)
+        indices[f"longppl, evaluator {spec}"] = key_tokens
+    trained = model.config.max_position_embeddings
+    indices |= {f"{name}, past {trained:,}": found[found >= trained] for name, found in indices.items()}
     losses = {
-        spec: {
-            "all": float(nll_T.mean()),
-            "last_1024": float(nll_T[-1024:].mean()),
-            "key_sums": {name: float(nll_T[indices - 1].sum()) for name, indices in key_tokens.items()},
-        }
-        for spec, nll_T in nll.items()
+        name: {spec: float(nll_T[found - 1].mean()) for spec, nll_T in nll.items()}
+        for name, found in indices.items()
+        if len(found)
     }
-    return {"key_tokens": {name: len(indices) for name, indices in key_tokens.items()}, "losses": losses}
+    return {"tokens": {name: len(found) for name, found in indices.items()}, "losses": losses}
 
 
 def summarize(texts: dict[str, Any], retrieval: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Return the columns over all texts, and the rank correlation of each with retrieval."""
-    results = list(texts.values())
-    columns: dict[str, Any] = {
-        column: [perplexity_of(float(np.mean([each["losses"][spec][name] for each in results]))) for spec in SCALINGS]
-        for column, name in (("ppl", "all"), ("ppl_last", "last_1024"))
-    }
-    for evaluator in EVALUATORS:
-        count = sum(each["key_tokens"][evaluator] for each in results)
-        if count:
-            sums = [sum(each["losses"][spec]["key_sums"][evaluator] for each in results) for spec in SCALINGS]
-            columns[f"longppl, evaluator {evaluator}"] = [perplexity_of(total / count) for total in sums]
+    columns: dict[str, list[float]] = {}
+    for name in dict.fromkeys(name for text in texts.values() for name in text["losses"]):
+        having = [text for text in texts.values() if name in text["losses"]]
+        count = sum(text["tokens"][name] for text in having)
+        sums = [sum(text["tokens"][name] * text["losses"][name][spec] for text in having) for spec in SCALINGS]
+        columns[name] = [perplexity_of(total / count) for total in sums]
     scores = [sum(retrieval[spec].values()) / 2 if spec in retrieval else None for spec in SCALINGS]
     known = [index for index, score in enumerate(scores) if score is not None]
     correlations = {
@@ -137,7 +134,10 @@ def main() -> None:
     document: dict[str, Any] = {"device": device, "dtype": str(model.dtype), "rule": vars(rule), "scalings": SCALINGS}
     document |= {"length": args.length, "samples": args.samples}
     document |= {"known": args.known, "texts": {}}
-    found = load_retrieval(args.known, args.length) if args.known else {}
+    earlier = load_result("longppl")
+    found = earlier["retrieval"] if earlier.get("length") == args.length else {}
+    if args.known:
+        found |= load_retrieval(args.known, args.length)
     document["retrieval"] = measure_retrieval(model, tokenizer, args.length, args.samples, found)
     save_result("longppl", document)
     print(f"retrieval: {time.perf_counter() - started:.0f} s", flush=True)

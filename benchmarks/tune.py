@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 import ropewalk as rw
 from benchmarks.common import save_result
+from ropewalk import config as configs
 from ropewalk.evaluate.native_window import native_window_nll
 from ropewalk.evaluate.perplexity import compute_nll, perplexity_of
 from ropewalk.evaluate.tasks import parse_task
@@ -184,7 +185,7 @@ def main() -> None:
             return np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
         target = args.target
-        rope = rw.Rope(dim=64, base=100_000.0, original_length=target // 4)
+        rope = configs.read(model).main_layer.rope
         documents = [encode(book), encode(standard_library(is_held_out=False)[: 2 * len(book)])]
         held_out = {
             "book": encode(held_out_book[200_000 : 200_000 + 8 * target])[:target],

@@ -28,7 +28,6 @@ from ropewalk.tuning.evolution import Evolution
 from ropewalk.tuning.proof import ProofRun
 from ropewalk.tuning.search import Search
 
-FORMULAS = ["yarn:factor=4", "yarn:factor=4,attention_factor=1.07", "ntk:factor=4", "ntk-by-parts:factor=4"]
 HELD_OUT_START = 200_000  # characters; skips the front matter
 
 
@@ -79,7 +78,7 @@ def measure(tuner: Tuner, job: TuneJob, texts: Sequence[str], samples: int) -> d
     scaling = tuner.run(job, lambda share, detail: details.append(detail))
     seconds = time.perf_counter() - started
     source, out = (job.model, job.tokenizer), job.folder / "proof"
-    proof = ProofRun(source, scaling, job.target, texts, out, formulas=FORMULAS, samples=samples).run()
+    proof = ProofRun(source, scaling, job.target, texts, out, samples=samples).run()
     perplexities = {
         Path(text).name: {"tuned" if label == proof.tuned else label: values for label, values in rows.items()}
         for text, rows in proof.perplexities.items()
