@@ -67,7 +67,7 @@ class LayerAttention:
                 f"{call.method.name}: a layer has the keys of {inputs.key.shape[2]:,} tokens of {call.num_tokens:,}; "
                 "a position method needs a cache that keeps all of them"
             )
-        self.key, self.value = inputs.key[:, :, : call.num_tokens], inputs.value[:, :, : call.num_tokens]
+        self.key, self.value = (_tokens(x, 0, call.num_tokens) for x in (inputs.key, inputs.value))
         self.far_keys = FarKeys() if call.far_keys is None else call.far_keys
 
     def compute(self) -> Tensor:
@@ -80,7 +80,7 @@ class LayerAttention:
         else:
             output = self.query.new_empty(*self.query.shape[:3], self.value.shape[-1])
             for each in rows:
-                output[_select_rows(each.indices)] = self._attend_rows(each)
+                output[each.selection] = self._attend_rows(each)
         self.far_keys.keep_only(self.layer, self.call.last_parameters)
         return output.transpose(1, 2).contiguous()
 
@@ -111,21 +111,22 @@ class LayerAttention:
 
     def _attend_rows(self, rows: Rows) -> Tensor:
         """Return the output of rows whose tokens follow each other, [B, H, T, D]; 0 for padding."""
-        select = _select_rows(rows.indices)
-        query, padded_key, value = (x[select] for x in (self.query, self.key, self.value))
-        key, value = padded_key[:, :, rows.first_index :], value[:, :, rows.first_index :]
+        query, padded_key, value = self.query, self.key, self.value
+        if rows.indices is not None:
+            query, padded_key, value = (x[rows.selection] for x in (query, padded_key, value))
+        key, value = (_tokens(x, rows.first_index, x.shape[2]) for x in (padded_key, value))
         num_queries = min(query.shape[2], key.shape[2])
         padding = query.shape[2] - num_queries
-        query = query[:, :, padding:]
+        query = _tokens(query, padding, query.shape[2])
         end = rows.first_position + key.shape[2]
         start = end - num_queries
         outputs = [query.new_zeros(*query.shape[:2], padding, value.shape[-1])] if padding else []
         for block in self.call.blocks(rows.first_position, start, end, BLOCK_SIZE):
-            query_t = query[:, :, block.start - start : block.end - start]
+            query_t = _tokens(query, block.start - start, block.end - start)
 
             def rotate_far_keys(num_tokens: int, parameters: PositionMethod = block.parameters) -> Tensor:
                 far_key = self._rotate_far_keys(parameters, rows.indices, padded_key, rows.first_index + num_tokens)
-                return far_key[:, :, rows.first_index :]
+                return _tokens(far_key, rows.first_index, far_key.shape[2])
 
             outputs.append(self._attend_block(block, query_t, key, value, rotate_far_keys))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
@@ -204,16 +205,12 @@ def _add_range(merged: MergedAttention, key_range: KeyRange, query: Tensor, key:
         bias = torch.zeros(key_range.visible_tn.shape).masked_fill(~key_range.visible_tn, -torch.inf)
         bias = bias.to(query.device)[None, None]
     for start, end, triangle in key_range.pieces:
-        merged.add(query, key[:, :, start:end], value[:, :, start:end], triangle, bias)
+        merged.add(query, _tokens(key, start, end), _tokens(value, start, end), triangle, bias)
 
 
-def _select_rows(indices: tuple[int, ...] | None) -> slice | list[int]:
-    """Return an index of the batch: a slice, which copies nothing, where the rows follow each other."""
-    if indices is None:
-        return slice(None)
-    if indices[-1] - indices[0] == len(indices) - 1:
-        return slice(indices[0], indices[-1] + 1)
-    return list(indices)
+def _tokens(x: Tensor, start: int, end: int) -> Tensor:
+    """Return the tokens start .. end - 1 of [B, heads, T, D]. Decoding makes many calls that ask for all of them."""
+    return x if start == 0 and end == x.shape[2] else x[:, :, start:end]
 
 
 def _hide(bias: Tensor, hidden_BtN: Tensor) -> Tensor:

@@ -74,6 +74,15 @@ class Rows:
     first_index: int
     first_position: int
 
+    @property
+    def selection(self) -> slice | list[int]:
+        """An index of the batch: a slice, which copies nothing, where the rows follow each other."""
+        if self.indices is None:
+            return slice(None)
+        if self.indices[-1] - self.indices[0] == len(self.indices) - 1:
+            return slice(self.indices[0], self.indices[-1] + 1)
+        return list(self.indices)
+
 
 @dataclass
 class PositionCall:
