@@ -45,15 +45,15 @@ def command(
     evaluator: Annotated[
         str,
         typer.Option(
-            help="With --longppl: who finds the key tokens, another model or a scaling of this one; by default this "
-            "model under the scaling that `ropewalk plan` chooses, which favors scalings like that one."
+            help="With --longppl: another model, or a scaling of this one, that finds the key tokens; by default this "
+            "model under the scaling that `ropewalk plan` chooses, which favors similar scalings."
         ),
     ] = "",
     json: JsonOption = False,
 ) -> None:
     """Measure perplexity against length, and the cost on short text, under one or several scalings.
 
-    Plain perplexity hardly separates scalings that retrieve well from others; LongPPL does (arXiv 2410.23771).
+    Perplexity hardly separates scalings that retrieve well from others; LongPPL is made for that (arXiv 2410.23771).
     """
     if evaluator and not longppl:
         raise InputError("evaluator", evaluator, "--longppl beside it")

@@ -52,7 +52,7 @@ def command(
         int,
         typer.Option(
             help="Number of workers, each with its own copy of the model; with --url, of concurrent requests. "
-            "0 chooses: one worker, all that the Ray cluster has room for, or four requests."
+            "0 means one worker, with --ray as many as the cluster has room for, and with --url four requests."
         ),
     ] = 0,
     ray: Annotated[

@@ -11,7 +11,7 @@ from ropewalk.cli.options import JsonOption, ModelArgument, TargetOption
 from ropewalk.cli.output import console, print_json
 from ropewalk.lengths import parse_length
 
-_SCALINGS_HELP = "Scaling to compare with no scaling; repeat it for several. By default the common ones."
+_SCALINGS_HELP = "Scaling to show beside the unscaled model; repeat the option for several. By default the common ones."
 
 
 def command(
@@ -19,8 +19,8 @@ def command(
     target: TargetOption,
     out: Annotated[str, typer.Option(help="HTML file to write.", show_default=False)],
     scaling: Annotated[list[str], typer.Option(help=_SCALINGS_HELP, show_default=False)] = [],  # noqa: B006
-    curve: Annotated[str, typer.Option(help="Folder that `ropewalk curve` wrote, to show beside the theory.")] = "",
-    evaluation: Annotated[str, typer.Option("--eval", help="Folder that `ropewalk eval` wrote.")] = "",
+    curve: Annotated[str, typer.Option(help="Folder of `ropewalk curve`, to show its results.")] = "",
+    evaluation: Annotated[str, typer.Option("--eval", help="Folder of `ropewalk eval`, to show its results.")] = "",
     language: Annotated[str, typer.Option(help="Language of the page: en or zh.")] = "en",
     pictures: Annotated[str, typer.Option(help="Folder for circles.svg and pairs.svg, to put into documents.")] = "",
     json: JsonOption = False,

@@ -8,7 +8,7 @@ import typer
 
 from ropewalk.lengths import parse_length
 
-_SCALINGS_HELP = "Scaling as name:option=value,... or JSON; repeat it to compare several."
+_SCALINGS_HELP = "Scaling as name:option=value,... or JSON; repeat the option to compare several."
 _DTYPE_HELP = "bfloat16, float16 or float32; by default the best that the device supports."
 _MODEL_HELP = "Hugging Face hub id, model folder, config.json, .gguf file, or the built-in smollm2."
 _SCALING_HELP = "Scaling as name:option=value,... or JSON; `ropewalk methods` lists them."

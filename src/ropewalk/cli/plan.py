@@ -47,8 +47,8 @@ def command(
 ) -> None:
     """Recommend a scaling and its factor for a target length, with reasons and KV cache size.
 
-    Loads no weights unless --measure is given. The changes of config.json, or of the fields of a GGUF file, are read
-    again before they are printed.
+    Loads no weights unless --measure is given. The changes to config.json, or to the fields of a GGUF file, are
+    checked before they are printed: read back, they must give the planned frequencies.
     """
     from ropewalk.serving.planned_changes import find_planned_changes
 

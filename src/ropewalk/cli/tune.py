@@ -37,7 +37,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Learn or search a scaling for a model, and compare it with formulas on text that it never saw."""
+    """Learn or search a scaling for a model, and compare it with formulas on held-out text."""
     from ropewalk.report.proof import draw_proof, proof_tables
     from ropewalk.tuning.run import TuneRun, is_main_process
 

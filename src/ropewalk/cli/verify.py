@@ -15,15 +15,18 @@ from ropewalk.cli.output import console, err_console, print_bold, print_json
 if TYPE_CHECKING:
     from ropewalk.serving.verify import Verification
 
+_ENGINE_HELP = "transformers, transformers4, vllm or llama.cpp; with --url any engine of `ropewalk engines`."
+_LENGTH_HELP = "Tokens to verify up to; by default at most 1.5 times the original length."
+
 
 def command(
     model: ModelArgument,
     scaling: ScalingOption,
-    engine: Annotated[str, typer.Option(help="transformers, transformers4, vllm or llama.cpp.", show_default=False)],
-    length: Annotated[str, typer.Option(help="Tokens to verify up to, by default 1.5 times the original length.")] = "",
+    engine: Annotated[str, typer.Option(help=_ENGINE_HELP, show_default=False)],
+    length: Annotated[str, typer.Option(help=_LENGTH_HELP)] = "",
     served: Annotated[str, typer.Option(help="Folder, config.json or .gguf to verify instead of an export.")] = "",
     url: Annotated[str, typer.Option(help="Server to verify, started with the scaling: http://HOST:PORT/v1.")] = "",
-    control_url: Annotated[str, typer.Option(help="The same server without the scaling: a sharper verdict.")] = "",
+    control_url: Annotated[str, typer.Option(help="The same server without the scaling, for a clearer verdict.")] = "",
     api_key_env: ApiKeyOption = "",
     python: Annotated[str, typer.Option(help="Python with the engine, by default that of `make engines`.")] = "",
     json: JsonOption = False,
