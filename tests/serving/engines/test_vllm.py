@@ -80,6 +80,23 @@ def test_deepseek_attention_scales_the_softmax_and_ignores_the_attention_factor(
     assert unscaled_softmax.softmax_factor == 1
 
 
+def test_deepseek_attention_takes_every_type_for_yarn():
+    fields = {"model_type": "deepseek_v3", "qk_rope_head_dim": 64, "max_position_embeddings": 163_840}
+    llama3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaled = {**llama3, "original_max_position_embeddings": 4096}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+    assert vllm_frequencies(scaled, **fields) == vllm_frequencies(yarn, **fields)
+    with pytest.raises(rw.InputError, match="original_max_position_embeddings: got None"):
+        vllm_frequencies({"rope_type": "linear", "factor": 4.0}, **fields)
+
+
+def test_latent_attention_of_minicpm3_leaves_the_softmax_scale_alone():
+    fields = {"model_type": "minicpm3", "architectures": ["MiniCPM3ForCausalLM"], "qk_rope_head_dim": 64}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192, "mscale": 1.0}
+    found = vllm_frequencies({**yarn, "mscale_all_dim": 1.0}, **fields)
+    assert (found.attention_factor, found.softmax_factor) == (1, 1)
+
+
 def test_longrope_reads_short_mscale_and_long_mscale():
     short, long = [1.0] * 32, [2.0] * 32
     lists = {"rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": 1.7}

@@ -173,6 +173,10 @@ class VLLM(FolderEngine):
             rope_type = self._check_rope_type(layer.rope_dict)
             if row.get("scaling") == "own":  # only gpt-oss: always YaRN, of these fields
                 layer, rope_type = _read_gpt_oss(layer), "yarn"  # noqa: PLW2901
+            if _has_deepseek_attention(model_config, row) and rope_type not in ("default", ROPE_TYPE):
+                layer, rope_type = _read_deepseek(layer), "yarn"  # noqa: PLW2901
+            elif isinstance(layer.scaling, YaRN):
+                layer = dataclasses.replace(layer, scaling=drop_softmax_factor(layer.scaling, layer.rope))  # noqa: PLW2901
             scaling, positions = self._interpret_layer(rope_type, layer, model_config, length, positions_factor)
             ropes[layer_type] = dataclasses.replace(layer, scaling=scaling)
             table_length = min(table_length, positions)
@@ -224,8 +228,6 @@ class VLLM(FolderEngine):
         if rope_type == "dynamic":
             return self._interpret_dynamic(factor, layer, declared), declared
         if rope_type in ("yarn", "deepseek_yarn", "deepseek_llama_scaling") and isinstance(scaling, YaRN):
-            is_deepseek = model_config.model_type in SOFTMAX_SCALED_MODEL_TYPES
-            scaling = _as_deepseek_attention(scaling, rope_dict) if is_deepseek else drop_softmax_factor(scaling, rope)
             original = (rope.original_length or declared) * positions_factor
             if positions_factor > 1:  # MRotaryEmbedding computes the ramp for its enlarged table
                 scaling = dataclasses.replace(scaling, original_length=original)
@@ -277,18 +279,35 @@ def _read_gpt_oss(layer: LayerRope) -> LayerRope:
     return dataclasses.replace(layer, scaling=scaling, rope_dict=rope_dict)
 
 
-def _as_deepseek_attention(scaling: YaRN, rope_dict: Mapping[str, Any]) -> YaRN:
-    """Return YaRN as DeepSeek's attention in vLLM reads it (vllm/model_executor/models/deepseek_v2.py).
+def _has_deepseek_attention(model_config: ModelConfig, row: Mapping[str, Any]) -> bool:
+    """Return whether vLLM runs an architecture with DeepSeek's attention; not all of latent attention have it."""
+    return model_config.model_type in SOFTMAX_SCALED_MODEL_TYPES and bool(row.get("softmax_factor", True))
 
-    It ignores truncate. It ignores the attention factor, too, but leaves the softmax scale alone if that is 1.
+
+def _read_deepseek(layer: LayerRope) -> LayerRope:
+    """Return a layer as DeepSeek's attention reads it (vllm/model_executor/models/deepseek_v2.py).
+
+    It takes every type but `default` for YaRN, and ignores truncate. It ignores the attention factor, too, but leaves
+    the softmax scale alone if that is 1.
     """
-    return dataclasses.replace(
+    rope_dict, scaling = layer.rope_dict, layer.scaling
+    if not isinstance(scaling, YaRN):
+        require_number(rope_dict, "original_max_position_embeddings")
+        scaling = YaRN(
+            factor=require_number(rope_dict, "factor"),
+            beta_fast=float(rope_dict.get("beta_fast", 32)),
+            beta_slow=float(rope_dict.get("beta_slow", 1)),
+            attention_factor=rope_dict.get("attention_factor"),
+            mscale_all_dim=rope_dict.get("mscale_all_dim") or None,
+        )
+    scaling = dataclasses.replace(
         scaling,
         truncate=True,
         attention_factor=mscale_ratio(rope_dict, scaling.factor),
         mscale=None,
         mscale_all_dim=None if scaling.attention_factor == 1 else scaling.mscale_all_dim,
     )
+    return dataclasses.replace(layer, scaling=scaling)
 
 
 def _request_factor_dict(scaling: DynamicYaRN, layer: LayerRope, length: int) -> dict[str, Any]:
