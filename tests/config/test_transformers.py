@@ -183,6 +183,8 @@ def test_unused_sliding_window_is_none():
     window = {"use_sliding_window": True, "sliding_window": 4096}
     # max_window_layers is 28 by default, and the model has 28 layers.
     assert set(read({**QWEN_2_5, **window}).attention.layer_types) == {"full_attention"}
+    with pytest.raises(rw.InputError, match="max_window_layers: got None; expected a whole number"):
+        read({**QWEN_2_5, "model_type": "qwen2_moe", **window, "max_window_layers": None})
     used = read({**QWEN_2_5, **window, "max_window_layers": 0}).attention
     assert {layer.window for layer in used.layers} == {4096}
     assert set(used.layer_types) == {"sliding_attention"}

@@ -169,10 +169,24 @@ class TestOperators:
         for angles, message in [
             ([cos[:, :1], sin[:, :1]], "tokens of the angles: got 1; expected 6"),
             ([torch.cat([cos] * 3), torch.cat([sin] * 3)], "rows of the angles: got 3; expected 1, or 2"),
+            ([cos, sin[..., :1]], "shapes of the angles: got"),
+            ([cos[0], sin[0]], "shapes of the angles: got"),
+            ([cos.bfloat16(), sin.bfloat16()], "dtypes of the angles: got .*; expected cos and sin of torch.float32"),
         ]:
             for operator in (torch.ops.ropewalk.rotate, torch.ops.ropewalk.rotate_):
                 with pytest.raises(InputError, match=message):
                     operator([q, k], angles, 0, False, False)
+        with pytest.raises(InputError, match="k: got"):
+            torch.ops.ropewalk.rotate([q, k[:, :, :2]], [cos, sin], 0, False, False)
+
+    def test_fixed_point_frequencies_of_other_dtypes_are_refused(self):
+        q, fixed_point = self.q_and_k()[0], to_fixed_point(YARN[0])
+        for changes in (
+            {"attention_factors_B": fixed_point.attention_factors_B.float()},
+            {"high_BP": fixed_point.high_BP.int()},
+        ):
+            with pytest.raises(InputError, match="dtypes of the angles"):
+                rotate(q, None, torch.arange(q.shape[2]), fixed_point._replace(**changes))
 
     def test_the_in_place_operator_refuses_to_lose_a_gradient(self):
         q, k = self.q_and_k(requires_grad=True)

@@ -45,7 +45,7 @@ class TestFile:
 
     def test_options_beside_the_file_are_refused(self, path):
         SHARED.write(path)
-        with pytest.raises(rw.InputError, match="learned: attention_factor: got 2.0; expected that of .*scaling.json"):
+        with pytest.raises(rw.InputError, match=r"learned: attention_factor: got 2.0; expected that of .*scaling.json"):
             rw.parse(f"learned:file={path},attention_factor=2.0")
 
     def test_other_numbers_under_the_same_path_are_not_taken_for_those_of_before(self, path):

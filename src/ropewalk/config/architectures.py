@@ -94,8 +94,10 @@ WHOLE_HEAD_PARTIAL_MODEL_TYPES = frozenset({"deepseek_v4", "dots3_note_text", "m
 # Architectures whose weights rotate neighboring channels (x_{2i}, x_{2i+1}) and not the two halves of a head.
 # Source: the rotary functions of modeling_*.py in transformers 5.
 INTERLEAVED_MODEL_TYPES = frozenset({
-    "blt", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "ernie4_5", "ernie4_5_moe",
-    "glm", "glm4", "gptj", "helium", "kimi_k2", "llama4",
+    "axk1", "axk2", "bailing_hybrid", "blt", "codegen", "cohere", "cohere2", "cohere2_moe", "deepseek_v2",
+    "deepseek_v3", "deepseek_v32", "deepseek_v4", "dots3_note_text", "ernie4_5", "ernie4_5_moe",
+    "ernie4_5_vl_moe_text", "glm", "glm4", "glm4_moe_lite", "glm4v_text", "glm_moe_dsa", "glm_ocr_text", "gptj",
+    "helium", "kimi_k2", "kimi_k25", "llama4", "llama4_text", "longcat_flash", "mistral4", "mistral_large4", "youtu",
 })  # fmt: skip
 
 # Architectures whose attention multiplies its softmax scale by m(factor, mscale_all_dim)^2 (DeepSeek-V2,

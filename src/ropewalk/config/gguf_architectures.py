@@ -17,8 +17,8 @@ ROPE_GGUF_ARCHITECTURES = known_model_types()
 # Source: granite.cpp and granite-hybrid.cpp in src/models of llama.cpp.
 ROPE_SWITCH_GGUF_ARCHITECTURES = frozenset({"granite", "granitemoe", "granitehybrid"})
 
-# Architectures whose weights rotate neighboring channels. GGUF uses the same names as transformers for these.
-INTERLEAVED_GGUF_ARCHITECTURES = INTERLEAVED_MODEL_TYPES
+# Architectures whose weights rotate neighboring channels: those of transformers, some of which have another name here.
+INTERLEAVED_GGUF_ARCHITECTURES = INTERLEAVED_MODEL_TYPES | {"command-r", "deepseek2", "deepseek32", "glm-dsa"}
 
 # Architectures for which llama.cpp reads rope.scaling.yarn_beta_fast and yarn_beta_slow, with the defaults of the two.
 # All others use 32 and 1 whatever the file contains.

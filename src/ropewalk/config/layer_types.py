@@ -198,6 +198,8 @@ def _cohere2_moe(config: Config, layers: int) -> list[str]:
 
 def _qwen2_moe(config: Config, layers: int) -> list[str]:
     is_windowed, windowed_layers = config.get("use_sliding_window"), config.get("max_window_layers", 28)
+    if isinstance(windowed_layers, bool) or not isinstance(windowed_layers, int):
+        raise InputError("max_window_layers", windowed_layers, "a whole number")
     is_sliding = [bool(is_windowed) and index % 2 == 0 and index < windowed_layers for index in range(layers)]
     return [_SLIDING if sliding else _FULL for sliding in is_sliding]
 

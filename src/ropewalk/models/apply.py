@@ -219,9 +219,10 @@ def _softmax_patches(
     layer, scaling = model_config.main_layer, extension.scalings[model_config.main_layer_type]
     factor = _compute_frequencies(scaling, layer, extension.length).softmax_factor
     patches: list[Patch] = []
+    rope_parameters = getattr(text_config, "rope_parameters", None) or {}  # remote code may have rope_theta alone
     module: Any
     for module in model.modules():
-        applied = applied_softmax_factor(module, text_config.rope_parameters)
+        applied = applied_softmax_factor(module, rope_parameters)
         if applied is not None:
             patches.append(AttributePatch(module, "scaling", module.scaling * factor / applied))
     if factor != 1 and not patches and scaling != layer.scaling:

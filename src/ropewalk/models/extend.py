@@ -76,10 +76,11 @@ def extend(
         return extension
 
     shared_config = getattr(unwrap_model(model), "config", None)
-    _show_warnings(_replace_extension(model, build), stacklevel=3)
+    extension = _replace_extension(model, build)
     for module in model.modules():  # a wrapper of PEFT refers to the config too
         if vars(module).get("config") is shared_config:
             module.config = unwrap_model(model).config
+    _show_warnings(extension, stacklevel=3)  # last: a filter may turn them into errors
     return model
 
 

@@ -141,21 +141,6 @@ def cos_sin_of_fixed_point(
     return radians.cos() * factor, radians.sin() * factor
 
 
-def check_angles(q_BHTD: Tensor, angles: Sequence[Tensor], start: int) -> None:
-    """Raise InputError if angles differ from q in device or number of tokens, or have too many rows or pairs."""
-    batch, _, tokens, channels = q_BHTD.shape
-    pairs, most_pairs = angles[1].shape[-1], max(0, (channels - start) // 2)
-    if start < 0 or not 0 < pairs <= most_pairs:
-        raise InputError("pairs", f"{pairs} from channel {start} on", f"1 to {most_pairs}: q has {channels} channels")
-    if angles[0].shape[1] != tokens:
-        raise InputError("tokens of the angles", angles[0].shape[1], f"{tokens} as in q")
-    for part in angles:
-        if part.shape[0] not in (1, batch):
-            raise InputError("rows of the angles", part.shape[0], f"1, or {batch} as in q")
-        if part.device != q_BHTD.device:
-            raise InputError("device of the angles", part.device, f"{q_BHTD.device} as q")
-
-
 def split_pairs(x: Tensor, start: int, pairs: int, interleaved: bool) -> tuple[Tensor, Tensor]:
     """Return views of the first and the second channel of every pair, [..., P] each."""
     rotary = x[..., start : start + 2 * pairs]

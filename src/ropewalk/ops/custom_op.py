@@ -28,9 +28,10 @@ from ropewalk.compat.torch import (
     view_base,
 )
 from ropewalk.errors import InputError
-from ropewalk.ops.angles import check_angles, split_pairs
+from ropewalk.ops.angles import split_pairs
 from ropewalk.ops.backends import BACKENDS, Backend, RotationTask, backend_for
 from ropewalk.ops.backends.base import Launch
+from ropewalk.ops.checks import check_angles, check_q_and_k
 from ropewalk.ops.prepared import find_launch, keep_launch, signature_of
 
 Options = tuple[int, bool, bool]  # start, interleaved, inverse: the last three arguments of the operators
@@ -184,6 +185,7 @@ def _with_checks(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Return the kernel with checks of its arguments: the operators may also be called directly."""
 
     def checked(xs: list[Tensor], angles: list[Tensor], *options: *Options) -> Any:
+        check_q_and_k(xs[0], xs[-1])
         check_angles(xs[0], angles, start=options[0])
         if is_forward_mode_active():
             # torch would return a tangent of zero without a word.

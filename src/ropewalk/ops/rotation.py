@@ -16,7 +16,6 @@ from ropewalk.frequencies import Frequencies
 from ropewalk.ops import custom_op
 from ropewalk.ops.angles import (
     FixedPointFrequencies,
-    check_angles,
     differentiable_tables,
     tables_from_fixed_point,
     tensor_to_fixed_point,
@@ -24,11 +23,11 @@ from ropewalk.ops.angles import (
 )
 from ropewalk.ops.backends import backend_for
 from ropewalk.ops.backends.base import Launch
+from ropewalk.ops.checks import check_angles, check_q_and_k
 from ropewalk.ops.prepared import find_launch, keep_launch, signature_of
 from ropewalk.rope import Layout
 
 LAYOUTS: tuple[str, ...] = get_args(Layout)
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 FrequenciesLike = Frequencies | Sequence[Frequencies] | FixedPointFrequencies | Tensor
 
@@ -84,7 +83,7 @@ def rotate(
     xs = [q] if k is None else [q, k]
     is_packed = q.ndim == 3
     views = [x.transpose(0, 1)[None] for x in xs] if is_packed else xs
-    _check_q_and_k(views[0], views[-1])
+    check_q_and_k(views[0], views[-1])
     angles = _resolve_angles(views[0], positions, frequencies, tables, attention_factor, cu_seqlens)
     check_angles(views[0], angles, start)
     if in_place and (k is q or any(_overlaps_itself(x) for x in views)):
@@ -138,20 +137,6 @@ def _launch(
     if in_place:
         custom_op.record_overwrite([q] if k is None else [q, k])
     return q_out, k_out
-
-
-def _check_q_and_k(q: Tensor, k: Tensor) -> None:
-    """Raise InputError if k does not fit q, or either has a shape or dtype that cannot rotate."""
-    q_shape, k_shape = q.shape, k.shape
-    if len(q_shape) != 4 or len(k_shape) != 4:
-        found = f"{q.ndim} and {k.ndim} dimensions"
-        raise InputError("q and k", found, "both [B, H, T, D], or both [T, H, D] for packed sequences")
-    if k_shape[0] != q_shape[0] or k_shape[2:] != q_shape[2:]:
-        raise InputError("k", list(k_shape), f"the B, T and D of q, which is {list(q_shape)}")
-    if q.dtype not in _DTYPES or k.dtype != q.dtype or k.device != q.device:
-        found = f"{q.dtype} on {q.device}, and {k.dtype} on {k.device}"
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-        raise InputError("q and k", found, f"{allowed}; the same for both, on one device")
 
 
 def _overlaps_itself(x: Tensor) -> bool:

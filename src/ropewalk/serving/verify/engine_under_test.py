@@ -19,6 +19,7 @@ from ropewalk.serving.engines.base import Engine
 from ropewalk.serving.engines.encode import encode
 from ropewalk.serving.export import export_model
 from ropewalk.serving.verify.checkpoints import convert_gguf_to_float32, link_checkpoint, prepare_checkpoint
+from ropewalk.serving.verify.environments import installed_packages
 from ropewalk.serving.verify.length_rule import LengthRule
 from ropewalk.serving.verify.logprob_client import LogprobClient
 from ropewalk.serving.verify.prompts import Prompts
@@ -95,8 +96,9 @@ class LocalEngine(EngineUnderTest):
     def run_unscaled(self, prompts: Prompts, positions: list[int]) -> EngineOutput:
         """Run the engine without scaling. The output is kept for the next verification of this engine."""
         key = {
-            "engine": self.engine.name, "python": self.python, "model": self.reference.digest, "length": self.length,
-            "prompts": prompts.in_order, "batch": prompts.batch, "positions": positions,
+            "engine": self.engine.name, "python": self.python, "packages": installed_packages(self.python),
+            "model": self.reference.digest, "length": self.length, "prompts": prompts.in_order, "batch": prompts.batch,
+            "positions": positions,
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         file = self.reference.cache_folder / f"control-{digest}.json"

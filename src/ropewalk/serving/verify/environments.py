@@ -36,6 +36,12 @@ def find_python(engine: Engine, python: str | None = None) -> str:
     raise MissingPackageError(f"ropewalk verify --engine {engine.name}", engine.title, install)
 
 
+def installed_packages(python: str) -> list[str]:
+    """Return name and version of each distribution beside a Python; empty if its site-packages are elsewhere."""
+    environment = Path(python).parent.parent  # not resolved: in an environment, python is a link
+    return sorted(path.stem for path in environment.glob("lib/python*/site-packages/*.dist-info"))
+
+
 def environment_folder(engine: Engine) -> Path:
     """Return the folder of the environment of an engine, which may not exist."""
     named = os.environ.get("ROPEWALK_ENGINES")

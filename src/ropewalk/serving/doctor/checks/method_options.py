@@ -66,8 +66,9 @@ def mscale_alone(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
         [missing] = set(_MSCALES) - set(present)
         value = rope_dict.values[present[0]]
         means = (
-            "readers disagree: for the attention factor, transformers uses them only together, while vLLM and the code "
-            "of DeepSeek use 1 and 0 for a missing one; the softmax factor uses mscale_all_dim alone"
+            "readers disagree: for the attention factor, transformers uses them only together, while the code of "
+            "DeepSeek, and vLLM where it runs that attention, use 1 and 0 for a missing one; the softmax factor uses "
+            "mscale_all_dim alone"
         )
         question = "Was the model trained with DeepSeek's attention factor and softmax factor?"
         answers = (

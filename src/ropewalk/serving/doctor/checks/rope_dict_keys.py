@@ -50,14 +50,10 @@ _MODEL_KEYS = {
     "fope_init_factor", "fope_sep_head", "num_inv_freq",
 }  # fmt: skip
 # Keys that only some engines read: the value that changes nothing, and what these engines do with another one.
-# Source: get_rope in vllm/model_executor/layers/rotary_embedding/__init__.py of vLLM 0.33.0, which SGLang copied.
+# Source: get_rope of SGLang 0.5.23 (srt/layers/rotary_embedding) and of vLLM 0.32.0.
 _ENGINE_KEYS = {
-    ("yarn", "attn_factor"): (1, "vLLM and SGLang read it, and multiply the attention factor by it"),
-    ("yarn", "extrapolation_factor"): (
-        1,
-        "vLLM and SGLang read it, and multiply the share of unscaled frequencies by it",
-    ),
-    ("yarn", "apply_yarn_scaling"): (True, "vLLM reads it, and leaves the attention factor at 1 if it is false"),
+    ("yarn", "attn_factor"): (1, "SGLang reads it, and multiplies the attention factor by it"),
+    ("yarn", "extrapolation_factor"): (1, "SGLang reads it, and multiplies the share of unscaled frequencies by it"),
     ("dynamic", "max_trained_positions"): (None, "vLLM reads it, as the original length"),
 }
 # Names for an attention factor that no reader of config.json knows.
