@@ -42,7 +42,9 @@ def render_page(document: Mapping[str, Any], retrieval: Mapping[str, Any]) -> st
         "## Perplexity",
         f"Of the tokens 0 to {_k(length)}, {_k(length)} to {_k(2 * length)} and {_k(2 * length)} to {_k(4 * length)} "
         f"of each text. `{NATIVE_WINDOW}`: the model as it is, which reads its last {length:,} tokens again for every "
-        "1,024; a method is better past L if it is below that. Bold: below it.",
+        "1,024; a method is better past L if it is below that. Bold: below it. pydoc is the text of the help pages of "
+        "the Python that ran, so its numbers compare within this table only. Position methods do not change the first "
+        "L tokens; within a longer text, other kernel calls read them, which round differently in bfloat16.",
         *_render_perplexity(perplexity, length),
         "## Retrieval",
         f"Numbers found at {DEPTHS} depths, from the beginning of the text to its end; each digit is how many were "

@@ -242,7 +242,7 @@ def _choose_scaling(model_config: ModelConfig, ratio: float) -> tuple[Scaling, t
             attention_factor = _find_explicit_attention_factor(current, layer.rope)
             scaling = dataclasses.replace(scaling, attention_factor=attention_factor)
         return scaling, (*reasons, f"{trained} factor grown from {current.factor:g}")
-    method = "yarn: the best static method at every length measured; needs no training and every engine reads it"
+    method = "yarn: as good as any static method that every engine reads, in what was measured; needs no training"
     return _replace_by_yarn(model_config, factor), (*reasons, method)
 
 

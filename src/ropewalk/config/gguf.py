@@ -38,10 +38,10 @@ from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.longrope import MAX_DIVISOR, LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.proportional import Proportional
-from ropewalk.scaling.yarn import YaRN, yarn_mscale
+from ropewalk.scaling.yarn import YaRN, yarn_mscale, yarn_mscale_ratio
 
 FIXED_PAIR_DIVISOR = 1e30  # llama.cpp's converter writes this divisor for a pair that is not rotated
-_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 
 
 def from_gguf(path: str | Path) -> ModelConfig:
@@ -112,8 +112,8 @@ class _GgufParser:
     def parse_scaling(self, rope: Rope) -> Scaling:
         """Return the scaling of the layers that attend to the whole text."""
         scaling_type = self.get("rope.scaling.type", "linear")
-        if scaling_type not in _SCALING_TYPES:
-            raise InputError("rope.scaling.type", scaling_type, ", ".join(_SCALING_TYPES))
+        if scaling_type not in SCALING_TYPES:
+            raise InputError("rope.scaling.type", scaling_type, ", ".join(SCALING_TYPES))
         factor = float(self.get("rope.scaling.factor", self.get("rope.scale_linear")) or 1.0)
         attention_factor = float(self.get("rope.scaling.attn_factor", 1.0))
         scaling: Scaling = NoScaling()
@@ -164,7 +164,7 @@ class _GgufParser:
         if log_multiplier:
             # llama.cpp uses 1 for mscale here, except for deepseek2, where mscale equals mscale_all_dim.
             mscale = log_multiplier if self.architecture == "deepseek2" else 1.0
-            attention_factor = attn_factor * (yarn_mscale(factor, mscale) / yarn_mscale(factor, log_multiplier))
+            attention_factor = attn_factor * yarn_mscale_ratio(factor, mscale, log_multiplier)
         mscale_all_dim = 0.0
         if self.architecture in SOFTMAX_SCALED_GGUF_ARCHITECTURES and factor > 1:
             # Find c with m(s, c) = attention_factor m(s, log_multiplier), the number that llama.cpp squares.

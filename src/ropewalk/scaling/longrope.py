@@ -14,6 +14,11 @@ from ropewalk.scaling.base import Scaling, above, at_least
 MAX_DIVISOR = 1e12  # the largest number that an option accepts; stands for a pair that does not turn
 
 
+def longrope_attention_factor(factor: float, original_length: float) -> float:
+    """Return sqrt(1 + ln s / ln L) (LongRoPE, arXiv 2402.13753, as in the code of Phi-3)."""
+    return math.sqrt(1 + math.log(factor) / math.log(original_length))
+
+
 @dataclass(frozen=True, repr=False)
 class LongRoPE(Scaling):
     """Divide the frequency of each pair by its own number, from a list (LongRoPE, arXiv 2402.13753; Phi-3).
@@ -73,7 +78,7 @@ class LongRoPE(Scaling):
         original = self.resolve_original_length(rope)
         if original < 2:
             raise InputError("original_length", original, "at least 2 tokens, which longrope's factor needs")
-        return math.sqrt(1 + math.log(self.factor) / math.log(original))
+        return longrope_attention_factor(self.factor, original)
 
     def extension_factor(self, rope: Rope, length: int | None = None) -> float:
         return float(self.factor or 1.0)

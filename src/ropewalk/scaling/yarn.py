@@ -20,6 +20,11 @@ def yarn_mscale(factor: float, coefficient: float = 1.0) -> float:
     return 0.1 * coefficient * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
+def yarn_mscale_ratio(factor: float, mscale: float, mscale_all_dim: float) -> float:
+    """Return DeepSeek's attention factor m(s, mscale) / m(s, mscale_all_dim) (arXiv 2405.04434)."""
+    return yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
+
+
 @dataclass(frozen=True, repr=False)
 class YaRN(ByParts):
     """NTK-by-parts with an attention factor above 1 (arXiv 2309.00071, eq. 20-22), including DeepSeek's variant.
@@ -50,7 +55,7 @@ class YaRN(ByParts):
         if self.attention_factor is not None:
             return float(self.attention_factor)
         if self.mscale and self.mscale_all_dim:
-            return yarn_mscale(self.factor, self.mscale) / yarn_mscale(self.factor, self.mscale_all_dim)
+            return yarn_mscale_ratio(self.factor, self.mscale, self.mscale_all_dim)
         return yarn_mscale(self.factor)
 
     def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any] | None:

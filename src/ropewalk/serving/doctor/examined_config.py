@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from ropewalk import config as configs
 from ropewalk.config import ModelConfig
+from ropewalk.config.fields import FIELD_NAMES
 from ropewalk.config.gguf import from_gguf_fields
 from ropewalk.config.gguf_header import read_gguf_header
 from ropewalk.config.published import PublishedModel, find_published_model, published_models
@@ -30,7 +31,7 @@ ORIGINAL_LENGTH = "original_max_position_embeddings"
 _CANONICAL_METHODS = {"su": "longrope", "deepseek_yarn": "yarn", "mrope": "default"}
 # Architectures that rotate by positions in an image without the rope type `axial`.
 _IMAGE_MODEL_TYPES = {"efficientloftr"}
-_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "seq_length")
+_LENGTH_FIELDS = ("max_position_embeddings", *FIELD_NAMES["max_position_embeddings"])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ropewalk.scaling import Scaling, from_rope_dict
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.proportional import Proportional
-from ropewalk.scaling.yarn import YaRN, yarn_mscale
+from ropewalk.scaling.yarn import YaRN, yarn_mscale_ratio
 from ropewalk.serving.engines.base import Config, map_scalings
 from ropewalk.serving.engines.folder_engine import FolderEngine, RopeDict
 from ropewalk.serving.engines.legacy_config import interpret_legacy_config
@@ -89,7 +89,7 @@ class ExLlamaV3(FolderEngine):
         is_deepseek = model_config.model_type in _DEEPSEEK_MODEL_TYPES
         attention_factor = scaling.attention_factor
         if attention_factor is None and is_deepseek and scaling.mscale and scaling.mscale_all_dim:
-            attention_factor = yarn_mscale(factor, scaling.mscale) / yarn_mscale(factor, scaling.mscale_all_dim)
+            attention_factor = yarn_mscale_ratio(factor, scaling.mscale, scaling.mscale_all_dim)
         if attention_factor is None and not is_deepseek and rope_dict.get("llama_4_scaling_beta"):
             attention_factor = 1.0
         return dataclasses.replace(

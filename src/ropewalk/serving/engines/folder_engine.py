@@ -88,7 +88,7 @@ class FolderEngine(Engine):
 
     @abstractmethod
     def argv(self, model: str, length: int) -> list[str]:
-        """Return the command that serves a folder or hub id for texts of `length` tokens, as a list of words."""
+        """Return the command that serves a folder or hub id for texts of `length` tokens, as a list of arguments."""
 
     def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> RopeDict | None:
         """Return the rope dict of a scaling that the engine has itself, or None; by default that of transformers.

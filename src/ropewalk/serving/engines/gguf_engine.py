@@ -18,7 +18,13 @@ from ropewalk.config.gguf_architectures import (
     YARN_BETA_DEFAULTS,
     YARN_LOG_MULTIPLIER_SCALE,
 )
-from ropewalk.config.gguf_header import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, read_gguf_header
+from ropewalk.config.gguf_header import (
+    ROPE_FACTORS_LONG,
+    ROPE_FACTORS_SHORT,
+    ROPE_FREQS,
+    ROPE_TENSORS,
+    read_gguf_header,
+)
 from ropewalk.config.scaled_fields import expected_scalings
 from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
@@ -31,7 +37,7 @@ from ropewalk.scaling.yarn import YaRN, yarn_mscale
 from ropewalk.serving.engines.base import Candidate, Config, Engine
 from ropewalk.serving.engines.checkpoint_folder import locate_gguf
 from ropewalk.serving.engines.equivalents import base_of_slowest_pair
-from ropewalk.serving.engines.gguf_file import DIVISOR_TENSORS, copy_gguf
+from ropewalk.serving.engines.gguf_file import copy_gguf
 
 # The fields that hold a scaling, without the architecture's name in front. An export replaces all of them.
 _SCALING_FIELDS = (
@@ -162,7 +168,7 @@ def _find_changes(
     for key in (*(f"{architecture}.{name}" for name in _SCALING_FIELDS), *new):
         if config["fields"].get(key) != new.get(key):
             changes[key] = new.get(key)
-    for name in DIVISOR_TENSORS:
+    for name in ROPE_TENSORS:
         values = tuple(_round_to_float32(value) for value in divisors[name]) if name in divisors else None
         if config["divisors"].get(name) != values:
             changes[name] = values
@@ -176,7 +182,7 @@ def _round_to_float32(value: Any) -> Any:
 def _apply_changes(config: Config, changes: Config) -> dict[str, Any]:
     changed = {"fields": dict(config["fields"]), "divisors": dict(config["divisors"])}
     for key, value in changes.items():
-        part = changed["divisors" if key in DIVISOR_TENSORS else "fields"]
+        part = changed["divisors" if key in ROPE_TENSORS else "fields"]
         part.pop(key, None)
         if value is not None:
             part[key] = value

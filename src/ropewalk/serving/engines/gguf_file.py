@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from ropewalk.compat.gguf import read_gguf
-from ropewalk.config.gguf_header import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
+from ropewalk.config.gguf_header import ROPE_TENSORS
 from ropewalk.errors import InputError, MissingPackageError
 from ropewalk.serving.engines.base import Config
 
-DIVISOR_TENSORS = (ROPE_FREQS, ROPE_FACTORS_SHORT, ROPE_FACTORS_LONG)
 _PROGRESS_THRESHOLD = 2**30  # bytes; copies of larger files show their progress
 
 
@@ -23,7 +22,7 @@ def copy_gguf(source: Path, target: Path, changes: Config) -> None:
     Args:
         source: a model in one file, in this machine's byte order.
         target: the file to write.
-        changes: fields by their full names, or `DIVISOR_TENSORS` with their values; None removes a field or tensor.
+        changes: fields by their full names, or `ROPE_TENSORS` with their values; None removes a field or tensor.
 
     Raises InputError for a damaged file, the other byte order, or one part of a model in several files, and
     MissingPackageError without the package gguf.
@@ -45,12 +44,12 @@ def copy_gguf(source: Path, target: Path, changes: Config) -> None:
     copy_metadata(reader, writer, skip=changes)
     value_types = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32}
     for name, value in changes.items():
-        if value is not None and name not in DIVISOR_TENSORS:
+        if value is not None and name not in ROPE_TENSORS:
             writer.add_key_value(name, value, value_types[type(value)])
     tensors = [
         (tensor.name, tensor.data, tensor.tensor_type) for tensor in reader.tensors if tensor.name not in changes
     ]
-    for name in DIVISOR_TENSORS:
+    for name in ROPE_TENSORS:
         if changes.get(name) is not None:
             tensors.append((name, np.array(changes[name], dtype=np.float32), gguf.GGMLQuantizationType.F32))
     for name, data, tensor_type in tensors:

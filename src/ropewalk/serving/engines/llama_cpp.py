@@ -5,12 +5,11 @@ from typing import Any, ClassVar
 
 from ropewalk.config import ModelConfig
 from ropewalk.config.gguf import from_gguf_fields
-from ropewalk.config.gguf_header import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS
+from ropewalk.config.gguf_header import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, ROPE_TENSORS
 from ropewalk.errors import InputError
 from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.serving.engines.base import Config, with_main_scaling
 from ropewalk.serving.engines.gguf_engine import GgufEngine, require_gguf
-from ropewalk.serving.engines.gguf_file import DIVISOR_TENSORS
 from ropewalk.serving.engines.rope_dict import with_one_list
 
 # Source of the tables: load_arch_hparams and load_arch_tensors in src/models/*.cpp, get_rope_factors in
@@ -73,20 +72,20 @@ class LlamaCpp(GgufEngine):
     def build_command(self, model: str, length: int, changes: Config | None = None) -> str:
         if changes is not None:
             model = str(require_gguf(model))  # resolve a built-in name
-        words, overrides = ["llama-server", "-m", model, "-c", str(length)], []
+        argv, overrides = ["llama-server", "-m", model, "-c", str(length)], []
         for name, new_value in (changes or {}).items():
-            if name in DIVISOR_TENSORS:
+            if name in ROPE_TENSORS:
                 raise InputError("out", None, f"a folder, because {name} is a tensor that only a file can contain")
             architecture, _, field = name.partition(".")
             value = _VALUES_OF_REMOVED_FIELDS.get(field, 1.0) if new_value is None else new_value
             text = f"{value:.9g}" if isinstance(value, float) else str(value)
             if field in _OPTIONS and architecture not in _SLIDING_LAYERS_IGNORE_OPTIONS:
-                words += [_OPTIONS[field], text]
+                argv += [_OPTIONS[field], text]
             else:
                 overrides.append(f"{name}={_OVERRIDE_TYPES[type(value)]}:{text}")
         if overrides:
-            words += ["--override-kv", ",".join(overrides)]
-        return shlex.join(words)
+            argv += ["--override-kv", ",".join(overrides)]
+        return shlex.join(argv)
 
     def _interpret(self, config: Config, length: int) -> ModelConfig:
         model_config = from_gguf_fields(config["fields"], config["divisors"])

@@ -20,7 +20,7 @@ from ropewalk.errors import InputError
 from ropewalk.rope import Rope
 from ropewalk.scaling.llama3 import Llama3
 from ropewalk.scaling.longrope import LongRoPE
-from ropewalk.scaling.yarn import YaRN, yarn_mscale
+from ropewalk.scaling.yarn import YaRN, yarn_mscale, yarn_mscale_ratio
 
 
 def require_number(rope_dict: Mapping[str, Any], key: str) -> float:
@@ -70,8 +70,9 @@ def with_one_list(scaling: LongRoPE, use_long: bool) -> LongRoPE:
 def mscale_ratio(rope_dict: Mapping[str, Any], factor: float) -> float:
     """Return the attention factor m(s, mscale) / m(s, mscale_all_dim), with defaults 1 and 0 as in DeepSeek's code."""
     mscale, mscale_all_dim = rope_dict.get("mscale"), rope_dict.get("mscale_all_dim")
-    numerator = yarn_mscale(factor, 1.0 if mscale is None else float(mscale))
-    return numerator / yarn_mscale(factor, 0.0 if mscale_all_dim is None else float(mscale_all_dim))
+    return yarn_mscale_ratio(
+        factor, 1.0 if mscale is None else float(mscale), 0.0 if mscale_all_dim is None else float(mscale_all_dim)
+    )
 
 
 def mscale_pair_ratio(rope_dict: Mapping[str, Any], factor: float) -> float:

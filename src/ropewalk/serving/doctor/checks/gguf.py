@@ -8,12 +8,12 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, TypeAlias
 
+from ropewalk.config.gguf import SCALING_TYPES
 from ropewalk.scaling.yarn import yarn_mscale
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path
 from ropewalk.serving.doctor.fault_kinds import Answer, Check, Fault, Faults, Severity, fault_kind
 from ropewalk.serving.doctor.values import LENGTH_TOLERANCE, finite_number, token_count
 
-_TYPES = ("none", "linear", "yarn", "longrope")
 _DEFAULT_TYPE = "linear"  # of llama.cpp
 _MISSPELLED_TYPE_SIMILARITY = 0.75
 _ATTENTION_TOLERANCE = 1e-3
@@ -75,12 +75,12 @@ def gguf_fault(name: str, severity: Severity) -> Callable[[GgufCheck], Check]:
 @gguf_fault("gguf-type", "wrong")
 def gguf_type(gguf: GgufFields) -> Faults:
     """llama.cpp does not know the value of rope.scaling.type and aborts."""
-    if gguf.type not in _TYPES:
+    if gguf.type not in SCALING_TYPES:
         path = gguf.path_of(_TYPE)
-        similar = get_close_matches(gguf.type.lower(), _TYPES, n=1, cutoff=_MISSPELLED_TYPE_SIMILARITY)
+        similar = get_close_matches(gguf.type.lower(), SCALING_TYPES, n=1, cutoff=_MISSPELLED_TYPE_SIMILARITY)
         likely = ("yarn", "none") if gguf.get(_ORIGINAL) else ("none", "linear")
         answers = tuple(Answer(name, {path: name}) for name in likely)
-        means = f"llama.cpp aborts: it knows only {', '.join(_TYPES)}"
+        means = f"llama.cpp aborts: it knows only {', '.join(SCALING_TYPES)}"
         fix = {path: similar[0]} if similar else {}
         yield Fault(path, gguf.type, means, fix, "Which method was the model trained with?", answers)
 

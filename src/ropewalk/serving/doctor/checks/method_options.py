@@ -7,6 +7,7 @@ from typing import Any
 
 from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
 from ropewalk.scaling import Scaling
+from ropewalk.scaling.longrope import longrope_attention_factor
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
@@ -110,7 +111,7 @@ def attention_factor(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     if rope_dict.method == "longrope":
         if not original or original < 2 or rope_dict.values.get("short_factor") == rope_dict.values.get("long_factor"):
             return  # equal lists are another method, encoded as longrope
-        usual, formula = math.sqrt(1 + math.log(factor) / math.log(original)), "sqrt(1 + ln s / ln L)"
+        usual, formula = longrope_attention_factor(factor, original), "sqrt(1 + ln s / ln L)"
     else:
         usual, formula = yarn_mscale(factor), "0.1 ln s + 1"
     if abs(written / usual - 1) <= _ATTENTION_TOLERANCE:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config.class_defaults import find_class_defaults, find_text_type
+from ropewalk.config.fields import FIELD_NAMES
 from ropewalk.errors import InputError
 from ropewalk.rope import RotaryDimError
 from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
@@ -14,7 +15,7 @@ from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kin
 from ropewalk.serving.doctor.rotations import compute_scaled_length
 from ropewalk.serving.doctor.values import finite_number, format_number
 
-_BASE_FIELDS = ("rope_theta", "rotary_emb_base", "rope_base", "global_rope_theta")
+_BASE_FIELDS = ("rope_theta", *FIELD_NAMES["rope_theta"])
 _USUAL_BASE = 10_000.0  # what engines use if the configuration has no base
 _PARTIAL = "partial_rotary_factor"
 _DIM_FIELDS = ("qk_rope_head_dim", "rotary_dim", "head_dim")
