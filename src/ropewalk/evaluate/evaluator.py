@@ -54,7 +54,7 @@ class Evaluator:
 
     @functools.cached_property
     def digest(self) -> str:
-        """The digest of the evaluator. Empty if it is the measured model, whose digest the results contain."""
+        """The digest of the evaluator's weights; empty if it is the measured model itself."""
         return "" if self.model is None else model_digest(self.model)
 
     def find(

@@ -11,7 +11,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,9 @@ def _position_attention(
             f"{type(module).__name__} attends to later tokens, too; a position method is for causal attention"
         )
     device_type = query.device.type
-    if torch.is_autocast_enabled(device_type):  # as scaled_dot_product_attention does
+    without_autocast: AbstractContextManager[Any] = nullcontext()
+    if torch.is_autocast_enabled(device_type):  # cast as scaled_dot_product_attention does
+        without_autocast = torch.autocast(device_type, enabled=False)
         dtype = torch.get_autocast_dtype(device_type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = options.get("scaling")
@@ -125,7 +127,7 @@ def _position_attention(
         options.get("s_aux"),
     )
     ordinal = call.count_layer_call(layer.index)
-    with torch.autocast(device_type, enabled=False):
+    with without_autocast:
         return LayerAttention(call, layer.pairs, (layer.index, ordinal), inputs).compute(), None
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ropewalk.compat.torch import fused_attention_with_lse
 
-_FORMULA_QUERIES = 512  # whose logits over all keys exist at the same time, where no kernel fits
+_FORMULA_QUERIES = 512  # queries per step of the formula, which holds their logits over all keys in memory
 
 
 class MergedAttention:

@@ -105,9 +105,9 @@ class TuneRun:
         self._held_out_names = [str(folder / f"held_out-{number}.txt") for number in range(1, len(texts) + 1)]
         if is_main_process():
             self._prepare_folder([each.digest for each in texts], held_out)
+            self.open_proof(self.job.formula)  # checks its arguments before the long work
         elif not self.method.is_parallel:
             raise InputError("method", self.method.name, "gradient in several processes; a search runs in one")
-        self.open_proof(self.job.formula)  # checks its arguments before the long work
 
     def tune(self, on_progress: OnProgress = lambda share, detail: None) -> Scaling:
         """Run the method, store its scaling and return it.

@@ -10,7 +10,7 @@ from ropewalk.evaluate.tasks.base import Task
 
 @dataclass(frozen=True)
 class FileTask(Task):
-    """A task with the option `file`, whose prompts go through the chat template of a model that has one."""
+    """A task with the option `file`. Its prompts use the chat template if the model has one."""
 
     positional = "file"
     chat_choices = ("auto", "on")

@@ -16,7 +16,7 @@ from ropewalk.scaling.yarn import YaRN
 from ropewalk.serving.engines.base import Config, map_scalings, with_main_scaling
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.legacy_config import interpret_legacy_config
-from ropewalk.serving.engines.rope_dict import mscale_ratio, read_longrope, require_number, with_one_list
+from ropewalk.serving.engines.rope_dict import read_deepseek_yarn, read_longrope, require_number, with_one_list
 from ropewalk.serving.engines.tables import EngineTable, load_table
 from ropewalk.serving.engines.trained_config import interpret_as_trained
 
@@ -175,14 +175,10 @@ def _interpret_own_code(name: str, layer: LayerRope, model_config: ModelConfig, 
 
 def _read_yarn(rope_dict: Mapping[str, Any], factor: float, scales_softmax: bool) -> YaRN:
     """Return YaRN with the defaults of `YarnRoPE`. The key `truncate` is ignored."""
-    return YaRN(
-        factor=factor,
-        beta_fast=float(rope_dict.get("beta_fast", 32)),
-        beta_slow=float(rope_dict.get("beta_slow", 1)),
-        attention_factor=mscale_ratio(rope_dict, factor),
-        mscale_all_dim=rope_dict.get("mscale_all_dim") if scales_softmax else None,
-        original_length=rope_dict.get(_ORIGINAL_LENGTH, 4096),
-    )
+    scaling = read_deepseek_yarn(rope_dict, factor)
+    mscale_all_dim = scaling.mscale_all_dim if scales_softmax else None
+    original_length = rope_dict.get(_ORIGINAL_LENGTH, 4096)
+    return dataclasses.replace(scaling, mscale_all_dim=mscale_all_dim, original_length=original_length)
 
 
 def _interpret_phi3(layer: LayerRope, declared: int | None) -> Scaling:

@@ -75,6 +75,17 @@ def mscale_ratio(rope_dict: Mapping[str, Any], factor: float) -> float:
     )
 
 
+def read_deepseek_yarn(rope_dict: Mapping[str, Any], factor: float) -> YaRN:
+    """Return YaRN with the options and defaults of DeepSeek's code, whatever the type of the rope dict."""
+    return YaRN(
+        factor=factor,
+        beta_fast=float(rope_dict.get("beta_fast", 32)),
+        beta_slow=float(rope_dict.get("beta_slow", 1)),
+        attention_factor=mscale_ratio(rope_dict, factor),
+        mscale_all_dim=rope_dict.get("mscale_all_dim") or None,
+    )
+
+
 def mscale_pair_ratio(rope_dict: Mapping[str, Any], factor: float) -> float:
     """Return `mscale_ratio` if the rope dict contains both numbers, where 0 counts as present; otherwise m(s, 1)."""
     has_pair = rope_dict.get("mscale") is not None and rope_dict.get("mscale_all_dim") is not None

@@ -16,7 +16,7 @@ from ropewalk.scaling.yarn import YaRN, yarn_mscale
 from ropewalk.serving.engines.base import Config
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.load_checks import check_served_length, check_vllm_rope_type
-from ropewalk.serving.engines.rope_dict import mscale_pair_ratio, mscale_ratio, read_longrope
+from ropewalk.serving.engines.rope_dict import mscale_pair_ratio, read_deepseek_yarn, read_longrope
 from ropewalk.serving.engines.tables import load_table
 from ropewalk.serving.engines.trained_config import interpret_as_trained
 
@@ -140,12 +140,7 @@ class SGLang(FolderEngine):
 def _as_deepseek_attention(layer: LayerRope) -> YaRN:
     """Return the YaRN that DeepSeek's attention computes for any scaled rope dict, whatever its type."""
     rope_dict = layer.rope_dict
-    factor = float(rope_dict.get("factor", 1.0))
-    return YaRN(
-        factor=factor,
-        beta_fast=float(rope_dict.get("beta_fast", 32)),
-        beta_slow=float(rope_dict.get("beta_slow", 1)),
-        attention_factor=mscale_ratio(rope_dict, factor) * float(rope_dict.get("attn_factor", 1.0)),
-        mscale_all_dim=rope_dict.get("mscale_all_dim") or None,
-        original_length=layer.rope.original_length,
-    )
+    scaling = read_deepseek_yarn(rope_dict, float(rope_dict.get("factor", 1.0)))
+    assert scaling.attention_factor
+    attention_factor = scaling.attention_factor * float(rope_dict.get("attn_factor", 1.0))
+    return dataclasses.replace(scaling, attention_factor=attention_factor, original_length=layer.rope.original_length)

@@ -23,7 +23,7 @@ from ropewalk.serving.engines.config_edit import apply_changes
 from ropewalk.serving.engines.folder_engine import FolderEngine
 from ropewalk.serving.engines.legacy_config import interpret_legacy_config
 from ropewalk.serving.engines.load_checks import check_served_length, check_vllm_rope_type
-from ropewalk.serving.engines.rope_dict import drop_softmax_factor, mscale_ratio, require_number
+from ropewalk.serving.engines.rope_dict import drop_softmax_factor, mscale_ratio, read_deepseek_yarn, require_number
 from ropewalk.serving.engines.tables import load_table
 from ropewalk.serving.engines.trained_config import interpret_as_trained
 from ropewalk.serving.vllm_plugin.request_factors import ROPE_TYPE, RequestFactors, find_request_factors
@@ -293,19 +293,13 @@ def _read_deepseek(layer: LayerRope) -> LayerRope:
     rope_dict, scaling = layer.rope_dict, layer.scaling
     if not isinstance(scaling, YaRN):
         require_number(rope_dict, "original_max_position_embeddings")
-        scaling = YaRN(
-            factor=require_number(rope_dict, "factor"),
-            beta_fast=float(rope_dict.get("beta_fast", 32)),
-            beta_slow=float(rope_dict.get("beta_slow", 1)),
-            attention_factor=rope_dict.get("attention_factor"),
-            mscale_all_dim=rope_dict.get("mscale_all_dim") or None,
-        )
+        scaling = read_deepseek_yarn(rope_dict, require_number(rope_dict, "factor"))
     scaling = dataclasses.replace(
         scaling,
         truncate=True,
         attention_factor=mscale_ratio(rope_dict, scaling.factor),
         mscale=None,
-        mscale_all_dim=None if scaling.attention_factor == 1 else scaling.mscale_all_dim,
+        mscale_all_dim=None if rope_dict.get("attention_factor") == 1 else scaling.mscale_all_dim,
     )
     return dataclasses.replace(layer, scaling=scaling)
 
