@@ -256,6 +256,14 @@ def test_methods_far_behind_on_the_first_window_leave():
     assert [step for step in steps if step.method == "yarn:factor=4"] == [Step("target", "yarn:factor=4", 0)]
 
 
+def test_the_measurement_ends_when_one_method_remains():
+    run = FakeRun({"yarn:factor=2": 1.0, "yarn:factor=2.5": 1.2, "yarn:factor=4": 1.3}, 1000)
+    steps = run.run_all()
+    assert {step.number for step in steps if step.kind == "passkey"} == {0, 2, 4, 6}
+    assert {step.kind for step in steps} == {"context", "target", "passkey", "short"}
+    assert {step.number for step in steps if step.kind != "passkey"} == {0}
+
+
 def test_windows_are_spread_from_the_beginning_to_the_end():
     starts = [int(select_window(torch.arange(300), 120, index)[0]) for index in range(4)]
     assert starts == [0, 60, 120, 180]

@@ -329,7 +329,8 @@ def _explain(
     chosen, windows = measured[0], run.compared("target")
     count = sum(len(next(iter(run.key_losses(window).values()))) for window in windows)
     used, skipped = run.results.used_seconds() / 60, len(run.methods) - len(measured)
-    read = f"{count:,} key tokens of {len(windows)} windows of {run.target:,} tokens of {text.name}"
+    shown_windows = "1 window" if len(windows) == 1 else f"{len(windows)} windows"
+    read = f"{count:,} key tokens of {shown_windows} of {run.target:,} tokens of {text.name}"
     reasons = [
         f"measured for {used:.1f} of {minutes:g} minutes: {len(measured)} methods on {read}"
         + (f"; {skipped} more did not fit into the time" if skipped else ""),

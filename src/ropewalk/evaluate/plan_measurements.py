@@ -1,7 +1,8 @@
 """Short runs that compare methods for a target length, within a time that the user names.
 
 The runs are ordered so that every moment is a fair one to stop at: each round adds one window of the text, and some
-passkeys, for every remaining method, and what is compared is what all of them have.
+passkeys, for every remaining method, and what is compared is what all of them have. When one method remains after a
+round, the runs end.
 
     first       every method reads window 0; those far behind the best leave
     each round  the next window, first after short contexts only, which tells the key tokens; passkeys; short text
@@ -247,8 +248,10 @@ class MeasurementRun:
     def _steps(self) -> Iterator[Step]:
         """Yield the steps in order. Each must be done before the next is requested: later ones depend on it."""
         for index in range(ROUNDS):
-            yield Step("context", str(self.context_reader), index)
             names = list(self.methods) if index == 0 else self.remaining_methods()
+            if index and len(names) == 1:
+                return  # nothing is left to compare
+            yield Step("context", str(self.context_reader), index)
             for number, name in enumerate(names):
                 step = Step("target", name, index)
                 is_late = self.results.used_seconds() > _FIRST_WINDOW_SHARE * self.seconds

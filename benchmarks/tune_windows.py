@@ -1,0 +1,79 @@
+"""What does `ropewalk tune` reach on a CPU, where short windows with jumps in their positions stand for long texts?
+
+    python -m benchmarks.tune_windows --book BOOK --held-out BOOK [--seeds 0 1]
+
+On smollm2 (trained on 8,192 tokens) at 16,384 tokens: one set for all layers, then a set for each layer. Trains on a
+book, and compares with the formulas on another one: perplexity by bucket, passkeys and needles. All numbers are kept in
+the folder of --out, where an interrupted run continues. Writes results/tune_smollm2_16k.json after each proof.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import ropewalk as rw
+from benchmarks.common import save_result
+from ropewalk.scaling.learned import Learned
+from ropewalk.tuning.proof import ProofRun
+from ropewalk.tuning.run import TuneRun
+
+HELD_OUT_START = 200_000  # characters; skips the front matter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--book", required=True)
+    parser.add_argument("--held-out", required=True)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--target", type=int, default=16_384, help="tokens")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--samples", type=int, default=2, help="of each retrieval task")
+    parser.add_argument("--method", default="gradient:checkpointing=false")
+    parser.add_argument("--out", type=Path, default=Path("runs/tune_windows"))
+    args = parser.parse_args()
+    source = rw.load(args.model)
+    args.out.mkdir(parents=True, exist_ok=True)
+    held_out = args.out / "held_out.txt"
+    held_out.write_text(Path(args.held_out).read_text("utf-8")[HELD_OUT_START:][: 8 * args.target], "utf-8")
+    document: dict[str, Any] = {
+        "device": "cpu",
+        "dtype": str(source[0].dtype),
+        "target": args.target,
+        "trained_on": Path(args.book).name,
+        "held_out": Path(args.held_out).name,
+        "trainings": [],
+    }
+    for per_layer in (False, True):
+        for seed in args.seeds:
+            folder = args.out / f"{'per-layer' if per_layer else 'shared'}-{seed}"
+            run = TuneRun(source, args.target, args.book, folder, method=args.method, per_layer=per_layer, seed=seed)
+            scaling = run.tune(lambda share, detail: print(f"{share:4.0%} {detail}", flush=True))
+            document["trainings"].append(describe(run, scaling))
+            # The formulas and the unscaled model are measured once, in the folder that all proofs share.
+            texts = [str(held_out)]
+            proof = ProofRun(source, scaling, args.target, texts, args.out / "proof", samples=args.samples).run()
+            document["trainings"][-1]["proof"] = proof.to_dict()
+            save_result("tune_smollm2_16k", document)
+            print(f"{run.method} seed {seed}: {proof.sentence}", flush=True)
+
+
+def describe(run: TuneRun, scaling: Any) -> dict[str, Any]:
+    """Return the method, its losses and what it learned. The peak of memory is that of the process so far."""
+    log = [json.loads(line) for line in (run.job.folder / "log.jsonl").read_text().splitlines()]
+    assert isinstance(scaling, Learned)
+    return {
+        "method": str(run.method),
+        "seed": run.job.seed,
+        "training_seconds": round(sum(record.get("seconds", 0.0) for record in log), 1),
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "scaling": scaling.to_dict(),
+        "log": log,
+    }
+
+
+if __name__ == "__main__":
+    main()
