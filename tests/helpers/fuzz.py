@@ -3,16 +3,14 @@
 Every case must complete or raise an InputError with one line, within `SECONDS` and `MEMORY`. (A server that does not
 respond is a RuntimeError with one line.)
 
-    python -m tests.helpers.fuzz configs 10000
-    python -m tests.helpers.fuzz ggufs 2000
-    python -m tests.helpers.fuzz results 2000
-    python -m tests.helpers.fuzz servers 2000
+    python -m tests.helpers.fuzz configs=10000 ggufs=2000 results=2000 servers=2000 [--seed 7]
 
 tests/test_fuzz.py runs a few hundred of each.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import math
@@ -321,22 +319,28 @@ def main():
     from tests.helpers.fuzz_results import fuzz_results
     from tests.helpers.fuzz_servers import fuzz_servers
 
-    kind, count, *seed = sys.argv[1:]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("counts", nargs="+", metavar="KIND=COUNT")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
     signal.signal(signal.SIGALRM, raise_timeout)
     started = time.perf_counter()
     kinds = {"configs": fuzz_configs, "ggufs": fuzz_ggufs, "results": fuzz_results, "servers": fuzz_servers}
-    tally = kinds[kind](int(count), int(seed[0]) if seed else 0)
+    failures = []
+    for kind, count in (each.split("=") for each in args.counts):
+        tally = kinds[kind](int(count), args.seed)
+        for (name, outcome), number in sorted(tally.counts.items()):
+            print(f"{kind} {name}: {outcome} {number}")
+        failures += tally.failures
     peak = peak_memory()
-    for (name, outcome), number in sorted(tally.counts.items()):
-        print(f"{name}: {outcome} {number}")
     print(f"{time.perf_counter() - started:.0f} s, at most {peak / 2**20:.0f} MiB")
-    for name, failure, case in tally.failures:
+    for name, failure, case in failures:
         print(f"--- {name}\n{failure}\n{case}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     # Without the shutdown of the interpreter: CPython 3.11 has crashed there (SIGSEGV while it frees objects, in about
     # one of a hundred runs), after everything had been reported.
-    os._exit(bool(tally.failures) or peak > MEMORY)
+    os._exit(bool(failures) or peak > MEMORY)
 
 
 if __name__ == "__main__":
