@@ -4,14 +4,14 @@
 
 On smollm2 (trained on 8,192 tokens) at 16,384 tokens: one set for all layers, then a set for each layer. Trains on a
 book, and compares with the formulas on another one: perplexity by bucket, passkeys and needles. All numbers are kept in
-the folder of --out, where an interrupted run continues. Writes results/tune_smollm2_16k.json after each proof.
+the folder of --out, where an interrupted run continues. Writes results/tune_smollm2_16k.json as soon as perplexities
+are known, and again with the answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +52,26 @@ def main() -> None:
             folder = args.out / f"{'per-layer' if per_layer else 'shared'}-{seed}"
             run = TuneRun(source, args.target, args.book, folder, method=args.method, per_layer=per_layer, seed=seed)
             scaling = run.tune(lambda share, detail: print(f"{share:4.0%} {detail}", flush=True))
-            document["trainings"].append(describe(run, scaling))
+            row = describe(run, scaling)
+            document["trainings"].append(row)
             # The formulas and the unscaled model are measured once, in the folder that all proofs share.
-            texts = [str(held_out)]
-            proof = ProofRun(source, scaling, args.target, texts, args.out / "proof", samples=args.samples).run()
-            document["trainings"][-1]["proof"] = proof.to_dict()
+            texts, proof_folder = [str(held_out)], args.out / "proof"
+            proof = ProofRun(source, scaling, args.target, texts, proof_folder, samples=args.samples)
+            row["perplexities"] = proof.measure_perplexities()
             save_result("tune_smollm2_16k", document)
-            print(f"{run.method} seed {seed}: {proof.sentence}", flush=True)
+            row["proof"] = proof.run().to_dict()
+            save_result("tune_smollm2_16k", document)
+            print(f"{run.method} seed {seed}: {row['proof']['sentence']}", flush=True)
 
 
 def describe(run: TuneRun, scaling: Any) -> dict[str, Any]:
-    """Return the method, its losses and what it learned. The peak of memory is that of the process so far."""
+    """Return the method, its losses and what it learned."""
     log = [json.loads(line) for line in (run.job.folder / "log.jsonl").read_text().splitlines()]
     assert isinstance(scaling, Learned)
     return {
         "method": str(run.method),
         "seed": run.job.seed,
         "training_seconds": round(sum(record.get("seconds", 0.0) for record in log), 1),
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "scaling": scaling.to_dict(),
         "log": log,
     }

@@ -56,6 +56,8 @@ _MAX_BUCKETS = 8
 _EQUAL_PERPLEXITY = 5e-3  # perplexities that differ by a smaller part count as equal
 _CHANCE = 0.05  # answers count as equal if chance makes such a difference more often
 
+OnTokens = Callable[[float, str], None]  # called with the tokens read since its last call, and what is measured
+
 
 @dataclass(frozen=True)
 class Retrieval:
@@ -229,21 +231,12 @@ class ProofRun:
         with evaluation.store:
             return evaluation.remaining_tokens()
 
-    def run(self, on_tokens: Callable[[float, str], None] = lambda tokens, label: None) -> Proof:
+    def run(self, on_tokens: OnTokens = lambda tokens, label: None) -> Proof:
         """Measure what the folder lacks, write `proof.json`, and return the proof.
-
-        Args:
-            on_tokens: called with the number of tokens read since its last call, and what is measured.
 
         Raises RuntimeError if a loss is not a number.
         """
-        for curve, ids_T in zip(self._curves, self._ids, strict=True):
-
-            def report(tokens: float, label: str = f"perplexity, {Path(curve.text.name).name}") -> None:
-                on_tokens(tokens, label)
-
-            curve.run(on_tokens=report)
-            self._measure_native_window(curve, ids_T, report)
+        perplexities = self.measure_perplexities(on_tokens)
         evaluation = self._open_evaluation()
         with evaluation.store:
             evaluation.run(on_result=lambda cell, result: on_tokens(_count_tokens(result), cell.task.name))
@@ -255,11 +248,24 @@ class ProofRun:
             tuned=str(self._tuned),
             best_formula=self._best_formula(),
             ends=self._ends,
-            perplexities={curve.text.name: self._perplexities(curve) for curve in self._curves},
+            perplexities=perplexities,
             retrieval=[_retrieval(cell) for cell in cells],
         )
         write_text_atomically(self.folder / "proof.json", json.dumps(proof.to_dict(), indent=1) + "\n")
         return proof
+
+    def measure_perplexities(
+        self, on_tokens: OnTokens = lambda tokens, label: None
+    ) -> dict[str, dict[str, list[float]]]:
+        """Measure the perplexities that the folder lacks, and return all of them as in `Proof`."""
+        for curve, ids_T in zip(self._curves, self._ids, strict=True):
+
+            def report(tokens: float, label: str = f"perplexity, {Path(curve.text.name).name}") -> None:
+                on_tokens(tokens, label)
+
+            curve.run(on_tokens=report)
+            self._measure_native_window(curve, ids_T, report)
+        return {curve.text.name: self._perplexities(curve) for curve in self._curves}
 
     def _read_ids(self, text: Text) -> Tensor:
         """Return the token ids of a text up to the target, [target]."""

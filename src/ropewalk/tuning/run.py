@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ropewalk.scaling import Scaling
 from ropewalk.scaling.learned import Learned
 from ropewalk.tuning import Tuner, parse_tuner
 from ropewalk.tuning.base import OnProgress, TuneJob
-from ropewalk.tuning.proof import Proof, ProofRun
+from ropewalk.tuning.proof import OnTokens, Proof, ProofRun
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def tune(
     samples: int = 8,
     seed: int = 0,
     on_progress: OnProgress = lambda share, detail: None,
-    on_tokens: Callable[[float, str], None] = lambda tokens, label: None,
+    on_tokens: OnTokens = lambda tokens, label: None,
 ) -> TuneResult:
     """Find a scaling for a model whose weights stay as they are, and compare it with formulas on text it never saw.
 
