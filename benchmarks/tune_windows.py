@@ -15,12 +15,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ropewalk as rw
 from benchmarks.common import save_result
 from ropewalk.scaling.learned import Learned
 from ropewalk.tuning.proof import ProofRun
 from ropewalk.tuning.run import TuneRun
 
+MODEL = "smollm2"
 HELD_OUT_START = 200_000  # characters; skips the front matter
 
 
@@ -28,20 +28,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--book", required=True)
     parser.add_argument("--held-out", required=True)
-    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--target", type=int, default=16_384, help="tokens")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--samples", type=int, default=2, help="of each retrieval task")
     parser.add_argument("--method", default="gradient:checkpointing=false")
     parser.add_argument("--out", type=Path, default=Path("runs/tune_windows"))
     args = parser.parse_args()
-    source = rw.load(args.model)
     args.out.mkdir(parents=True, exist_ok=True)
     held_out = args.out / "held_out.txt"
     held_out.write_text(Path(args.held_out).read_text("utf-8")[HELD_OUT_START:][: 8 * args.target], "utf-8")
     document: dict[str, Any] = {
+        "model": MODEL,
         "device": "cpu",
-        "dtype": str(source[0].dtype),
         "target": args.target,
         "trained_on": Path(args.book).name,
         "held_out": Path(args.held_out).name,
@@ -50,13 +48,14 @@ def main() -> None:
     for per_layer in (False, True):
         for seed in args.seeds:
             folder = args.out / f"{'per-layer' if per_layer else 'shared'}-{seed}"
-            run = TuneRun(source, args.target, args.book, folder, method=args.method, per_layer=per_layer, seed=seed)
+            options = {"method": args.method, "per_layer": per_layer, "seed": seed, "device": "cpu"}
+            run = TuneRun(MODEL, args.target, args.book, folder, **options)
             scaling = run.tune(lambda share, detail: print(f"{share:4.0%} {detail}", flush=True))
             row = describe(run, scaling)
             document["trainings"].append(row)
             # The formulas and the unscaled model are measured once, in the folder that all proofs share.
-            texts, proof_folder = [str(held_out)], args.out / "proof"
-            proof = ProofRun(source, scaling, args.target, texts, proof_folder, samples=args.samples)
+            source, out = (run.job.model, run.job.tokenizer), args.out / "proof"
+            proof = ProofRun(source, scaling, args.target, [str(held_out)], out, samples=args.samples)
             row["perplexities"] = proof.measure_perplexities()
             save_result("tune_smollm2_16k", document)
             row["proof"] = proof.run().to_dict()

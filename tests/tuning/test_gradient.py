@@ -105,6 +105,9 @@ def test_short_windows_learn_for_the_same_target(new_job):
     assert read_log(new_job("short").folder)[-1]["step"] == OPTIONS.steps
     assert learned.divisors != train(new_job("whole")).divisors
     assert learned.target == 192
+    # Both are validated on the whole text.
+    first_losses = [read_log(new_job(name).folder)[0]["validation_loss"] for name in ("short", "whole")]
+    assert first_losses[0] == first_losses[1]
 
 
 def test_the_learned_scaling_is_read_back_and_gives_the_same_logits(new_job, tmp_path):

@@ -51,8 +51,9 @@ class Gradient(Tuner):
         regularization: weight of the squared distance to YaRN's log divisors, and of its differences between
             neighboring pairs.
         facts: facts planted in each text.
-        window: tokens read of each text; by default the target, or 3,072 on a CPU. A window shorter than the target
-            has parts of a text as long as the target, at their positions there (windows.py).
+        window: tokens that each step reads of a text; by default the target, or 3,072 on a CPU. A window shorter than
+            the target has parts of a text as long as the target, at their positions there (windows.py). Validation
+            always reads texts as long as the target.
         batch: texts per step and process.
         checkpointing: whether the backward pass computes the activations of each layer again, to save memory.
     """
@@ -110,7 +111,8 @@ class _Training:
         )
         self._log = TrainingLog(job, options, self._window_tokens, self._num_processes)
         rng = random.Random(_VALIDATION_SEED)
-        self._validation = [self._sample_window(document, rng) for document in job.validation]
+        # As long as the target: what short windows learn can be worse there than the formula (docs/tune.md).
+        self._validation = [self._sample_window(document, job.target, rng) for document in job.validation]
 
     def run(self, on_progress: OnProgress) -> None:
         """Train to the last step, or until validation stops improving, and set the best parameters."""
@@ -140,7 +142,8 @@ class _Training:
         batch, documents = self._options.batch, self._job.documents
         for index in range(batch * self._process, batch * (self._process + 1)):
             document = documents[(step * batch * self._num_processes + index) % len(documents)]
-            window = self._sample_window(document, random.Random(f"{self._job.seed}/{step}/{index}"))
+            rng = random.Random(f"{self._job.seed}/{step}/{index}")
+            window = self._sample_window(document, self._window_tokens, rng)
             text_nll, answer_nll = self._losses(window)
             loss = text_nll + self._options.answer_weight * answer_nll
             torch.autograd.backward(loss / batch)
@@ -181,8 +184,8 @@ class _Training:
             means.append(nll_T[mask_T].mean() if is_counted_T.any() else nll_T.sum() * 0)
         return means[0], means[1]
 
-    def _sample_window(self, document: Any, rng: random.Random) -> Window:
-        return sample_window(document, self._job.target, self._window_tokens, self._planter, self._options.facts, rng)
+    def _sample_window(self, document: Any, tokens: int, rng: random.Random) -> Window:
+        return sample_window(document, self._job.target, tokens, self._planter, self._options.facts, rng)
 
     def _distance_to_start(self) -> Tensor:
         """Return how far the log divisors are from the formula's: mean squares of changes and of their differences."""
