@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS_FOLDER = Path(__file__).parent / "results"
+_FRONT_MATTER = 200_000  # characters of a book to skip
+_CHARACTERS_PER_TOKEN = 8  # enough: English has about 4
 
 
 def save_result(name: str, document: dict[str, Any]) -> None:
@@ -46,3 +48,14 @@ def load_result(name: str) -> dict[str, Any]:
     path = RESULTS_FOLDER / f"{name}.json"
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return document
+
+
+def write_held_out(book: Path, target: int, path: Path) -> None:
+    """Write a part of a book, after its front matter, that has at least `target` tokens."""
+    text = book.read_text(encoding="utf-8")[_FRONT_MATTER:]
+    path.write_text(text[: _CHARACTERS_PER_TOKEN * target], encoding="utf-8")
+
+
+def read_training_log(folder: Path) -> list[dict[str, Any]]:
+    """Return the losses of each step that the method `gradient` has written to a folder."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -12,7 +12,6 @@ the whole length; other weights of the answers. The result is written after each
 from __future__ import annotations
 
 import argparse
-import json
 import sysconfig
 import tempfile
 import time
@@ -28,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 import ropewalk as rw
-from benchmarks.common import save_result
+from benchmarks.common import read_training_log, save_result
 from ropewalk import config as configs
 from ropewalk.evaluate.native_window import native_window_nll
 from ropewalk.evaluate.perplexity import compute_nll, perplexity_of
@@ -148,7 +147,7 @@ def train(options: Gradient, seed: int, job: TuneJob) -> tuple[Scaling, dict[str
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         learned = options.run(replace(job, folder=Path(folder), seed=seed), lambda share, detail: None)
-        log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+        log = read_training_log(Path(folder))
     return learned, {
         "method": str(options),
         "seed": seed,

@@ -21,14 +21,12 @@ import numpy as np
 import torch
 
 import ropewalk as rw
-from benchmarks.common import save_result
+from benchmarks.common import save_result, write_held_out
 from ropewalk import config as configs
 from ropewalk.tuning.base import TuneJob, Tuner
 from ropewalk.tuning.evolution import Evolution
 from ropewalk.tuning.proof import ProofRun
 from ropewalk.tuning.search import Search
-
-HELD_OUT_START = 200_000  # characters; skips the front matter
 
 
 def main() -> None:
@@ -57,8 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         job = make_job(model, tokenizer, Path(args.book), args.target, Path(name))
         held_out = job.folder / "held_out.txt"
-        text = Path(args.held_out_book).read_text(encoding="utf-8")[HELD_OUT_START:]
-        held_out.write_text(text[: 8 * args.target], encoding="utf-8")
+        write_held_out(Path(args.held_out_book), args.target, held_out)
         for tuner in (Search(**budget), Evolution(**budget)):
             row = measure(tuner, job, [str(held_out), "pydoc"], args.samples)
             result["methods"].append(row)

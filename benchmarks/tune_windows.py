@@ -11,17 +11,15 @@ are known, and again with the answers.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import save_result
-from ropewalk.scaling.learned import Learned
+from benchmarks.common import read_training_log, save_result, write_held_out
+from ropewalk.scaling import Scaling
 from ropewalk.tuning.proof import ProofRun
 from ropewalk.tuning.run import TuneRun
 
 MODEL = "smollm2"
-HELD_OUT_START = 200_000  # characters; skips the front matter
 
 
 def main() -> None:
@@ -36,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     held_out = args.out / "held_out.txt"
-    held_out.write_text(Path(args.held_out).read_text("utf-8")[HELD_OUT_START:][: 8 * args.target], "utf-8")
+    write_held_out(Path(args.held_out), args.target, held_out)
     document: dict[str, Any] = {
         "model": MODEL,
         "device": "cpu",
@@ -63,10 +61,9 @@ def main() -> None:
             print(f"{run.method} seed {seed}: {row['proof']['sentence']}", flush=True)
 
 
-def describe(run: TuneRun, scaling: Any) -> dict[str, Any]:
+def describe(run: TuneRun, scaling: Scaling) -> dict[str, Any]:
     """Return the method, its losses and what it learned."""
-    log = [json.loads(line) for line in (run.job.folder / "log.jsonl").read_text().splitlines()]
-    assert isinstance(scaling, Learned)
+    log = read_training_log(run.job.folder)
     return {
         "method": str(run.method),
         "seed": run.job.seed,

@@ -310,7 +310,7 @@ class CurveRun:
         return plan_points(self._rope, list(dict.fromkeys([self._unscaled, *static])), [length], [None], self._policy)
 
     def _remaining_rows(self) -> list[CurvePoint]:
-        """Return the points without a row, and those whose row has the key tokens of another evaluator."""
+        """Return the points to measure: those without a row, and those measured with another evaluator."""
         name, stored = self.evaluator.name if self.evaluator else None, self.store.rows
         return [
             point

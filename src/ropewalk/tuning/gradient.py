@@ -111,7 +111,7 @@ class _Training:
         )
         self._log = TrainingLog(job, options, self._window_tokens, self._num_processes)
         rng = random.Random(_VALIDATION_SEED)
-        # As long as the target: what short windows learn can be worse there than the formula (docs/tune.md).
+        # Not short windows: their loss can fall while the loss at the target rises (docs/tune.md).
         self._validation = [self._sample_window(document, job.target, rng) for document in job.validation]
 
     def run(self, on_progress: OnProgress) -> None:
