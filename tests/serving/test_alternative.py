@@ -75,12 +75,14 @@ def test_a_dynamic_type_whose_cached_keys_are_stale_has_one_too(folder):
     assert "rw.extend" in alternative.follows_requests
 
 
-def test_the_untouched_model_of_a_scaled_configuration_is_the_unscaled_one(folder):
+def test_the_first_server_of_a_scaled_configuration_is_unscaled_with_a_warning(folder):
+    assert find_alternative(folder, "dynamic-yarn", "sglang", 32_768).warning == ""
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
     config = {**LLAMA, "max_position_embeddings": 32_768, "rope_scaling": yarn}
     (Path(folder) / "config.json").write_text(json.dumps(config))
-    untouched, _ = find_alternative(folder, "dynamic-yarn", "sglang", 32_768).servers
-    assert '"rope_type": "default"' in untouched.commands[0]
+    alternative = find_alternative(folder, "dynamic-yarn", "sglang", 32_768)
+    assert '"rope_type": "default"' in alternative.servers[0].commands[0]
+    assert "without the yarn of the configuration: wrong if the model was trained with it" in alternative.warning
 
 
 @pytest.mark.parametrize(

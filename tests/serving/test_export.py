@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 import gguf
 import huggingface_hub
 import pytest
-from tests.helpers.gguf_model import small_gguf
+from tests.helpers.gguf_model import small_gguf, tiny_llama
 
 import ropewalk as rw
 from ropewalk import config as configs
@@ -272,6 +273,25 @@ def test_the_tokenizer_class_of_an_unpacked_gguf_file_is_renamed(tmp_path, monke
     assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
+def test_the_config_of_an_unpacked_gguf_file_names_its_class_and_its_dtype(tmp_path):
+    config = checkpoint_folder.read_gguf_as_config(tiny_llama(tmp_path / "small.gguf"))
+    assert (config["architectures"], config["dtype"]) == (["LlamaForCausalLM"], "bfloat16")
+    assert "_name_or_path" not in config
+
+
+def test_a_gguf_file_that_transformers_cannot_unpack_is_refused_in_one_line(tmp_path):
+    path = str(small_gguf(tmp_path / "small.gguf", architecture="glm4moe"))
+    with pytest.raises(rw.InputError, match=r"expected a \.gguf file that transformers can unpack") as caught:
+        export_model(path, "yarn:factor=2", "vllm", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_config_of_mistral_that_vllm_would_prefer_is_not_linked(folder, tmp_path):
+    (folder / "params.json").write_text('{"rope_theta": 10000}')
+    export_model(str(folder), "yarn:factor=4", "vllm", tmp_path / "out")
+    assert not (tmp_path / "out" / "params.json").exists()
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"model_max_length": "long"}'])
 def test_a_malformed_tokenizer_config_is_linked_unchanged(folder, tmp_path, content):
     (folder / "tokenizer_config.json").write_text(content)
@@ -322,13 +342,15 @@ def hub(folder, tmp_path, monkeypatch):
     """Simulate a hub with one model, and record the files that are downloaded from it."""
     downloaded = []
 
-    def snapshot_download(name, allow_patterns=None):
+    def snapshot_download(name, allow_patterns, ignore_patterns):
         assert name == "some/model"
         cache = tmp_path / "cache"
         cache.mkdir(exist_ok=True)
-        for file in folder.iterdir():
-            if allow_patterns is None or file.name in allow_patterns:
-                downloaded.append(file.name)
+        for file in [*folder.iterdir(), *(folder / "original").glob("*")]:
+            path = str(file.relative_to(folder))
+            is_allowed = allow_patterns is None or path in allow_patterns
+            if file.is_file() and is_allowed and not any(fnmatch(path, pattern) for pattern in ignore_patterns):
+                downloaded.append(path)
                 (cache / file.name).write_bytes(file.read_bytes())
         return str(cache)
 
@@ -341,12 +363,15 @@ def hub(folder, tmp_path, monkeypatch):
     return downloaded
 
 
-def test_weights_are_downloaded_only_to_be_linked(hub, tmp_path):
+def test_weights_are_downloaded_only_to_be_linked_and_once(hub, folder, tmp_path):
+    (folder / "original").mkdir()
+    (folder / "original" / "consolidated.00.pth").write_bytes(b"the weights in another format")
     export = export_model("some/model", "yarn:factor=4", "vllm")
     assert export.command.startswith("VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 vllm serve some/model ")
     assert set(hub) == {"config.json", "tokenizer_config.json"}
     export_model("some/model", "yarn:factor=4", "vllm", tmp_path / "out")
     assert "model.safetensors" in hub
+    assert "original/consolidated.00.pth" not in hub
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"weights"
 
 
@@ -361,6 +386,19 @@ def test_a_dynamic_scaling_is_refused_with_the_nearest_static_one(folder, tmp_pa
     assert not (tmp_path / "out").exists()
     with pytest.raises(rw.InputError, match="length: got None"):
         export_model(str(folder), "dynamic-yarn", "sglang", tmp_path / "out")
+
+
+def test_a_note_warns_of_a_dynamic_scaling_for_a_model_that_has_one(folder):
+    def notes_of_export():
+        return export_model(str(folder), "dynamic-yarn", "vllm", length=32_768).notes
+
+    assert not any("without the" in note for note in notes_of_export())
+    llama3 = {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps({**LLAMA, "rope_scaling": llama3}))
+    assert notes_of_export()[-1].startswith("texts of up to 8,192 tokens are read without the llama3 of")
 
 
 def test_the_suggested_nearest_scaling_can_be_exported(folder):

@@ -64,7 +64,7 @@ def _print_export(result: Export) -> None:
 
 
 def _print_alternative(alternative: Alternative) -> None:
-    from ropewalk.serving.alternative import MEASURED_LENGTH, MEASURED_MODEL, MEASURED_PERPLEXITY
+    from ropewalk.serving.alternative import MEASURED_LENGTH, MEASURED_MODEL, MEASURED_ON, MEASURED_PERPLEXITY
 
     untouched, extended = alternative.servers
     print_bold("instead", f" of a scaling by the length of each request, {alternative.engine} can serve:")
@@ -76,15 +76,19 @@ def _print_alternative(alternative: Alternative) -> None:
             f"{spec} {perplexity:.2f} ({perplexity / unscaled - 1:+.1%})"
             for spec, perplexity in alternative.measured.items()
         )
-        measured = f"perplexity of {MEASURED_LENGTH:,} tokens with {MEASURED_MODEL}: unscaled {unscaled:.2f}, {costs}"
-        console.print(f"   short prompts pay for it; {measured}")
+        console.print(
+            f"   short prompts pay for it; perplexity of {MEASURED_LENGTH:,} tokens with {MEASURED_MODEL}: "
+            f"unscaled {unscaled:.2f}, {costs} ({MEASURED_ON})"
+        )
     console.print("   on your own model and text:")
     print(f"   {alternative.measure}")
     console.print(
         f"2. two servers behind a router: requests of up to {alternative.route_at:,} tokens, prompt and max_tokens, "
-        "to the model as it was trained, all others to the server of 1:"
+        "to the model without a scaling, all others to the server of 1:"
     )
     _print_commands(untouched)
+    if alternative.warning:
+        console.print(f"   {alternative.warning}")
     if alternative.follows_requests:
         console.print(f"3. {alternative.follows_requests}")
 

@@ -21,12 +21,12 @@ from ropewalk.serving.engines import find_engine
 from ropewalk.serving.engines.base import Config, Engine
 from ropewalk.serving.engines.encode import encode, find_nearest_supported
 from ropewalk.serving.engines.vllm import REQUEST_FACTORS
-from ropewalk.serving.export import choose_length
+from ropewalk.serving.export import choose_length, describe_replaced_scaling
 
 # Perplexity of SmolLM2-135M-Instruct on the first 8,192 tokens of Python's help texts, as many as it was trained to
-# read, in bfloat16 on two cores of an Intel Xeon, 2026-11-21. Sources: benchmarks/results/demo/curve.json, and
-# for factor 4 benchmarks/results/short_text/curve.json.
+# read. Sources: benchmarks/results/demo/curve.json, and for factor 4 benchmarks/results/short_text/curve.json.
 MEASURED_MODEL, MEASURED_LENGTH = "SmolLM2-135M", 8192
+MEASURED_ON = "bfloat16, two cores of an Intel Xeon, 2026-11-21"
 MEASURED_PERPLEXITY = {
     "none": 10.30,
     "linear:factor=2": 30.78,
@@ -62,7 +62,8 @@ class Alternative:
         measured: perplexity of the short texts of SmolLM2-135M under static scalings of this method, by spec.
         measure: the command that measures the cost on the user's own model.
         route_at: tokens of a prompt and its max_tokens up to which a router sends a request to the first server.
-        servers: the model as it was trained, and the model under the static scaling. The second one alone serves all.
+        servers: the model without a scaling, and under the static scaling. The second one alone serves all.
+        warning: what is wrong with the first server if the model was trained with a scaling; "" if it has none.
         follows_requests: how each request can get its own scaling elsewhere, as a sentence.
     """
 
@@ -72,6 +73,7 @@ class Alternative:
     measure: str
     route_at: int
     servers: tuple[Server, Server]
+    warning: str
     follows_requests: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def find_alternative(model: str, scaling: str | Scaling, engine: str, length: in
     config, model_config = chosen_engine.load_config(model)
     rope = model_config.main_layer.rope
     tokens, original = choose_length(length, expected, model_config), expected.resolve_original_length(rope)
-    # The two scalings of tutorials do not slow the slowest pair, so nothing that does is like them.
+    # power-ntk and log-ntk raise every frequency, so no static method of an engine resembles them.
     slows_down = expected.frequencies(rope, tokens).inv_freq[-1] < rope.inv_freq[-1]
     if not slows_down or _has_request_factors(chosen_engine, config, model_config, expected, tokens):
         return None
@@ -110,6 +112,7 @@ def find_alternative(model: str, scaling: str | Scaling, engine: str, length: in
             _describe_server(chosen_engine, model, config, model_config, NoScaling(), original),
             _describe_server(chosen_engine, model, config, model_config, static, tokens),
         ),
+        warning=describe_replaced_scaling(expected, model_config),
         follows_requests=_describe_request_scaling(chosen_engine, expected),
     )
 

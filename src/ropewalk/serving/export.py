@@ -13,7 +13,7 @@ from typing import Any
 
 from ropewalk import config as configs
 from ropewalk.config import ModelConfig
-from ropewalk.config.scaled_fields import has_scaling
+from ropewalk.config.scaled_fields import frequencies_match, has_scaling
 from ropewalk.errors import InputError, check_length
 from ropewalk.files import file_state, replace_folder_atomically, write_text_atomically
 from ropewalk.positions import parse_scaling
@@ -135,12 +135,26 @@ def _describe_deviations(
     """Return the notes of an export: what the engine does differently, or a length that the scaling is not made for."""
     if scaling.is_dynamic:
         if engine.interpret(candidate.config, length).main_layer.scaling.is_dynamic:
-            return (engine.describe_dynamic(candidate.config),)
+            replaced = describe_replaced_scaling(scaling, model_config)
+            return tuple(filter(None, (engine.describe_dynamic(candidate.config), replaced)))
         return (f"{engine.title} fixes the scaling when it starts: short texts are scaled as if of {length:,} tokens",)
     scaled_length = scaling.scaled_length(model_config.main_layer.rope)
     if length > scaled_length:
         return (f"{length:,} tokens are more than the {scaled_length:,.0f} that {scaling} is designed for",)
     return ()
+
+
+def describe_replaced_scaling(scaling: Scaling, model_config: ModelConfig) -> str:
+    """Return a warning that a dynamic scaling reads short texts without the scaling that the model has, or ""."""
+    layer = model_config.main_layer
+    original = scaling.resolve_original_length(layer.rope)
+    own, new = (configs.compute_layer_frequencies(each, layer, original) for each in (layer.scaling, scaling))
+    if frequencies_match(own, new):
+        return ""
+    return (
+        f"texts of up to {original:,} tokens are read without the {layer.scaling.name} of the configuration: wrong if "
+        "the model was trained with it, as Llama 3.1 and gpt-oss were"
+    )
 
 
 def _check_new_config(
@@ -155,14 +169,14 @@ def _check_new_config(
         _check_loads_in_installed_transformers(candidate.config)
     if not _is_read_as(candidate.config, engine, scaling, model_config, length):
         return
-    known = {(finding.kind, finding.field) for finding in _find_wrong(engine, old)}
-    for finding in _find_wrong(engine, candidate.config):
+    known = {(finding.kind, finding.field) for finding in _find_faults(engine, old)}
+    for finding in _find_faults(engine, candidate.config):
         if (finding.kind, finding.field) not in known and finding.kind not in _CHOSEN_BY_USER:
             expected = f"a scaling whose export is read without a fault; {finding.field}: {finding.means}"
             raise InputError("scaling", str(scaling), expected)
 
 
-def _find_wrong(engine: Engine, config: Config) -> list[Finding]:
+def _find_faults(engine: Engine, config: Config) -> list[Finding]:
     """Return what the doctor finds wrong in a configuration in the format of an engine."""
     if engine.checkpoint_format == "gguf":
         examined = ExaminedConfig(config["fields"], config["divisors"])

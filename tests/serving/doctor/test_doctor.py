@@ -12,7 +12,9 @@ import pytest
 import ropewalk as rw
 from ropewalk.config import locate
 from ropewalk.config.published import published_models
-from ropewalk.serving.doctor import FAULT_KINDS, ExaminedConfig, catalogue, examine, list_published_models
+from ropewalk.scaling import from_rope_dict
+from ropewalk.serving.doctor import FAULT_KINDS, ExaminedConfig, examine
+from ropewalk.serving.doctor.examination import UNREADABLE
 from ropewalk.serving.engines import ENGINES
 
 PUBLISHED = {published.model: published.config for published in published_models().values()}
@@ -178,10 +180,36 @@ def test_any_json_gives_a_report_or_an_input_error(seed):
             assert all(finding.means for finding in report.findings)
 
 
-def test_docs_page_has_the_catalogue_and_the_published_models():
+def _format_fault_kinds() -> str:
+    """Return the kinds of fault as a table in Markdown."""
+    kinds = sorted(FAULT_KINDS.values(), key=lambda kind: (kind.check.__module__, kind.name))
+    rows = [f"| `{kind.name}` | {kind.severity} | {kind.description.rstrip('.')} |" for kind in (*kinds, UNREADABLE)]
+    return "\n".join(["| kind | severity | what it finds |", "| --- | --- | --- |", *rows]) + "\n"
+
+
+def _format_published_models() -> str:
+    """Return the published models and their scalings as a table in Markdown."""
+    rows = []
+    for published in published_models().values():
+        long_texts = str(from_rope_dict(published.long["rope_scaling"], strict=False)) if published.long else ""
+        own = _shorten_scaling(str(published.model_config.main_layer.scaling))
+        rows.append(f"| [{published.model}]({published.source}) | {own} | {_shorten_scaling(long_texts)} |")
+    return "\n".join(["| model | published scaling | for long texts |", "| --- | --- | --- |", *rows]) + "\n"
+
+
+def _shorten_scaling(spec: str) -> str:
+    """Return a spec without the original length, and without the numbers of LongRoPE's lists."""
+    name, _, options = spec.partition(":")
+    if name == "longrope":
+        return "longrope, two lists"
+    kept = [option for option in options.split(",") if option and not option.startswith("original_length=")]
+    return f"{name}:{','.join(kept)}" if kept and name != "llama3" else name
+
+
+def test_docs_page_has_all_fault_kinds_and_the_published_models():
     page = (Path(__file__).parents[3] / "docs" / "doctor.md").read_text(encoding="utf-8")
-    assert catalogue() in page
-    assert list_published_models() in page
+    assert _format_fault_kinds() in page
+    assert _format_published_models() in page
 
 
 def test_every_kind_has_a_description_and_belongs_to_a_topic():

@@ -58,7 +58,8 @@ def test_defaults_of_every_architecture_have_no_fault():
     assert headless == HEADLESS
     assert all("head_dim" in str(refused[name]) for name in HEADLESS)
     with_findings = {name: result for name, result in results.items() if result and name not in refused}
-    assert with_findings == {name: {("suspicious", "head-dim-broken")} for name in ODD_HEADS} | {
+    odd_heads = {("suspicious", "head-dim-broken"), ("wrong", "unreadable")}
+    assert with_findings == dict.fromkeys(ODD_HEADS, odd_heads) | {
         "glm_moe_dsa": {("suspicious", "base-too-small")},  # 10,000; GLM-5 is published with 1,000,000
         "t5gemma2": {("suspicious", "base-missing")},  # its text part is nested in an encoder without a base
     }
@@ -141,3 +142,10 @@ def test_damaged_configuration_is_unreadable():
     text = {**GEMMA_3_4B["text_config"], "num_hidden_layers": 10**30}
     [finding] = examine(ExaminedConfig({**GEMMA_3_4B, "text_config": text})).findings
     assert (finding.kind, finding.field) == ("unreadable", "num_hidden_layers")
+
+
+def test_a_suspicious_key_does_not_hide_that_a_configuration_is_unreadable():
+    rope_scaling = {"rope_type": "linear", "factor": 2.0, "colour": 1}
+    config = {"model_type": "llama", **HEADS, "head_dim": -128, "max_position_embeddings": 8192, "rope_theta": 1e4}
+    kinds = [finding.kind for finding in examine(ExaminedConfig({**config, "rope_scaling": rope_scaling})).findings]
+    assert kinds == ["unreadable", "key-ignored"]

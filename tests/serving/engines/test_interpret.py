@@ -552,7 +552,7 @@ class TestFamilies:
 
 
 class TestMergedOverrides:
-    """SGLang and LMDeploy merge command-line overrides into the model's rope dict; keys that only it has remain."""
+    """Where command-line overrides are merged into the model's rope dict, keys that only it has remain."""
 
     config = llama_with({**YARN_2, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}, max_position_embeddings=32_768)
 
@@ -574,6 +574,32 @@ class TestMergedOverrides:
     def test_a_written_folder_has_none_of_the_old_keys(self):
         candidate = encode(find_engine("sglang"), self.config, interpret_as_trained(self.config), parse("none"), 8192)
         assert candidate.config["rope_parameters"] == {"rope_theta": 100_000.0, "rope_type": "default"}
+
+    @pytest.mark.parametrize(("engine", "flat", "nested"), [
+        ("vllm", False, True), ("sglang", True, False), ("lmdeploy", True, True), ("tgi", False, False),
+    ])  # fmt: skip
+    def test_vllm_merges_only_in_a_text_config_and_sglang_only_outside_of_one(self, engine, flat, nested):
+        chosen = find_engine(engine)
+        assert (chosen.merges_overrides(llama()), chosen.merges_overrides({"text_config": llama()})) == (flat, nested)
+
+    def test_an_old_attention_factor_in_a_text_config_does_not_survive_in_vllm(self):
+        old = {**YARN_2, "rope_theta": 100_000.0, "attention_factor": 1.0}
+        config = {"model_type": "some_vl", "text_config": llama(rope_theta=None, rope_parameters=old)}
+        candidate = encode(find_engine("vllm"), config, interpret_as_trained(config), parse("yarn:factor=4"), 32_768)
+        merged = {**old, **candidate.changes["text_config"]["rope_parameters"]}
+        assert merged["attention_factor"] == pytest.approx(0.1 * math.log(4) + 1)
+
+    def test_a_command_contains_no_null_that_would_erase_the_new_rope_dict(self, tmp_path):
+        text = llama(rope_scaling=YARN_2, rope_parameters={**YARN_2, "rope_theta": 100_000.0})
+        config = {"model_type": "some_vl", "text_config": text}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        chosen = find_engine("vllm")
+        candidate = encode(chosen, config, interpret_as_trained(config), parse("yarn:factor=4"), 32_768)
+        assert candidate.changes["text_config"]["rope_scaling"] is None
+        command = shlex.split(chosen.build_command(str(tmp_path), 32_768, candidate.changes))
+        overrides = json.loads(command[command.index("--hf-overrides") + 1])["text_config"]
+        assert None not in overrides.values()
+        assert overrides["rope_parameters"]["factor"] == 4.0
 
 
 class TestWrittenFolder:

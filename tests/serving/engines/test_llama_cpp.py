@@ -139,6 +139,12 @@ def test_removed_fields_are_overridden_with_neutral_values():
     assert overrides["llama.rope.scaling.attn_factor"] == "float:1"
 
 
+def test_the_type_that_the_option_refuses_is_passed_as_an_override():
+    options, overrides = parse_command({"phi3.rope.scaling.type": "longrope"})
+    assert "--rope-scaling" not in options
+    assert overrides == {"phi3.rope.scaling.type": "str:longrope"}
+
+
 def test_options_that_sliding_layers_ignore_are_passed_as_overrides():
     options, overrides = parse_command(candidate("linear:factor=2", "gemma2").changes)
     assert set(options) == {"-m", "-c"}

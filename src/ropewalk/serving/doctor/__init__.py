@@ -9,9 +9,9 @@
 
 from __future__ import annotations
 
-from ropewalk.serving.doctor.examination import Report, catalogue, examine, list_published_models
+from ropewalk.serving.doctor.examination import Report, examine
 from ropewalk.serving.doctor.examined_config import ExaminedConfig
 from ropewalk.serving.doctor.fault_kinds import FAULT_KINDS
 from ropewalk.serving.doctor.findings import Finding
 
-__all__ = ["FAULT_KINDS", "ExaminedConfig", "Finding", "Report", "catalogue", "examine", "list_published_models"]
+__all__ = ["FAULT_KINDS", "ExaminedConfig", "Finding", "Report", "examine"]

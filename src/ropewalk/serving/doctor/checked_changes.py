@@ -10,13 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.errors import InputError
-from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, KeyPath
 from ropewalk.serving.doctor.fault_kinds import FAULT_KINDS, Fault, FaultKind
 from ropewalk.serving.doctor.rotations import is_same_rotation
 
 
 def is_mended(
-    config: ExaminedConfig, kind: FaultKind, fault: Fault, changes: Mapping[Path, Any], other_fixes: Mapping[Path, Any]
+    config: ExaminedConfig,
+    kind: FaultKind,
+    fault: Fault,
+    changes: Mapping[KeyPath, Any],
+    other_fixes: Mapping[KeyPath, Any],
 ) -> bool:
     """Return whether changes remove a fault, leave a readable configuration and cause no other wrong finding.
 
@@ -47,7 +51,7 @@ def is_readable(config: ExaminedConfig) -> bool:
     return not isinstance(config.interpretation, InputError)
 
 
-def _find_wrong(config: ExaminedConfig) -> set[tuple[str, Path]]:
+def _find_wrong(config: ExaminedConfig) -> set[tuple[str, KeyPath]]:
     """Return kind and path of each fault that is wrong."""
     wrong = (kind for kind in FAULT_KINDS.values() if kind.severity == "wrong")
     return {(kind.name, fault.path) for kind in wrong for fault in kind.find_faults(config)}

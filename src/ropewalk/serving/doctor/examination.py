@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ropewalk.config.published import published_models
 from ropewalk.errors import IncompleteConfigError, InputError, UnsupportedModelError
-from ropewalk.scaling import from_rope_dict
 from ropewalk.serving.doctor.checks.engines import summarize_engines
 from ropewalk.serving.doctor.examined_config import ExaminedConfig
 from ropewalk.serving.doctor.fault_kinds import FAULT_KINDS, Fault, FaultKind, Faults
@@ -53,7 +51,9 @@ def examine(config: ExaminedConfig) -> Report:
             raise UnsupportedModelError(config.model_type, "it rotates by positions in an image, not in a text")
         if isinstance(config.interpretation, UnsupportedModelError):
             raise config.interpretation
-        findings = _run_checks(config, FAULT_KINDS.values()) or _run_checks(config, [UNREADABLE])
+        findings = _run_checks(config, FAULT_KINDS.values())
+        if not any(finding.severity == "wrong" for finding in findings):
+            findings += _run_checks(config, [UNREADABLE])
         engines = {} if config.engine else summarize_engines(config)
     except RecursionError:
         raise InputError("model", config.name or "a configuration", "one that is nested less deep") from None
@@ -80,29 +80,3 @@ def _unreadable(config: ExaminedConfig) -> Faults:
 
 
 UNREADABLE = FaultKind("unreadable", "wrong", "any", _unreadable)  # not in FAULT_KINDS: checked after all others
-
-
-def catalogue() -> str:
-    """Return the kinds of fault as a table in Markdown, for docs/doctor.md."""
-    kinds = sorted(FAULT_KINDS.values(), key=lambda kind: (kind.check.__module__, kind.name))
-    rows = [f"| `{kind.name}` | {kind.severity} | {kind.description.rstrip('.')} |" for kind in (*kinds, UNREADABLE)]
-    return "\n".join(["| kind | severity | what it finds |", "| --- | --- | --- |", *rows]) + "\n"
-
-
-def list_published_models() -> str:
-    """Return the published models and their scalings as a table in Markdown, for docs/doctor.md."""
-    rows = []
-    for published in published_models().values():
-        long_texts = str(from_rope_dict(published.long["rope_scaling"], strict=False)) if published.long else ""
-        own = _shorten_scaling(str(published.model_config.main_layer.scaling))
-        rows.append(f"| [{published.model}]({published.source}) | {own} | {_shorten_scaling(long_texts)} |")
-    return "\n".join(["| model | published scaling | for long texts |", "| --- | --- | --- |", *rows]) + "\n"
-
-
-def _shorten_scaling(spec: str) -> str:
-    """Return a spec without the original length, and without the numbers of LongRoPE's lists."""
-    name, _, options = spec.partition(":")
-    if name == "longrope":
-        return "longrope, two lists"
-    kept = [option for option in options.split(",") if option and not option.startswith("original_length=")]
-    return f"{name}:{','.join(kept)}" if kept and name != "llama3" else name

@@ -22,7 +22,7 @@ from ropewalk.errors import InputError
 from ropewalk.serving.doctor.values import finite_number, token_count
 from ropewalk.serving.engines.trained_config import interpret_as_trained
 
-Path: TypeAlias = tuple[str, ...]  # keys down to a field; TOKENIZER_CONFIG is the first key of a field of that file
+KeyPath: TypeAlias = tuple[str, ...]  # keys down to a field; TOKENIZER_CONFIG is the first key of a field of that file
 Interpretation: TypeAlias = ModelConfig | InputError  # what a reader understands, or why it refuses the configuration
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -35,7 +35,7 @@ _LENGTH_FIELDS = ("max_position_embeddings", *FIELD_NAMES["max_position_embeddin
 
 
 @dataclass(frozen=True)
-class RopeDict:
+class ExaminedRopeDict:
     """One dict of rotary parameters: that of all layers, or that of one layer type.
 
     Attributes:
@@ -44,7 +44,7 @@ class RopeDict:
         values: its content.
     """
 
-    path: Path
+    path: KeyPath
     layer_type: str
     values: Mapping[str, Any]
 
@@ -54,7 +54,7 @@ class RopeDict:
         return self.values.get("rope_type") or self.values.get("type") or "default"
 
     @property
-    def rope_type_path(self) -> Path:
+    def rope_type_path(self) -> KeyPath:
         """Path of the key that holds the method."""
         return self.path_of("rope_type" if self.values.get("rope_type") else "type")
 
@@ -70,7 +70,7 @@ class RopeDict:
         return factor if factor is not None and factor >= 1 else None
 
     @property
-    def fix_without_scaling(self) -> dict[Path, Any]:
+    def fix_without_scaling(self) -> dict[KeyPath, Any]:
         """The fix that removes the scaling and keeps the parameters of the model itself, such as `mrope_section`."""
         scaling_keys = configs.SCALING_KEYS - {"rope_theta"} | {ORIGINAL_LENGTH}
         remaining = {key: value for key, value in self.values.items() if key not in scaling_keys}
@@ -78,7 +78,7 @@ class RopeDict:
             return {self.path: None}
         return {self.path: {**remaining, "rope_type": "default"}}
 
-    def path_of(self, key: str) -> Path:
+    def path_of(self, key: str) -> KeyPath:
         """Return the path of one of its keys."""
         return (*self.path, key)
 
@@ -128,7 +128,7 @@ class ExaminedConfig:
         return self.divisors is not None
 
     @functools.cached_property
-    def text_path(self) -> Path:
+    def text_path(self) -> KeyPath:
         """Path of the part that configures the text decoder; empty for a plain configuration."""
         keys: list[str] = []
         part = self.config
@@ -142,12 +142,12 @@ class ExaminedConfig:
         """The part that configures the text decoder."""
         return configs.get_text_config_dict(self.config)
 
-    def path_of(self, *keys: str) -> Path:
+    def path_of(self, *keys: str) -> KeyPath:
         """Return the path of a field of the text part."""
         return (*self.text_path, *keys)
 
     @functools.cached_property
-    def rope_dicts(self) -> tuple[RopeDict, ...]:
+    def rope_dicts(self) -> tuple[ExaminedRopeDict, ...]:
         """The rope dicts in `rope_parameters`, or else in `rope_scaling`.
 
         A single empty one if there is neither; none if the field is not an object.
@@ -157,14 +157,14 @@ class ExaminedConfig:
         if not isinstance(content, Mapping):
             return ()
         by_layer_type = tuple(
-            RopeDict((*path, layer_type), layer_type, values)
+            ExaminedRopeDict((*path, layer_type), layer_type, values)
             for layer_type, values in content.items()
             if isinstance(values, Mapping)
         )
-        return by_layer_type or (RopeDict(path, configs.ALL_LAYERS, content),)
+        return by_layer_type or (ExaminedRopeDict(path, configs.ALL_LAYERS, content),)
 
     @property
-    def main_rope_dict(self) -> RopeDict | None:
+    def main_rope_dict(self) -> ExaminedRopeDict | None:
         """The rope dict of the layers that attend to the whole text; None if there is none."""
         is_main = (each for each in self.rope_dicts if not configs.is_local(each.layer_type))
         return next(is_main, next(iter(self.rope_dicts), None))
@@ -189,12 +189,12 @@ class ExaminedConfig:
         """Whether the model rotates by positions in an image."""
         return self.model_type in _IMAGE_MODEL_TYPES or any(rope.method == "axial" for rope in self.rope_dicts)
 
-    def find_values(self, *keys: str) -> list[tuple[Path, Any]]:
+    def find_values(self, *keys: str) -> list[tuple[KeyPath, Any]]:
         """Return path and value of each key, beside the rope dicts and in them. The value is None if it is missing."""
         beside = [(self.path_of(key), self.text.get(key)) for key in keys]
         return beside + [(rope.path_of(key), rope.values.get(key)) for rope in self.rope_dicts for key in keys]
 
-    def original_length(self, rope_dict: RopeDict) -> int | None:
+    def original_length(self, rope_dict: ExaminedRopeDict) -> int | None:
         """Return the original length, tokens, if it is written. The field beside the rope dict has precedence."""
         return token_count(self.text.get(ORIGINAL_LENGTH)) or token_count(rope_dict.values.get(ORIGINAL_LENGTH))
 
@@ -252,7 +252,7 @@ class ExaminedConfig:
         rope_dict = (published.long or {}).get("rope_scaling") or {}
         return token_count(rope_dict.get(ORIGINAL_LENGTH)) or published.model_config.main_layer.rope.original_length
 
-    def with_changes(self, changes: Mapping[Path, Any]) -> ExaminedConfig:
+    def with_changes(self, changes: Mapping[KeyPath, Any]) -> ExaminedConfig:
         """Return a copy with some fields changed. None removes a field."""
         config: dict[str, Any] = copy.deepcopy(dict(self.config))
         tokenizer: dict[str, Any] = dict(self.tokenizer or {})

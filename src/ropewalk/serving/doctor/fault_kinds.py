@@ -2,7 +2,7 @@
 
     @fault_kind("beta-order", "wrong")
     @for_each_rope_dict("yarn")
-    def beta_order(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+    def beta_order(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
         \"""`beta_fast` is smaller than `beta_slow`.\"""
 
 The docstring is the description of the kind in docs/doctor.md.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from ropewalk.serving.doctor.examined_config import ExaminedConfig, Interpretation, Path, RopeDict
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, ExaminedRopeDict, Interpretation, KeyPath
 
 Severity = Literal["wrong", "suspicious"]
 FileFormat = Literal["config", "gguf", "any"]
@@ -33,7 +33,7 @@ class Answer:
     """
 
     text: str
-    changes: Mapping[Path, Any] = field(default_factory=dict)
+    changes: Mapping[KeyPath, Any] = field(default_factory=dict)
     is_for_one_engine: bool = False
 
 
@@ -54,10 +54,10 @@ class Fault:
         expected: how it should be interpreted; by default the interpretation after the fix.
     """
 
-    path: Path
+    path: KeyPath
     found: Any
     means: str
-    fix: Mapping[Path, Any] = field(default_factory=dict)
+    fix: Mapping[KeyPath, Any] = field(default_factory=dict)
     question: str = ""
     answers: tuple[Answer, ...] = ()
     actual: Interpretation | None = None
@@ -66,7 +66,7 @@ class Fault:
 
 Faults: TypeAlias = Iterator[Fault]
 Check: TypeAlias = Callable[[ExaminedConfig], Faults]
-RopeDictCheck: TypeAlias = Callable[[ExaminedConfig, RopeDict], Faults]
+RopeDictCheck: TypeAlias = Callable[[ExaminedConfig, ExaminedRopeDict], Faults]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.serving.doctor.checked_changes import is_mended, is_readable
-from ropewalk.serving.doctor.examined_config import TOKENIZER_CONFIG, ExaminedConfig, Path
+from ropewalk.serving.doctor.examined_config import TOKENIZER_CONFIG, ExaminedConfig, KeyPath
 from ropewalk.serving.doctor.fault_kinds import Fault, FaultKind, Severity
 from ropewalk.serving.doctor.rotations import compare_rotations, compute_scaled_length
 
@@ -15,7 +15,7 @@ _DEFAULT_QUESTION = "Which value was the model trained with? Neither the file no
 
 
 @dataclass(frozen=True)
-class Alternative:
+class SuggestedAnswer:
     """A possible answer to the question of a finding, with what it means in tokens.
 
     Attributes:
@@ -56,13 +56,13 @@ class Finding:
     means: str
     fix: Mapping[str, Any]
     question: str = ""
-    alternatives: tuple[Alternative, ...] = ()
+    alternatives: tuple[SuggestedAnswer, ...] = ()
     position: int | None = None
     cosine: float | None = None
     scores: float | None = None
 
 
-def make_finding(config: ExaminedConfig, kind: FaultKind, fault: Fault, other_fixes: Mapping[Path, Any]) -> Finding:
+def make_finding(config: ExaminedConfig, kind: FaultKind, fault: Fault, other_fixes: Mapping[KeyPath, Any]) -> Finding:
     """Return the finding for a fault of this kind, with the actual rotation compared to the expected one.
 
     Args:
@@ -72,7 +72,7 @@ def make_finding(config: ExaminedConfig, kind: FaultKind, fault: Fault, other_fi
         other_fixes: the fixes of the other faults, without which the configuration may be unreadable.
     """
     fix, question = fault.fix, ""
-    alternatives: tuple[Alternative, ...] = ()
+    alternatives: tuple[SuggestedAnswer, ...] = ()
     if not fix or not is_mended(config, kind, fault, fix, other_fixes):
         fix, question = {}, fault.question or _DEFAULT_QUESTION
         alternatives = tuple(_list_alternatives(config, kind, fault, other_fixes))
@@ -97,8 +97,8 @@ def make_finding(config: ExaminedConfig, kind: FaultKind, fault: Fault, other_fi
 
 
 def _list_alternatives(
-    config: ExaminedConfig, kind: FaultKind, fault: Fault, other_fixes: Mapping[Path, Any]
-) -> list[Alternative]:
+    config: ExaminedConfig, kind: FaultKind, fault: Fault, other_fixes: Mapping[KeyPath, Any]
+) -> list[SuggestedAnswer]:
     """Return the answers that give a sound configuration; those that reach the target come first."""
     alternatives = []
     for answer in fault.answers:
@@ -110,7 +110,7 @@ def _list_alternatives(
             changed = changed.with_changes(other_fixes)
         tokens, means = describe_reach(changed)
         is_too_short = tokens is not None and config.target is not None and tokens < config.target
-        alternatives.append((is_too_short, Alternative(answer.text, means, _format_changes(answer.changes))))
+        alternatives.append((is_too_short, SuggestedAnswer(answer.text, means, _format_changes(answer.changes))))
     return [alternative for _, alternative in sorted(alternatives, key=lambda each: each[0])]
 
 
@@ -133,10 +133,10 @@ def describe_reach(config: ExaminedConfig) -> tuple[int | None, str]:
     return tokens, means
 
 
-def _format_changes(changes: Mapping[Path, Any]) -> dict[str, Any]:
+def _format_changes(changes: Mapping[KeyPath, Any]) -> dict[str, Any]:
     return {format_path(path): value for path, value in changes.items()}
 
 
-def format_path(path: Path) -> str:
+def format_path(path: KeyPath) -> str:
     """Return a path with dots between the keys, after the name of the file for a field of the tokenizer."""
     return f"{path[0]}: {'.'.join(path[1:])}" if path[0] == TOKENIZER_CONFIG else ".".join(path)

@@ -14,6 +14,8 @@ from ropewalk.files import write_text_atomically
 
 MANIFEST_NAME = "ropewalk.json"  # records in an exported folder what was exported, and which files belong to it
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+# Weights of a hub id that no exported folder needs: they are there once more in the format of transformers.
+_OTHER_FORMATS = ["original/*", "onnx/*", "*.gguf", "*.h5", "*.msgpack", "*.pth"]
 _NO_LIMIT = 10**30  # transformers writes about this number as model_max_length of a tokenizer without a limit
 # The class that transformers 5 writes for tokenizers that are stored completely in tokenizer.json.
 _TRANSFORMERS5_TOKENIZER_CLASS = "TokenizersBackend"
@@ -25,7 +27,7 @@ def locate_gguf(model: str) -> Path | None:
     return path if path is not None and path.suffix == ".gguf" else None
 
 
-def locate(model: str, files: tuple[str, ...] | None = None) -> Path:
+def locate_or_download(model: str, files: tuple[str, ...] | None = None) -> Path:
     """Return the folder with a model's weights; a hub id is downloaded if necessary.
 
     Args:
@@ -36,10 +38,11 @@ def locate(model: str, files: tuple[str, ...] | None = None) -> Path:
     """
     path = configs.locate(model)
     if path is None:
-        try:
-            from huggingface_hub import snapshot_download
+        from huggingface_hub import snapshot_download
 
-            return Path(snapshot_download(model, allow_patterns=None if files is None else list(files)))
+        allowed = None if files is None else list(files)
+        try:
+            return Path(snapshot_download(model, allow_patterns=allowed, ignore_patterns=_OTHER_FORMATS))
         except Exception as error:
             raise InputError("model", model, f"a hub id that can be downloaded ({error})") from None
     if path.name == "config.json":
@@ -57,7 +60,7 @@ def read_config(model: str) -> dict[str, Any]:
     gguf_path = locate_gguf(model)
     if gguf_path is not None:
         return read_gguf_as_config(gguf_path)
-    folder = locate(model, ("config.json", _TOKENIZER_CONFIG))
+    folder = locate_or_download(model, ("config.json", _TOKENIZER_CONFIG))
     path = configs.locate(model) or folder  # errors name the path as the user gave it
     return dict(configs.fill_defaults_if_incomplete(configs.read_json_object(path)))
 
@@ -65,18 +68,25 @@ def read_config(model: str) -> dict[str, Any]:
 def read_gguf_as_config(path: Path) -> dict[str, Any]:
     """Return the config.json that transformers derives from a .gguf file."""
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    parsed = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    try:
+        parsed = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    except (OSError, ValueError, LookupError) as error:
+        raise InputError("model", str(path), f"a .gguf file that transformers can unpack ({error})") from None
     config: dict[str, Any] = parsed.to_dict()
-    config.pop("quantization_config", None)  # the weights are written in bfloat16
-    return config
+    for key in ("quantization_config", "_name_or_path"):  # the weights are written in bfloat16, to another folder
+        config.pop(key, None)
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[parsed.model_type]
+    return config | {"architectures": [architecture], "dtype": "bfloat16"}
 
 
 def link_or_unpack(model: str, out: Path) -> None:
     """Put the weights and the tokenizer of a model into the folder `out`.
 
-    Files and folders of a checkpoint are linked, except config.json, the manifest and hidden files. A .gguf file is
-    unpacked to the format of transformers, with its weights rounded to bfloat16.
+    Files and folders of a checkpoint are linked, except config.json, the manifest, hidden files, and params.json, which
+    vLLM reads instead of config.json if both are there. A .gguf file is unpacked to the format of transformers, with
+    its weights rounded to bfloat16.
     """
     if locate_gguf(model) is not None:
         from ropewalk.models.load import load
@@ -85,8 +95,8 @@ def link_or_unpack(model: str, out: Path) -> None:
         loaded.save_pretrained(out)
         tokenizer.save_pretrained(out)
         return
-    for file in sorted(locate(model).iterdir()):
-        is_replaced = file.name in ("config.json", MANIFEST_NAME) or file.name.startswith(".")
+    for file in sorted(locate_or_download(model).iterdir()):
+        is_replaced = file.name in ("config.json", "params.json", MANIFEST_NAME) or file.name.startswith(".")
         contains_out = out.resolve().is_relative_to(file.resolve())
         if file.exists() and not is_replaced and not contains_out:
             os.symlink(file.resolve(), out / file.name)

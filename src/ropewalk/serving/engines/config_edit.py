@@ -40,6 +40,15 @@ def nest_changes(config: Config, changes: Config) -> Config:
     return changes if key is None else {key: nest_changes(config[key], changes)}
 
 
+def drop_removals(changes: Config) -> dict[str, Any]:
+    """Return changes without the fields that they remove.
+
+    On a command line, a null would erase a new dict: in transformers 5, `rope_scaling` sets `rope_parameters`.
+    """
+    kept = {key: value for key, value in changes.items() if value is not None}
+    return {key: drop_removals(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+
+
 def merge_changes(config: Config, changes: Config) -> dict[str, Any]:
     """Return what transformers 5 has after an engine merges changes into a loaded configuration.
 

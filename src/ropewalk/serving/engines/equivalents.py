@@ -59,7 +59,7 @@ def encode_as_longrope(scaling: Scaling, layer: LayerRope, length: int) -> dict[
     """Return a longrope dict with two equal lists that gives the same frequencies, or None."""
     rotates_all_pairs = compute_layer_frequencies(layer.scaling, layer, length).inv_freq.all()
     rope_dict = scaling.to_rope_parameters(layer.rope) if rotates_all_pairs and not scaling.is_dynamic else None
-    if rope_dict and rope_dict["rope_type"] == "longrope":  # its divisors may also stand for pairs that do not turn
+    if rope_dict and rope_dict["rope_type"] == "longrope":  # unlike the lists below, its own may leave a pair unrotated
         return rope_dict
     frequencies = _static_frequencies(scaling, layer, length)
     if frequencies is None or frequencies.softmax_factor != 1:

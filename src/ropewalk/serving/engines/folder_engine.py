@@ -34,7 +34,7 @@ from ropewalk.serving.engines.attention_factor import (
     encode_attention_factor_as_mscale,
 )
 from ropewalk.serving.engines.base import Candidate, Config, Engine
-from ropewalk.serving.engines.config_edit import apply_changes, drop_fields, merge_changes, nest_changes
+from ropewalk.serving.engines.config_edit import apply_changes, drop_fields, drop_removals, merge_changes, nest_changes
 from ropewalk.serving.engines.equivalents import encode_as_base, encode_as_longrope, encode_as_yarn
 from ropewalk.serving.engines.load_checks import check_loads_in_transformers
 from ropewalk.serving.engines.trained_config import interpret_as_trained
@@ -61,7 +61,6 @@ class FolderEngine(Engine):
             `rope_theta` and `rope_scaling` as transformers 4 does.
         rope_type_keys: the keys of `rope_scaling` under which the type is written.
         override_option: the command-line option that takes changes as JSON; "" if there is none.
-        merges_overrides: whether the engine merges these changes into the model's rope dict, key by key.
         tokenizer_class: the engine's name for the generic class of tokenizers stored in tokenizer.json.
         transformers_version: the major version of transformers whose configuration classes the engine loads a
             config.json through; None if it reads the file itself.
@@ -78,7 +77,6 @@ class FolderEngine(Engine):
     reads_rope_parameters: ClassVar[bool]
     rope_type_keys: ClassVar[tuple[str, ...]] = ("rope_type", "type")
     override_option: ClassVar[str] = ""
-    merges_overrides: ClassVar[bool] = False
     tokenizer_class: ClassVar[str] = "TokenizersBackend"
     transformers_version: ClassVar[int | None] = None
     unscaled_length_types: ClassVar[tuple[str, ...]] = ("linear", "dynamic", "proportional")
@@ -120,6 +118,10 @@ class FolderEngine(Engine):
         """Return whether an unscaled configuration must contain `rope_scaling`, too."""
         return model_type in DEFAULT_SCALING_MODEL_TYPES
 
+    def merges_overrides(self, config: Config) -> bool:
+        """Return whether changes on the command line are merged into this model's rope dict, key by key."""
+        return False
+
     def alternative_changes(self, changes: Config) -> list[Config]:
         """Return other changes of the text part that may encode the same scaling; by default none."""
         return []
@@ -144,7 +146,7 @@ class FolderEngine(Engine):
                 continue
             first_changes = self._config_changes(config, model_config, rope_dicts, scaling, length)
             for changes in (first_changes, *self.alternative_changes(first_changes)):
-                merged_config = merge_changes(config, changes) if self.merges_overrides else None
+                merged_config = merge_changes(config, changes) if self.merges_overrides(config) else None
                 misplaced = _rope_fields_beside_text_part(config)
                 new_config = drop_fields(apply_changes(config, changes), misplaced)
                 nested_changes = {**nest_changes(config, changes), **dict.fromkeys(misplaced)}
@@ -162,7 +164,7 @@ class FolderEngine(Engine):
         gguf_path = checkpoint_folder.locate_gguf(model)
         if gguf_path is not None:
             raise InputError("out", None, f"a folder, because {self.title} needs {gguf_path.name} unpacked")
-        served = model if configs.locate(model) is None else str(checkpoint_folder.locate(model))
+        served = model if configs.locate(model) is None else str(checkpoint_folder.locate_or_download(model))
         if not changes:
             return shlex.join(self.argv(served, length))
         if not self.override_option:
@@ -170,8 +172,8 @@ class FolderEngine(Engine):
         misplaced = [] if find_text_config_key(changes) is None else [key for key in changes if changes[key] is None]
         if misplaced:
             raise InputError("out", None, f"a folder, because no option removes {', '.join(misplaced)} of config.json")
-        overrides = {key: value for key, value in changes.items() if value is not None}
-        return shlex.join([*self.argv(served, length), self.override_option, json.dumps(overrides)])
+        overrides = json.dumps(drop_removals(changes))
+        return shlex.join([*self.argv(served, length), self.override_option, overrides])
 
     def _check_loads(self, config: Config) -> None:
         if self.transformers_version:

@@ -43,6 +43,7 @@ _OPTIONS = {
     "rope.scaling.original_context_length": "--yarn-orig-ctx",
     "rope.freq_base": "--rope-freq-base",
 }
+_SCALING_TYPES_OF_OPTION = ("none", "linear", "yarn")  # a file may have longrope, which --rope-scaling refuses
 # The values that have the same effect as removing a field; for other fields it is 1.
 _VALUES_OF_REMOVED_FIELDS: dict[str, Any] = {
     "rope.scaling.type": "none",
@@ -79,7 +80,8 @@ class LlamaCpp(GgufEngine):
             architecture, _, field = name.partition(".")
             value = _VALUES_OF_REMOVED_FIELDS.get(field, 1.0) if new_value is None else new_value
             text = f"{value:.9g}" if isinstance(value, float) else str(value)
-            if field in _OPTIONS and architecture not in _SLIDING_LAYERS_IGNORE_OPTIONS:
+            is_option = field in _OPTIONS and architecture not in _SLIDING_LAYERS_IGNORE_OPTIONS
+            if is_option and (field != "rope.scaling.type" or value in _SCALING_TYPES_OF_OPTION):
                 argv += [_OPTIONS[field], text]
             else:
                 overrides.append(f"{name}={_OVERRIDE_TYPES[type(value)]}:{text}")

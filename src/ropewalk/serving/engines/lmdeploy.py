@@ -41,12 +41,14 @@ class LMDeploy(FolderEngine):
     )
     reads_rope_parameters = True
     override_option = "--hf-overrides"
-    merges_overrides = True
     transformers_version = 5
     derives_longrope_attention_factor = True
 
     def argv(self, model: str, length: int) -> list[str]:
         return ["lmdeploy", "serve", "api_server", model, "--session-len", str(length)]
+
+    def merges_overrides(self, config: Config) -> bool:
+        return True
 
     def alternative_changes(self, changes: Config) -> list[Config]:
         """Return the changes that encode YaRN for TurboMind.

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import LayerRope, ModelConfig
+from ropewalk.config import LayerRope, ModelConfig, find_text_config_key
 from ropewalk.config.normalize import get_rope_type
 from ropewalk.errors import InputError
 from ropewalk.scaling import Scaling
@@ -47,13 +47,15 @@ class SGLang(FolderEngine):
     )
     reads_rope_parameters = True
     override_option = "--json-model-override-args"
-    merges_overrides = True
     transformers_version = 5
     reads_longrope_mscales = True
     unscaled_length_types = ("linear", "proportional")
 
     def argv(self, model: str, length: int) -> list[str]:
         return ["python", "-m", "sglang.launch_server", "--model-path", model, "--context-length", str(length)]
+
+    def merges_overrides(self, config: Config) -> bool:
+        return find_text_config_key(config) is None  # the rope dict of a text_config is replaced
 
     def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         if isinstance(scaling, DynamicNTK) and scaling.alpha is not None:

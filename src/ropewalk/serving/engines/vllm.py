@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.config import LayerRope, ModelConfig, get_text_config_dict
+from ropewalk.config import LayerRope, ModelConfig, find_text_config_key, get_text_config_dict
 from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
 from ropewalk.config.normalize import get_rope_type
 from ropewalk.errors import InputError, check_number
@@ -26,7 +26,12 @@ from ropewalk.serving.engines.load_checks import check_served_length, check_vllm
 from ropewalk.serving.engines.rope_dict import drop_softmax_factor, mscale_ratio, read_deepseek_yarn, require_number
 from ropewalk.serving.engines.tables import load_table
 from ropewalk.serving.engines.trained_config import interpret_as_trained
-from ropewalk.serving.vllm_plugin.request_factors import ROPE_TYPE, RequestFactors, find_request_factors
+from ropewalk.serving.vllm_plugin.request_factors import (
+    ROPE_TYPE,
+    TESTED_VERSIONS,
+    RequestFactors,
+    find_request_factors,
+)
 
 # vLLM renames these rope types. Source: patch_rope_parameters in vllm/transformers_utils/config.py.
 _RENAMED_TYPES = {"su": "longrope", "mrope": "default"}
@@ -75,6 +80,9 @@ class VLLM(FolderEngine):
         limit = None if changes is None else read_tokenizer_limit(model)
         return command if limit is None or limit >= length else f"VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 {command}"
 
+    def merges_overrides(self, config: Config) -> bool:
+        return find_text_config_key(config) is not None  # the rope dict of a text-only model is replaced
+
     def to_rope_dict(self, scaling: Scaling, layer: LayerRope, length: int) -> dict[str, Any] | None:
         if isinstance(scaling, NTK) and scaling.variant != "aware":
             mixed = {"mixed_b": scaling.mixed_b} if scaling.variant == "mixed" else {}
@@ -101,9 +109,10 @@ class VLLM(FolderEngine):
         factors = find_request_factors(get_text_config_dict(config))
         if factors is None:
             return super().describe_dynamic(config)
+        listed = ", ".join(f"{factor:g}" for factor in factors.factors)
         return (
-            f"each request gets the smallest factor of {', '.join(f'{factor:g}' for factor in factors.factors)} that "
-            "covers its prompt and max_tokens (without max_tokens the largest); ropewalk must be installed beside vLLM"
+            f"each request gets the smallest factor of {listed} that covers its prompt and max_tokens, or without "
+            f"max_tokens the largest; needs vLLM {' or '.join(TESTED_VERSIONS)} with ropewalk in its environment"
         )
 
     def explain(self, config: Config) -> str:

@@ -18,10 +18,11 @@ from ropewalk.serving.verify.run_engine import TOP_K, EngineOutput, TopLogprobs
 # Numbers of tokens to request per prompt, tried in this order: servers refuse more than their limit, which is 20 by
 # default in vLLM and 5 at OpenAI.
 _TOP_K_TO_TRY = (TOP_K, 20, 5)
-# Paths that report the version, and the key of the version: vLLM, llama.cpp, SGLang, Ollama.
+# Paths that report the version, and the key of the version: vLLM, llama.cpp, SGLang (now and before), Ollama.
 _VERSION_KEYS = {
     "/version": "version",
     "/props": "build_info",
+    "/server_info": "version",
     "/get_server_info": "version",
     "/api/version": "version",
 }

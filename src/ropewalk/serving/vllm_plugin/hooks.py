@@ -18,9 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from ropewalk.serving.vllm_plugin.request_factors import ROPE_TYPE, RequestFactors, find_request_factors
+from ropewalk.serving.vllm_plugin.request_factors import (
+    ROPE_TYPE,
+    TESTED_VERSIONS,
+    RequestFactors,
+    find_request_factors,
+)
 
-TESTED_VERSIONS = ("0.32.0",)
 FACTOR_ARGUMENT = "ropewalk_factor_index"  # key of SamplingParams.extra_args
 _SIGNATURES = {
     "vllm.model_executor.layers.rotary_embedding.get_rope": (

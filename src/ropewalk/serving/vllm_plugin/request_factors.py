@@ -11,6 +11,7 @@ from typing import Any
 from ropewalk.errors import InputError, check_length, check_number
 
 ROPE_TYPE = "ropewalk_dynamic_yarn"
+TESTED_VERSIONS = ("0.32.0",)  # of vLLM; the plugin refuses all others
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class RequestFactors:
 
     Attributes:
         original_length: tokens the model was trained on.
-        factors: ascending; the first is 1, the model as it was trained.
+        factors: ascending; the first is 1, no scaling.
     """
 
     original_length: int

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ropewalk.config import ModelConfig, get_text_config_dict
 from ropewalk.errors import InputError
 from ropewalk.scaling.longrope import LongRoPE
-from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, KeyPath
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind
 from ropewalk.serving.doctor.rotations import MAX_COMPARED_POSITION, compare_rotations, compute_scaled_length
 from ropewalk.serving.engines import ENGINES, Engine, find_engine
@@ -67,7 +67,7 @@ def summarize_engines(config: ExaminedConfig) -> dict[str, str]:
             continue
         actual = _interpret(engine, config, expected)
         if isinstance(actual, EngineConfigError):
-            lines[name] = f"refuses it: {actual}"
+            lines[name] = f"refuses it: {actual.key}: got {actual.value!r}; expected {actual.expected}"
         elif not _interpretations_agree(actual, expected, length):
             lines[name] = f"reads {_describe_scaling(actual, expected)}"
             explanation = engine.explain(config.engine_config)
@@ -141,7 +141,7 @@ def _describe_scaling(model_config: ModelConfig, expected: ModelConfig) -> str:
     return spec if layer.rope.base == expected.main_layer.rope.base else f"base {layer.rope.base:g}, {spec}"
 
 
-def _ask_for_engine(engine: Engine, fix: Mapping[Path, object]) -> tuple[str, tuple[Answer, ...]]:
+def _ask_for_engine(engine: Engine, fix: Mapping[KeyPath, object]) -> tuple[str, tuple[Answer, ...]]:
     """Return the question if a fix is not sound for all readers, and the answers."""
     question = f"Serve it with another engine, or with a scaling that {engine.title} reads"
     if not fix:
@@ -151,7 +151,7 @@ def _ask_for_engine(engine: Engine, fix: Mapping[Path, object]) -> tuple[str, tu
     return question, (Answer(only, fix, is_for_one_engine=True),)
 
 
-def _fix_for_engine(engine: Engine, config: ExaminedConfig, expected: ModelConfig) -> dict[Path, object]:
+def _fix_for_engine(engine: Engine, config: ExaminedConfig, expected: ModelConfig) -> dict[KeyPath, object]:
     """Return the fields to write so that the engine interprets the configuration as expected.
 
     Empty if there is no such configuration, and for a GGUF file, which only `ropewalk export` can write.

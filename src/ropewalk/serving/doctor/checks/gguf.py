@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from ropewalk.config.gguf import SCALING_TYPES
 from ropewalk.scaling.yarn import yarn_mscale
-from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, KeyPath
 from ropewalk.serving.doctor.fault_kinds import Answer, Check, Fault, Faults, Severity, fault_kind
 from ropewalk.serving.doctor.values import LENGTH_TOLERANCE, finite_number, token_count
 
@@ -46,7 +46,7 @@ class GgufFields:
         self.original_length = token_count(self.get(_ORIGINAL))
         self.context_length = token_count(self.get(_CONTEXT))
 
-    def path_of(self, key: str) -> Path:
+    def path_of(self, key: str) -> KeyPath:
         """Return the path of a field, with the prefix."""
         return (f"{self.config.config.get('general.architecture', '')}.{key}",)
 

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, ExaminedRopeDict, KeyPath
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number
 
@@ -32,7 +32,7 @@ def layers_missing(config: ExaminedConfig) -> Faults:
     for layer_type in sorted(used - configured - without_rope):
         base = finite_number(config.text.get("rope_local_base_freq" if configs.is_local(layer_type) else "rope_theta"))
         path = (*outer_path, layer_type)
-        fix: dict[Path, Any] = {path: {"rope_type": "default", "rope_theta": base}} if base else {}
+        fix: dict[KeyPath, Any] = {path: {"rope_type": "default", "rope_theta": base}} if base else {}
         misspelled = _find_misspelled(config, layer_type)
         if misspelled is not None:
             fix = {misspelled.path: None, path: dict(misspelled.values)}
@@ -48,7 +48,7 @@ def layers_unknown(config: ExaminedConfig) -> Faults:
     for rope_dict in config.rope_dicts:
         if used and rope_dict.layer_type not in known:
             means = f"no layer uses this rope dict: layer_types contains {', '.join(sorted(used))}"
-            fix: dict[Path, Any] = {rope_dict.path: None}
+            fix: dict[KeyPath, Any] = {rope_dict.path: None}
             for layer_type in sorted(used - _configured_layer_types(config)):
                 if _find_misspelled(config, layer_type) == rope_dict:
                     fix[(*rope_dict.path[:-1], layer_type)] = dict(rope_dict.values)
@@ -57,7 +57,7 @@ def layers_unknown(config: ExaminedConfig) -> Faults:
 
 @fault_kind("layers-local-scaled", "suspicious")
 @for_each_rope_dict("linear", "dynamic", "yarn", "longrope", "llama3")
-def layers_local_scaled(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def layers_local_scaled(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """Layers that attend only to a sliding window have a scaling."""
     if configs.is_local(rope_dict.layer_type):
         means = "distances within the window never exceed those of the training, so the scaling only costs resolution"
@@ -89,7 +89,7 @@ def layers_and_flat(config: ExaminedConfig) -> Faults:
 
 @fault_kind("layers-truncate", "suspicious")
 @for_each_rope_dict("yarn")
-def layers_truncate(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def layers_truncate(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """`truncate` is in the rope dict of a layer type, where transformers does not read it."""
     if rope_dict.layer_type == configs.ALL_LAYERS or rope_dict.values.get("truncate") is not False:
         return
@@ -115,7 +115,7 @@ def _used_layer_types(config: ExaminedConfig) -> set[str]:
     return {name for name in names if name.endswith("_attention") and "linear" not in name}
 
 
-def _find_misspelled(config: ExaminedConfig, layer_type: str) -> RopeDict | None:
+def _find_misspelled(config: ExaminedConfig, layer_type: str) -> ExaminedRopeDict | None:
     """Return the rope dict under a name that no layer has and that resembles this layer type, or None."""
     used = _used_layer_types(config)
     unused = {each.layer_type: each for each in config.rope_dicts if each.layer_type not in used | _ROTARY_LAYER_TYPES}

@@ -9,7 +9,7 @@ from ropewalk import config as configs
 from ropewalk.config import ModelConfig, get_text_config_dict
 from ropewalk.errors import InputError
 from ropewalk.planning import Plan, plan
-from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, Path, RopeDict
+from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, ExaminedRopeDict, KeyPath
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import LENGTH_TOLERANCE, finite_number, parse_token_count, token_count
 from ropewalk.serving.engines import ENGINES
@@ -41,7 +41,7 @@ def length_not_whole(config: ExaminedConfig) -> Faults:
 
 @fault_kind("factor-too-small", "wrong")
 @for_each_rope_dict("yarn")
-def factor_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def factor_too_small(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """The factor of yarn times the original length is less than max_position_embeddings."""
     original, declared, factor = config.original_length(rope_dict), config.declared_length, rope_dict.factor
     if not original or not declared or not factor or original > declared or config.model_published_like_this:
@@ -64,7 +64,7 @@ def factor_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("declared-too-small", "suspicious")
 @for_each_rope_dict("yarn")
-def declared_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def declared_too_small(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """`max_position_embeddings` is less than the factor of yarn times the original length."""
     original, declared, factor = config.original_length(rope_dict), config.declared_length, rope_dict.factor
     if not original or not declared or not factor or original > declared:
@@ -82,7 +82,7 @@ def declared_too_small(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("original-missing", "wrong")
 @for_each_rope_dict("yarn", "llama3", "longrope")
-def original_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def original_missing(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """Yarn, llama3 or longrope has no original length."""
     declared, path = config.declared_length, rope_dict.path_of(ORIGINAL_LENGTH)
     if config.original_length(rope_dict) or rope_dict.values.get(ORIGINAL_LENGTH) is not None or not declared:
@@ -106,7 +106,7 @@ def original_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("original-past-declared", "wrong")
 @for_each_rope_dict("yarn", "llama3", "longrope")
-def original_past_declared(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def original_past_declared(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """The original length is larger than max_position_embeddings."""
     original, declared = config.original_length(rope_dict), config.declared_length
     if original and declared and original > declared:
@@ -117,7 +117,7 @@ def original_past_declared(config: ExaminedConfig, rope_dict: RopeDict) -> Fault
 
 @fault_kind("original-twice", "wrong")
 @for_each_rope_dict()
-def original_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def original_twice(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """There are two different original lengths: in the rope dict and beside it."""
     outside, inside = token_count(config.text.get(ORIGINAL_LENGTH)), token_count(rope_dict.values.get(ORIGINAL_LENGTH))
     if not outside or not inside or outside == inside:
@@ -136,7 +136,7 @@ def original_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("factor-missing", "wrong")
 @for_each_rope_dict("linear", "dynamic", "yarn", "llama3")
-def factor_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def factor_missing(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """A scaling has no factor."""
     if rope_dict.values.get("factor") is not None or rope_dict.values.get("alpha") is not None:
         return
@@ -149,7 +149,7 @@ def factor_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("factor-below-1", "wrong")
 @for_each_rope_dict(*_SCALED_METHODS)
-def factor_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def factor_below_1(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """A factor is below 1."""
     factor, path = finite_number(rope_dict.values.get("factor")), rope_dict.path_of("factor")
     if factor is None or factor >= 1:
@@ -165,7 +165,7 @@ def factor_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("factor-1", "suspicious")
 @for_each_rope_dict("linear", "dynamic", "yarn", "llama3")
-def factor_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def factor_1(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """A scaling has factor 1, which changes nothing."""
     if finite_number(rope_dict.values.get("factor")) != 1 or rope_dict.values.get("alpha") is not None:
         return
@@ -178,7 +178,7 @@ def factor_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("dynamic-original", "suspicious")
 @for_each_rope_dict("dynamic")
-def dynamic_original(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def dynamic_original(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """Dynamic has an original length, which transformers ignores."""
     original, declared = config.original_length(rope_dict), config.declared_length
     if original and declared and original != declared:
@@ -188,7 +188,7 @@ def dynamic_original(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("length-multiplied", "suspicious")
 @for_each_rope_dict("linear")
-def length_multiplied(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def length_multiplied(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """With linear, max_position_embeddings is already the length after scaling, which vLLM multiplies again."""
     original, declared = config.original_length(rope_dict), config.declared_length
     if not original or not declared or declared <= original or config.model_type.startswith("gemma3"):
@@ -203,7 +203,7 @@ def length_multiplied(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("window-below-length", "suspicious")
 @for_each_rope_dict(*_SCALED_METHODS)
-def window_below_length(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def window_below_length(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """There is a scaling, but all layers attend only to a sliding window."""
     window, model_config = token_count(config.text.get("sliding_window")), config.model_config
     if not window or config.text.get("use_sliding_window") is False or model_config is None:
@@ -239,7 +239,7 @@ def dual_chunk(config: ExaminedConfig) -> Faults:
         path = config.path_of(field)
         means = (
             f"the model was trained on {original:,} tokens and reads more with dual chunk attention; a reader without "
-            f"it, such as transformers, is on its own past {original:,}"
+            f"it, such as transformers, has no method for texts past {original:,} tokens"
         )
         question = "Does the engine have dual chunk attention?"
         answers = (
@@ -268,7 +268,7 @@ def target_not_reached(config: ExaminedConfig) -> Faults:
     yield Fault(path, model_config.max_length, planned.reasons[0], fix, _TARGET_QUESTION)
 
 
-def _declare_original(config: ExaminedConfig, rope_dict: RopeDict, original: int) -> dict[Path, Any]:
+def _declare_original(config: ExaminedConfig, rope_dict: ExaminedRopeDict, original: int) -> dict[KeyPath, Any]:
     """Return the fix that declares the original length and removes the field that is ignored."""
     return {
         rope_dict.path_of(ORIGINAL_LENGTH): None,
@@ -277,7 +277,7 @@ def _declare_original(config: ExaminedConfig, rope_dict: RopeDict, original: int
     }
 
 
-def _plan_changes(config: ExaminedConfig, model_config: ModelConfig, planned: Plan) -> dict[Path, Any]:
+def _plan_changes(config: ExaminedConfig, model_config: ModelConfig, planned: Plan) -> dict[KeyPath, Any]:
     """Return the fields to write for a plan; empty if there are none, or if a tensor of a GGUF file would change."""
     engine = ENGINES["llama.cpp" if config.is_gguf else config.engine or "transformers"]
     try:

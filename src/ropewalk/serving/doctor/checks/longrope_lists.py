@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ropewalk import config as configs
-from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, ExaminedRopeDict, KeyPath
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number, parse_number
 
@@ -20,7 +20,7 @@ _MIN_OF_LARGEST_BEFORE = 0.9  # a divisor below this part of the largest one bef
 
 @fault_kind("list-missing", "wrong")
 @for_each_rope_dict("longrope")
-def list_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def list_missing(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """Longrope has no short list or no long list."""
     for name, other in (_LISTS, _LISTS[::-1]):
         if rope_dict.values.get(name) is None:
@@ -37,7 +37,7 @@ def list_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("list-value", "wrong")
 @for_each_rope_dict("longrope")
-def list_value(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def list_value(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """A list of longrope is not a list of numbers above 0."""
     for name in _LISTS:
         value, path = rope_dict.values.get(name), rope_dict.path_of(name)
@@ -57,7 +57,7 @@ def list_value(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("list-lengths", "wrong")
 @for_each_rope_dict("longrope")
-def list_lengths(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def list_lengths(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """The short and the long list have different lengths."""
     short, long = (rope_dict.values.get(name) for name in _LISTS)
     if isinstance(short, list) and isinstance(long, list) and len(short) != len(long):
@@ -70,7 +70,7 @@ def list_lengths(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("list-length", "wrong")
 @for_each_rope_dict("longrope")
-def list_length(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def list_length(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """The lists do not have one number per rotary pair."""
     short, long = (_positive_numbers(rope_dict.values.get(name)) for name in _LISTS)
     model_config = config.model_config
@@ -89,7 +89,7 @@ def list_length(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("list-below-1", "suspicious")
 @for_each_rope_dict("longrope")
-def list_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def list_below_1(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """A divisor is below 1, so that its pair rotates faster than in training."""
     for name in _LISTS:
         divisors = _positive_numbers(rope_dict.values.get(name)) or []
@@ -106,7 +106,7 @@ def list_below_1(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("list-falls", "suspicious")
 @for_each_rope_dict("longrope")
-def list_falls(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def list_falls(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """Divisors decrease, although slower pairs need larger ones."""
     for name in _LISTS:
         divisors = _positive_numbers(rope_dict.values.get(name)) or []
@@ -127,7 +127,7 @@ def _positive_numbers(value: object) -> list[float] | None:
     return numbers if len(numbers) == len(value) else None
 
 
-def _published_lists(config: ExaminedConfig, rope_dict: RopeDict, *names: str) -> dict[Path, Any]:
+def _published_lists(config: ExaminedConfig, rope_dict: ExaminedRopeDict, *names: str) -> dict[KeyPath, Any]:
     """Return the fix with those of the named lists that the published model has."""
     published = config.published_model.config.get("rope_scaling") if config.published_model else None
     return {rope_dict.path_of(name): published[name] for name in names if published and published.get(name)}

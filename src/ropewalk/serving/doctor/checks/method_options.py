@@ -9,7 +9,7 @@ from ropewalk.config.architectures import SOFTMAX_SCALED_MODEL_TYPES
 from ropewalk.scaling import Scaling
 from ropewalk.scaling.longrope import longrope_attention_factor
 from ropewalk.scaling.yarn import YaRN, yarn_mscale
-from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, ExaminedRopeDict, KeyPath
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number
 
@@ -28,7 +28,7 @@ _SQUARED_ATTENTION_TOLERANCE = 0.01
 
 @fault_kind("beta-order", "wrong")
 @for_each_rope_dict("yarn")
-def beta_order(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def beta_order(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """`beta_fast` is smaller than `beta_slow`."""
     fast, slow = (finite_number(rope_dict.values.get(name)) or usual for name, usual in _DEFAULT_BETAS.items())
     if 0 < fast < slow:
@@ -39,7 +39,7 @@ def beta_order(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("beta-impossible", "wrong")
 @for_each_rope_dict("yarn")
-def beta_impossible(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def beta_impossible(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """A beta is not above 0, or more rotations than any pair makes over the original length."""
     original = config.original_length(rope_dict) or config.declared_length
     for name, usual in _DEFAULT_BETAS.items():
@@ -59,7 +59,7 @@ def beta_impossible(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("mscale-alone", "suspicious")
 @for_each_rope_dict("yarn")
-def mscale_alone(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def mscale_alone(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """Only one of mscale and mscale_all_dim is given."""
     present = [name for name in _MSCALES if finite_number(rope_dict.values.get(name))]
     is_default = present == ["mscale"] and rope_dict.values["mscale"] == 1  # 0.1 ln s + 1 for all readers
@@ -81,7 +81,7 @@ def mscale_alone(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("mscale-unread", "suspicious")
 @for_each_rope_dict("yarn")
-def mscale_unread(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def mscale_unread(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """`mscale_all_dim` is given, but the attention of this architecture does not scale its softmax by it."""
     values = [finite_number(rope_dict.values.get(name)) for name in _MSCALES]
     if not all(values) or rope_dict.values.get("attention_factor") is not None:
@@ -96,7 +96,7 @@ def mscale_unread(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("attention-factor", "suspicious")
 @for_each_rope_dict("yarn", "longrope")
-def attention_factor(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def attention_factor(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """The attention factor differs from that of the method, or is its square."""
     written, factor = finite_number(rope_dict.values.get("attention_factor")), rope_dict.factor
     original, declared = config.original_length(rope_dict), config.declared_length
@@ -117,7 +117,7 @@ def attention_factor(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
     if abs(written / usual - 1) <= _ATTENTION_TOLERANCE:
         return
     path = rope_dict.path_of("attention_factor")
-    fix: dict[Path, Any] = {}
+    fix: dict[KeyPath, Any] = {}
     if written == 1:
         effect = "with 1, attention is not sharpened as the method needs"
     elif abs(written / usual**2 - 1) <= _SQUARED_ATTENTION_TOLERANCE:
@@ -135,7 +135,7 @@ def attention_factor(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("llama3-order", "wrong")
 @for_each_rope_dict("llama3")
-def llama3_order(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def llama3_order(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """`low_freq_factor` is larger than high_freq_factor, or one of them is not above 0."""
     low, high = (finite_number(rope_dict.values.get(name)) for name in _DEFAULT_FREQ_FACTORS)
     if low is None or high is None or 0 < low <= high:  # equal ones are a step, as in Llama 4
@@ -149,7 +149,7 @@ def llama3_order(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("llama3-incomplete", "wrong")
 @for_each_rope_dict("llama3")
-def llama3_incomplete(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def llama3_incomplete(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """Llama3 has no low_freq_factor or no high_freq_factor."""
     for name, usual in _DEFAULT_FREQ_FACTORS.items():
         if rope_dict.values.get(name) is None:
@@ -161,7 +161,7 @@ def llama3_incomplete(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("truncate-not-bool", "wrong")
 @for_each_rope_dict("yarn")
-def truncate_not_bool(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def truncate_not_bool(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """`truncate` is not true or false."""
     value, path = rope_dict.values.get("truncate"), rope_dict.path_of("truncate")
     if value is None or isinstance(value, bool):
@@ -175,7 +175,7 @@ def truncate_not_bool(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("phi3-yarn", "wrong")
 @for_each_rope_dict("yarn")
-def phi3_yarn(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def phi3_yarn(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """Yarn is on a Phi-3 model, whose configuration class accepts only longrope."""
     model_config = config.model_config
     if config.model_type != "phi3" or model_config is None or not isinstance(model_config.main_layer.scaling, YaRN):

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ropewalk import config as configs
-from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, Path, RopeDict
+from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, ExaminedRopeDict, KeyPath
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind
 from ropewalk.serving.doctor.values import finite_number, token_count
 
@@ -44,7 +44,7 @@ def rope_beside_text(config: ExaminedConfig) -> Faults:
         if expected == config.interpretation:
             continue  # the same as in the text part
         part, length_path = config.text_path[-1], (*path[:-1], "max_position_embeddings")
-        is_refused = RopeDict(path, "", rope_dict).method in ("yarn", "llama3", "longrope")
+        is_refused = ExaminedRopeDict(path, "", rope_dict).method in ("yarn", "llama3", "longrope")
         effect = "ignores it"
         if is_refused and length_path[-1] not in _get_part(config, path[:-1]):
             effect = "fails to load it, since max_position_embeddings is missing beside it"
@@ -67,12 +67,15 @@ def rope_in_other_part(config: ExaminedConfig) -> Faults:
             continue
         for name in _ROPE_FIELDS:
             rope_dict, path = fields.get(name), (part, name)
-            if not isinstance(rope_dict, Mapping) or RopeDict(path, "", rope_dict).method not in _SCALED_METHODS:
+            if (
+                not isinstance(rope_dict, Mapping)
+                or ExaminedRopeDict(path, "", rope_dict).method not in _SCALED_METHODS
+            ):
                 continue
             means = f"it does not scale the text, which the decoder reads in {'.'.join(config.text_path) or name}"
             moved = _move_into_text(config, path, rope_dict)
             is_text_scaled = any(each.method in _SCALED_METHODS for each in config.rope_dicts)
-            fix: dict[Path, Any] = {path: None} if is_text_scaled else moved
+            fix: dict[KeyPath, Any] = {path: None} if is_text_scaled else moved
             yield Fault(path, rope_dict, means, fix, "Which part was trained with this scaling?")
 
 
@@ -111,32 +114,32 @@ def option_beside_dict(config: ExaminedConfig) -> Faults:
         yield Fault(path, value, means, question="Does it belong to the scaling?", answers=answers)
 
 
-def _rope_dicts_outside_text(config: ExaminedConfig) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+def _rope_dicts_outside_text(config: ExaminedConfig) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
     """Yield path and content of each scaled rope dict in the parts around the text part."""
     for depth in range(len(config.text_path)):
         part, outer = _get_part(config, config.text_path[:depth]), config.text_path[:depth]
         for name in _ROPE_FIELDS:
             rope_dict, path = part.get(name), (*outer, name)
-            if isinstance(rope_dict, Mapping) and RopeDict(path, "", rope_dict).method in _SCALED_METHODS:
+            if isinstance(rope_dict, Mapping) and ExaminedRopeDict(path, "", rope_dict).method in _SCALED_METHODS:
                 yield path, rope_dict
 
 
-def _get_part(config: ExaminedConfig, path: Path) -> Mapping[str, Any]:
+def _get_part(config: ExaminedConfig, path: KeyPath) -> Mapping[str, Any]:
     part = config.config
     for key in path:
         part = part[key]
     return part
 
 
-def _move_into_text(config: ExaminedConfig, path: Path, rope_dict: Mapping[str, Any]) -> dict[Path, Any]:
+def _move_into_text(config: ExaminedConfig, path: KeyPath, rope_dict: Mapping[str, Any]) -> dict[KeyPath, Any]:
     """Return the changes that move a rope dict into the text part, together with the length declared beside it.
 
     Keys of the model itself that only the rope dict of the text part has, such as rope_theta, are kept.
     """
-    inner = config.main_rope_dict or RopeDict(config.path_of(path[-1]), configs.ALL_LAYERS, {})
+    inner = config.main_rope_dict or ExaminedRopeDict(config.path_of(path[-1]), configs.ALL_LAYERS, {})
     scaling_keys = configs.SCALING_KEYS - {"rope_theta"} | {ORIGINAL_LENGTH}
     kept = {key: value for key, value in inner.values.items() if key not in scaling_keys}
-    changes: dict[Path, Any] = {path: None, inner.path: {**kept, **rope_dict}}
+    changes: dict[KeyPath, Any] = {path: None, inner.path: {**kept, **rope_dict}}
     outer = _get_part(config, path[:-1])
     declared = token_count(outer.get("max_position_embeddings"))
     if path[0] not in _OTHER_PARTS and declared and declared > (config.declared_length or 0):

@@ -9,7 +9,7 @@ from typing import Any
 
 from ropewalk.scaling import from_rope_dict
 from ropewalk.scaling.yarn import yarn_mscale
-from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, Path, RopeDict
+from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, ExaminedRopeDict, KeyPath
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.values import finite_number, parse_number, token_count
 from ropewalk.serving.vllm_plugin.request_factors import ROPE_TYPE as PLUGIN_ROPE_TYPE
@@ -102,10 +102,10 @@ def not_an_object(config: ExaminedConfig) -> Faults:
 
 @fault_kind("type-contradicts", "wrong")
 @for_each_rope_dict()
-def type_contradicts(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def type_contradicts(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """`type` and `rope_type` name different methods."""
     new, old = rope_dict.values.get("rope_type"), rope_dict.values.get("type")
-    if not new or not old or RopeDict(rope_dict.path, "", {"type": old}).method == rope_dict.method:
+    if not new or not old or ExaminedRopeDict(rope_dict.path, "", {"type": old}).method == rope_dict.method:
         return
     old_path, new_path = rope_dict.path_of("type"), rope_dict.path_of("rope_type")
     means = f"transformers uses rope_type, {new}; engines that read the older key use type, {old}"
@@ -121,7 +121,7 @@ def type_contradicts(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("type-unknown", "wrong")
 @for_each_rope_dict()
-def type_unknown(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def type_unknown(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """Transformers does not know the rope type."""
     if rope_dict.method in _ROPE_TYPE_OPTIONS or rope_dict.rope_type == PLUGIN_ROPE_TYPE:
         return
@@ -140,7 +140,7 @@ def type_unknown(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("type-of-plugin", "suspicious")
 @for_each_rope_dict()
-def type_of_plugin(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def type_of_plugin(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """The rope type is that of ropewalk's plugin for vLLM, which no other reader knows."""
     if rope_dict.rope_type == PLUGIN_ROPE_TYPE:
         path = rope_dict.rope_type_path
@@ -151,7 +151,7 @@ def type_of_plugin(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("type-deepseek-yarn", "wrong")
 @for_each_rope_dict("yarn")
-def type_deepseek_yarn(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def type_deepseek_yarn(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """The rope type is `deepseek_yarn`, the name of a class in vLLM and SGLang, which transformers does not know."""
     if rope_dict.rope_type == "deepseek_yarn":
         path = rope_dict.rope_type_path
@@ -161,7 +161,7 @@ def type_deepseek_yarn(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("type-su", "suspicious")
 @for_each_rope_dict("longrope")
-def type_su(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def type_su(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """The rope type is `su`, the former name of longrope."""
     if rope_dict.rope_type == "su" and not config.model_type.startswith("phi"):
         path = rope_dict.rope_type_path
@@ -170,7 +170,7 @@ def type_su(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("type-missing", "wrong")
 @for_each_rope_dict("default")
-def type_missing(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def type_missing(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """The rope dict has options of a scaling, but no rope type, so nothing is scaled."""
     options = set(rope_dict.values) & _ALL_OPTIONS - {ORIGINAL_LENGTH}
     if rope_dict.values.get("rope_type") or rope_dict.values.get("type") or not options:
@@ -202,7 +202,7 @@ def not_a_number(config: ExaminedConfig) -> Faults:
 
 @fault_kind("key-misspelled", "wrong")
 @for_each_rope_dict(*_ROPE_TYPE_OPTIONS)
-def key_misspelled(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def key_misspelled(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """A key is misspelled, or is the name of the parameter in another library."""
     for key, intended in _unused_keys(rope_dict).items():
         if intended is not None:
@@ -213,7 +213,7 @@ def key_misspelled(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("key-ignored", "suspicious")
 @for_each_rope_dict(*_ROPE_TYPE_OPTIONS)
-def key_ignored(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def key_ignored(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """A key belongs to another method, or to none."""
     if rope_dict.method == "default" and not (rope_dict.values.get("rope_type") or rope_dict.values.get("type")):
         return  # the type itself is missing: type-missing
@@ -225,7 +225,7 @@ def key_ignored(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("key-of-one-engine", "suspicious")
 @for_each_rope_dict("yarn", "dynamic")
-def key_of_one_engine(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def key_of_one_engine(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """Only some engines read a key, and transformers ignores it."""
     for (method, key), (neutral, readers) in _ENGINE_KEYS.items():
         value, path = rope_dict.values.get(key), rope_dict.path_of(key)
@@ -250,7 +250,7 @@ def key_of_one_engine(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
 
 @fault_kind("attention-factor-name", "wrong")
 @for_each_rope_dict("yarn", "longrope")
-def attention_factor_name(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def attention_factor_name(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """An attention factor has a name that no reader knows."""
     names = _ATTENTION_FACTOR_NAMES | ({"attn_factor"} if rope_dict.method == "longrope" else set())
     for key in sorted(names & set(rope_dict.values)):
@@ -285,7 +285,10 @@ def scaling_twice(config: ExaminedConfig) -> Faults:
     merged = _merge_into_rope_parameters(config, old, new)
     answers = (Answer("rope_scaling", merged), Answer("rope_parameters", {old_path: None}))
     # A scaling that was added to an unscaled rope dict is meant.
-    is_added = RopeDict(old_path, "", old).method != "default" and RopeDict(new_path, "", new).method == "default"
+    is_added = (
+        ExaminedRopeDict(old_path, "", old).method != "default"
+        and ExaminedRopeDict(new_path, "", new).method == "default"
+    )
     expected = config.with_changes(merged).interpretation if is_added else with_new.interpretation
     fix, question = merged if is_added else {}, "Which of the two is meant?"
     yield Fault(old_path, old, means, fix, question, answers, with_old.interpretation, expected)
@@ -293,14 +296,14 @@ def scaling_twice(config: ExaminedConfig) -> Faults:
 
 def _merge_into_rope_parameters(
     config: ExaminedConfig, old: Mapping[str, Any], new: Mapping[str, Any]
-) -> dict[Path, Any]:
+) -> dict[KeyPath, Any]:
     """Return the changes that replace both rope dicts by the old one with the base and other model keys of the new."""
     model_keys = {key: value for key, value in new.items() if key in _MODEL_KEYS - _ROPE_TYPE_KEYS}
     return {config.path_of("rope_scaling"): None, config.path_of("rope_parameters"): {**model_keys, **old}}
 
 
 def _is_list_for_layers(config: ExaminedConfig, value: object) -> bool:
-    """Return whether a value is a list with a number for each layer, in an architecture that has such lists."""
+    """Return whether a value is a list of numbers, in a configuration that can be read."""
     if not isinstance(value, list) or config.model_config is None:
         return False
     return bool(value) and all(finite_number(item) is not None for item in value)
@@ -315,7 +318,7 @@ def _methods_with(options: set[str]) -> list[str]:
     ]
 
 
-def _unused_keys(rope_dict: RopeDict) -> dict[str, str | None]:
+def _unused_keys(rope_dict: ExaminedRopeDict) -> dict[str, str | None]:
     """Return the keys that the method does not use, each with the key that was probably intended, or None."""
     used = _ROPE_TYPE_OPTIONS[rope_dict.method] | _MODEL_KEYS
     elsewhere = {key for method, key in _ENGINE_KEYS if method == rope_dict.method}  # key-of-one-engine

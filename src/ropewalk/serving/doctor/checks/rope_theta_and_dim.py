@@ -10,7 +10,7 @@ from ropewalk.config.class_defaults import find_class_defaults, find_text_type
 from ropewalk.config.fields import FIELD_NAMES
 from ropewalk.errors import InputError
 from ropewalk.rope import RotaryDimError
-from ropewalk.serving.doctor.examined_config import ExaminedConfig, Path, RopeDict
+from ropewalk.serving.doctor.examined_config import ExaminedConfig, ExaminedRopeDict, KeyPath
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
 from ropewalk.serving.doctor.rotations import compute_scaled_length
 from ropewalk.serving.doctor.values import finite_number, format_number
@@ -28,7 +28,7 @@ _HEAD_FIELDS = ("head_dim", "qk_rope_head_dim", "kv_channels")
 
 @fault_kind("base-twice", "wrong")
 @for_each_rope_dict()
-def base_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def base_twice(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """There are two different bases: in the rope dict and beside it."""
     outside = finite_number(config.text.get("rope_theta"))
     inside = finite_number(rope_dict.values.get("rope_theta"))
@@ -55,7 +55,7 @@ def base_missing(config: ExaminedConfig) -> Faults:
         return
     path = config.path_of("rope_theta")
     default = config.model_config.main_layer.rope.base
-    fix: dict[Path, Any] = {}
+    fix: dict[KeyPath, Any] = {}
     if find_class_defaults(find_text_type(config.model_type)) is not None:
         if default == _USUAL_BASE:
             return
@@ -129,7 +129,7 @@ def base_too_small(config: ExaminedConfig) -> Faults:
         f"the longest wavelength, {longest:,.0f} tokens, is much less than the {length:,} tokens that the file is made "
         "for, so that distances cannot be told apart"
     )
-    fix: dict[Path, Any] = {}
+    fix: dict[KeyPath, Any] = {}
     if config.published_model is not None:
         fix[path] = config.published_model.model_config.main_layer.rope.base
     answers = tuple(Answer(f"{format_number(base)}", {path: base}) for base in sorted(published))
@@ -138,7 +138,7 @@ def base_too_small(config: ExaminedConfig) -> Faults:
 
 @fault_kind("partial-twice", "wrong")
 @for_each_rope_dict()
-def partial_twice(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def partial_twice(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """There are two different partial_rotary_factors: in the rope dict and beside it."""
     outside, inside = finite_number(config.text.get(_PARTIAL)), finite_number(rope_dict.values.get(_PARTIAL))
     if rope_dict.layer_type != configs.ALL_LAYERS or not outside or not inside or outside == inside:
@@ -166,7 +166,7 @@ def partial_impossible(config: ExaminedConfig) -> Faults:
 
 @fault_kind("proportional-whole", "suspicious")
 @for_each_rope_dict("proportional")
-def proportional_whole(config: ExaminedConfig, rope_dict: RopeDict) -> Faults:
+def proportional_whole(config: ExaminedConfig, rope_dict: ExaminedRopeDict) -> Faults:
     """Proportional has no partial_rotary_factor, so all pairs are rotated."""
     if rope_dict.values.get(_PARTIAL) is None and config.text.get(_PARTIAL) is None:
         means = "the default is 1, which is the same as the type default; Gemma 4 writes 0.25"
@@ -186,7 +186,7 @@ def dim_odd(config: ExaminedConfig) -> Faults:
     name = next((name for name in _DIM_FIELDS if config.text.get(name)), None)
     value = config.text.get(name or "")
     path, question = config.path_of(name or "hidden_size"), "How large is a head?"
-    fix: dict[Path, Any] = {}
+    fix: dict[KeyPath, Any] = {}
     answers: tuple[Answer, ...] = ()
     if name and isinstance(value, int) and value > 2 and value % 2:
         answers = (Answer(f"{value - 1}", {path: value - 1}), Answer(f"{value + 1}", {path: value + 1}))
