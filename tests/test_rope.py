@@ -60,3 +60,10 @@ def test_invalid_arguments_raise_input_error(field, arguments):
     with pytest.raises(rw.InputError, match=f"^{field}: got .*; expected ") as caught:
         rw.Rope(**arguments)
     assert caught.value.field == field
+
+
+def test_the_cached_frequencies_cannot_be_changed():
+    rope = rw.Rope(dim=8)
+    with pytest.raises(ValueError, match="read-only"):
+        rope.inv_freq[0] = 0.5
+    assert rope.inv_freq[0] == 1

@@ -63,12 +63,10 @@ class Method:
     source: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
 
-    original_length: int | None = field(default=None, kw_only=True)
+    original_length: int | None = field(default=None, kw_only=True, metadata=whole("tokens"))
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.original_length is not None:
-            check_length(f"{self.name}: original_length", self.original_length)
 
     @property
     def is_dynamic(self) -> bool:

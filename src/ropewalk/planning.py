@@ -50,7 +50,7 @@ class Plan:
         needed: whether the model needs another scaling.
         reasons: why, one sentence each.
         rope_parameters: the dict for transformers, nested if layer types differ; None if nothing changes. In a
-            multimodal configuration it belongs into the part that configures the text decoder, such as `text_config`.
+            multimodal configuration it belongs in the part that configures the text decoder, such as `text_config`.
         max_position_embeddings: the length to declare beside it, in tokens.
         kv_cache_bytes: memory of the KV cache for one text of the target length; None if its sizes are unknown.
     """

@@ -1,7 +1,7 @@
 """Registries of classes: a class is registered by being defined in the right package.
 
-The packages scaling, ops.backends, evaluate.tasks and serving.engines each have one abstract base class. Adding a file
-with a concrete subclass to the package is enough to register it under its `name`.
+The packages scaling, positions, tuning, ops.backends, evaluate.tasks and serving.engines each have one abstract base
+class. Adding a file with a concrete subclass to the package is enough to register it under its `name`.
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ class Rope:
     @cached_property
     def inv_freq(self) -> NDArray[np.float64]:
         """The inverse frequencies theta_i = base^(-2i/dim), rad/token, [dim/2]."""
-        return self.inv_freq_with_base(self.base)
+        inv_freq = self.inv_freq_with_base(self.base)
+        inv_freq.flags.writeable = False  # cached
+        return inv_freq
 
     @property
     def wavelengths(self) -> NDArray[np.float64]:

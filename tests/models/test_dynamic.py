@@ -411,6 +411,13 @@ class TestRefused:
         _, cache = read_text(model, SHORT, 20, 12, cache=StaticCache(model.config, max_cache_len=64))
         self.assert_refused(model, cache, 'in a StaticLayer.*policy="request"')
 
+    def test_the_next_request_in_a_static_cache_is_told_to_fix_the_length_of_all(self):
+        model = extended_model(policy=REQUEST)
+        _, cache = read_text(model, SHORT[:, :20], 20, cache=StaticCache(model.config, max_cache_len=128))
+        get_key_state(cache).request_lengths = (100,)
+        with pytest.raises(RuntimeError, match=r"whole conversation: extend\(model, scaling, length=tokens\)$"):
+            continue_text(model, LONG[:, 20:60], cache)
+
     @pytest.mark.parametrize("given", [{"length": 64}, {"policy": REQUEST}], ids=str)
     def test_a_static_cache_is_accepted_if_no_key_must_be_rotated(self, llama, given):
         model = extended_model(**given)

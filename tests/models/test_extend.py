@@ -27,6 +27,7 @@ from ropewalk.models import rotary_modules
 from ropewalk.models.channel_layout import probe_channel_layout
 from ropewalk.models.extend import extended, extension_of
 from ropewalk.models.patching import AttributePatch
+from ropewalk.models.rotary_modules import RotaryModule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 YARN = rw.YaRN(factor=4)
@@ -562,8 +563,19 @@ class TestOffloadedModels:
         with pytest.raises(rw.InputError, match="its frequencies are on the meta device; load the weights first"):
             rw.extend(model, YARN)
 
+    def test_a_device_without_float64_is_refused(self, llama, monkeypatch):
+        monkeypatch.setattr(RotaryModule, "device", torch.device("mps"))
+        with pytest.raises(rw.InputError, match="on an MPS device, which has no float64; use a CPU or CUDA"):
+            rw.extend(llama, YARN)
+
 
 class TestRefused:
+    @pytest.mark.parametrize("scaling", ["yarn:factor=4", "dynamic-yarn", "self-extend"])
+    @pytest.mark.parametrize("length", ["32k", 0, 1.5])
+    def test_a_length_that_is_no_number_of_tokens(self, llama, scaling, length):
+        with pytest.raises(rw.InputError, match=r"^length: got"):
+            rw.extend(llama, scaling, length=length)
+
     def test_frequencies_that_the_config_does_not_describe(self, llama):
         llama.model.rotary_emb.inv_freq *= 0.5
         with pytest.raises(rw.InputError, match="does not compute what its config describes: none"):

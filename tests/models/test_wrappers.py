@@ -92,6 +92,24 @@ class TestEveryWrapper:
         assert torch.equal(plain, compute_logits(build("llama"), ids=LONG_IDS))
 
 
+def replicate(module):
+    """Return a replica of a module as `DataParallel` makes one for each of several GPUs."""
+    replica = module._replicate_for_data_parallel()
+    for name, parameter in module._parameters.items():
+        setattr(replica, name, parameter)
+    for name, child in module._modules.items():
+        replica._modules[name] = None if child is None else replicate(child)
+    return replica
+
+
+@pytest.mark.filterwarnings("ignore:transformers cannot express")
+def test_the_replicas_of_data_parallel_follow_the_text(llama):
+    unscaled = compute_logits(llama, ids=LONG_IDS)
+    expected = compute_logits(rw.extend(llama, "dynamic-yarn"), ids=LONG_IDS)
+    assert not torch.equal(expected, unscaled)
+    assert torch.equal(compute_logits(replicate(llama), ids=LONG_IDS), expected)
+
+
 class TestPeft:
     @pytest.mark.parametrize("first", ["extend", "wrap"])
     def test_lora_before_or_after_extend(self, llama, first):
@@ -116,6 +134,15 @@ class TestPeft:
 
     def test_the_wrapper_has_the_config_of_the_model(self, llama):
         peft_model = rw.extend(with_lora(llama), YARN)
+        assert peft_model.config is llama.config
+        assert rw.plan(peft_model, target=4 * LENGTH).needed is False
+
+    @pytest.mark.filterwarnings("ignore:transformers cannot express")
+    def test_the_wrapper_keeps_the_config_of_the_model_after_a_position_method(self, llama):
+        peft_model = with_lora(llama)
+        with extended(peft_model, "self-extend"):
+            assert peft_model.config is llama.config
+        rw.extend(peft_model, YARN)
         assert peft_model.config is llama.config
         assert rw.plan(peft_model, target=4 * LENGTH).needed is False
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ropewalk as rw
+from ropewalk.scaling.longrope import MAX_DIVISOR
 
 LLAMA_3 = rw.Rope(128, 500_000, 8192)
 ropes = st.builds(
@@ -52,3 +53,12 @@ def test_slowest_pair_stands_still_and_no_pair_becomes_faster(rope, factor):
 @pytest.mark.parametrize("onset", [63, 64])
 def test_a_single_or_no_tapered_pair_changes_nothing(onset):
     np.testing.assert_allclose(window(LLAMA_3, rw.CoPE(onset=onset)), 1, rtol=1e-15)
+
+
+@pytest.mark.parametrize("dim", [32, 80])
+def test_the_lists_of_phi_1_and_2_are_accepted(dim):
+    """Rounding must not take the divisor of the pair that stands still past the largest one."""
+    rope = rw.Rope(dim, 10_000.0, 2048)
+    lists = rw.CoPE().to_rope_parameters(rope)
+    assert max(lists["long_factor"]) <= MAX_DIVISOR
+    assert rw.parse(lists).frequencies(rope).inv_freq[-1] < 1e-15

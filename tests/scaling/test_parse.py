@@ -107,6 +107,10 @@ def test_registry_contains_the_documented_names():
         ({"type": "linear", "factor": 2}, rw.Linear(factor=2)),
         ({"type": "su", "short_factor": [1], "long_factor": [2], "factor": 8}, rw.LongRoPE((1,), (2,), 8)),
         ({"rope_type": "default", "rope_theta": 1e6}, rw.NoScaling()),
+        (  # as in the configuration of Ministral 3
+            {"rope_type": "yarn", "factor": 16.0, "llama_4_scaling_beta": 0.1, "max_position_embeddings": 16_384},
+            rw.YaRN(factor=16),
+        ),
         ({"type": "mrope", "mrope_section": [16, 24, 24]}, rw.NoScaling()),
         ({"rope_type": "proportional", "partial_rotary_factor": 0.25}, rw.Proportional(p=0.25)),
         ({"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0}, rw.DynamicNTK(alpha=1000, factor=1)),

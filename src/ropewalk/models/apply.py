@@ -14,7 +14,7 @@ from torch import nn
 
 from ropewalk import config as configs
 from ropewalk.compat.transformers import applied_softmax_factor
-from ropewalk.errors import InputError, UnknownNameError
+from ropewalk.errors import InputError, UnknownNameError, check_length
 from ropewalk.frequencies import Frequencies
 from ropewalk.models.dynamic import DecoderHooks, find_decoders
 from ropewalk.models.fused import fuse_patches
@@ -89,6 +89,8 @@ def build_extension(
 
     The arguments are those of `extend`. Raises InputError as `extend` does.
     """
+    if length is not None:
+        check_length("length", length)
     text_config = get_text_config(model)
     rotary_modules = find_rotary_modules(model, text_config)
     model_config = configs.read(text_config)

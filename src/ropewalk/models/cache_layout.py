@@ -24,6 +24,7 @@ from transformers import DynamicCache
 
 from ropewalk import config as configs
 from ropewalk.compat.transformers import ROTATABLE_CACHE_LAYERS
+from ropewalk.models.evaluation_mode import evaluation_mode
 from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.ops.custom_op import rotate_into
 from ropewalk.ops.rotation import LAYOUTS, rotate
@@ -155,15 +156,8 @@ def read_one_token(decoder: Any, **options: Any) -> Any:
     if device.type == "meta":  # accelerate has offloaded the embeddings, and moves their input to where they compute
         device = torch.device("cpu")
     token_BT = torch.tensor([[configs.get_text_config(decoder.config).vocab_size // 2]], device=device)
-    training_modules = [module for module in decoder.modules() if module.training]
-    for module in training_modules:
-        module.training = False
-    try:
-        with torch.inference_mode():
-            return decoder(input_ids=token_BT, **options)
-    finally:
-        for module in training_modules:
-            module.training = True
+    with evaluation_mode(decoder), torch.inference_mode():
+        return decoder(input_ids=token_BT, **options)
 
 
 def explain_rotation(

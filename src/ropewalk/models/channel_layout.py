@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropewalk import config as configs
 from ropewalk.errors import UnsupportedModelError
 
-ALL_LAYER_TYPES = "all"
 _ANGLE_TOLERANCE = 1e-4  # rad; float32 tables of the probe are off by 1e-7
 
 
@@ -65,12 +65,12 @@ def probe_channel_layout(module: Any, layer_type: str, order_P: Tensor, label: s
 
 def inv_freq_name(layer_type: str) -> str:
     """Return the name of the buffer in which a rotary module keeps the inverse frequencies of a layer type."""
-    return "inv_freq" if layer_type == ALL_LAYER_TYPES else f"{layer_type}_inv_freq"
+    return "inv_freq" if layer_type == configs.ALL_LAYERS else f"{layer_type}_inv_freq"
 
 
 def layer_type_kwargs(layer_type: str) -> dict[str, str]:
     """Return the keyword arguments that select a layer type in the forward of a rotary module."""
-    return {} if layer_type == ALL_LAYER_TYPES else {"layer_type": layer_type}
+    return {} if layer_type == configs.ALL_LAYERS else {"layer_type": layer_type}
 
 
 def split_cos_sin(table: Any) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedConfig
 
 from ropewalk import config as configs
@@ -23,7 +22,7 @@ from ropewalk.models.patching import AttributePatch
 from ropewalk.models.rotary_modules import RotaryModule
 from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.scaling import Scaling
-from ropewalk.scaling.longrope import MAX_DIVISOR, LongRoPE
+from ropewalk.scaling.longrope import LongRoPE
 
 
 @dataclass
@@ -131,14 +130,8 @@ def _as_longrope(
         frequencies = configs.compute_layer_frequencies(scaling, layer, length)
         if (scaling.is_dynamic and length is None) or frequencies.softmax_factor != 1:
             return None
-        with np.errstate(divide="ignore"):
-            divisors = tuple(np.minimum(layer.rope.inv_freq / frequencies.inv_freq, MAX_DIVISOR).tolist())
-        converted[layer_type] = LongRoPE(
-            divisors,
-            divisors,
-            factor=scaling.extension_factor(layer.rope, length),
-            attention_factor=frequencies.attention_factor,
-            original_length=scaling.original_length,
+        converted[layer_type] = LongRoPE.from_frequencies(
+            layer.rope, frequencies, scaling.extension_factor(layer.rope, length), scaling.original_length
         )
     return converted
 

@@ -40,7 +40,6 @@ from ropewalk.scaling.policies import Policy, RequestPolicy
 
 _FINGERPRINT_SAMPLES = 16  # parameters of a model, and numbers of each
 FIXED_LENGTH = "extend(model, scaling, length=tokens)"
-_REMEDY = f'fix the frequencies for the whole request: policy="request", or {FIXED_LENGTH}'
 
 
 class _ThisThread(threading.local):
@@ -262,7 +261,10 @@ class DecoderHooks:
         channels = [each for each in self.rotated_channels or [] if each.layer < len(cache.layers)]
         reason = self.why_not_rotatable or why_not_rotatable(cache, channels)
         if reason is not None:
-            raise RuntimeError(f"the frequencies have changed, but {reason}; {_REMEDY}")
+            remedy = f"fix the frequencies for the whole conversation: {FIXED_LENGTH}"
+            if not self._fixes_requests:
+                remedy += ', or for each request with a cache of its own: policy="request"'
+            raise RuntimeError(f"the frequencies have changed, but {reason}; {remedy}")
         seen = tokens_seen(cache)
         if state.num_tokens != seen:
             raise RuntimeError(

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while: no dropout inside the block, and afterwards every module in the mode it was in."""
+"""A context manager that puts a model into evaluation mode and restores the mode of every module."""
 
 from __future__ import annotations
 

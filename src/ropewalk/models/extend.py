@@ -75,11 +75,7 @@ def extend(
         _add_config_update(inner, extension)
         return extension
 
-    shared_config = getattr(unwrap_model(model), "config", None)
     extension = _replace_extension(model, build)
-    for module in model.modules():  # a wrapper of PEFT refers to the config too
-        if vars(module).get("config") is shared_config:
-            module.config = unwrap_model(model).config
     _show_warnings(extension, stacklevel=3)  # last: a filter may turn them into errors
     return model
 
@@ -126,12 +122,17 @@ def extended(
 def _replace_extension(model: nn.Module, build: Callable[[Any], Extension]) -> Extension:
     """Restore the model, build an extension of it and apply that. If it fails, apply the previous extension again."""
     previous = _detach(model)
+    inner = unwrap_model(model)
+    shared_config = getattr(inner, "config", None)
     try:
-        extension = build(unwrap_model(model))
+        extension = build(inner)
         _attach([extension])
     except BaseException:
         _attach(previous)
         raise
+    for module in model.modules():  # a wrapper of PEFT refers to the config, too, of which the model now has a copy
+        if vars(module).get("config") is shared_config:
+            module.config = inner.config
     return extension
 
 

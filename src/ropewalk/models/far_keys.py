@@ -1,6 +1,6 @@
 """Keys rotated to the positions at which far queries see them, kept beside a KV cache.
 
-A far key depends on its own position and the parameters of the position method only, so it is rotated once and kept: a
+A far key depends on its own position and the resolved position method only, so it is rotated once and kept: a
 second copy of the keys, half of the KV cache more. Rotating all far keys again for every token would save that memory
 and take more time (`python -m benchmarks.position_methods` measures both). The copy follows the cache through
 `KeyState`; it is made again from the cached keys if it is missing.
@@ -59,20 +59,20 @@ class FarKeys:
     """The rotated keys of all attention layers that share a cache.
 
     Attributes:
-        layers: for each attention layer, the rotated keys by the parameters of the position method and the rows of the
-            batch that share them; None for all rows.
+        layers: for each attention layer, the rotated keys by the resolved position method and the rows of the batch
+            that share them; None for all rows.
     """
 
     layers: dict[Hashable, dict[tuple[Any, tuple[int, ...] | None], RotatedKeys]] = field(default_factory=dict)
 
-    def of_layer(self, layer: Hashable, parameters: Any, rows: tuple[int, ...] | None) -> RotatedKeys:
-        """Return the rotated keys of some rows of a layer under these parameters; new ones if there are none."""
-        return self.layers.setdefault(layer, {}).setdefault((parameters, rows), RotatedKeys())
+    def of_layer(self, layer: Hashable, resolved: Any, rows: tuple[int, ...] | None) -> RotatedKeys:
+        """Return the rotated keys of some rows of a layer under a resolved method; new ones if there are none."""
+        return self.layers.setdefault(layer, {}).setdefault((resolved, rows), RotatedKeys())
 
-    def keep_only(self, layer: Hashable, parameters: Collection[Any]) -> None:
-        """Drop the keys of a layer under all other parameters."""
+    def keep_only(self, layer: Hashable, resolved: Collection[Any]) -> None:
+        """Drop the keys of a layer under all other resolved position methods."""
         kept = self.layers.get(layer, {})
-        for key in [key for key in kept if key[0] not in parameters]:
+        for key in [key for key in kept if key[0] not in resolved]:
             del kept[key]
 
     def crop(self, num_tokens: int) -> None:
@@ -83,9 +83,9 @@ class FarKeys:
     def select_rows(self, indices_B: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
         if any(rows is not None for of_layer in self.layers.values() for _, rows in of_layer):
-            self.layers.clear()  # rows may move to others with different parameters; they are rotated again
+            self.layers.clear()  # rows may move to others with another resolved method; they are rotated again
         for keys in self._all():
             keys.select_rows(indices_B)
 
     def _all(self) -> list[RotatedKeys]:
-        return [keys for by_parameters in self.layers.values() for keys in by_parameters.values()]
+        return [keys for by_method in self.layers.values() for keys in by_method.values()]

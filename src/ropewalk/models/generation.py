@@ -1,4 +1,4 @@
-"""Patches through which `generate` tells a dynamic scaling what it is about to do.
+"""Patches of `generate` that a dynamic scaling needs.
 
 Under the policy `request`, it reports how long the text of each request may become. Under every policy, candidates of
 assisted decoding and prompt lookup are verified together only as far as they share their frequencies, so that the

@@ -32,7 +32,6 @@ from ropewalk import config as configs
 from ropewalk.errors import UnsupportedModelError
 from ropewalk.frequencies import Frequencies, fixed_point_angle
 from ropewalk.models.cache_layout import read_one_token
-from ropewalk.models.channel_layout import ALL_LAYER_TYPES
 from ropewalk.models.dynamic import find_decoder
 from ropewalk.models.patching import Patch
 from ropewalk.models.rotary_modules import RotaryModule, find_rotary_modules, get_text_config
@@ -265,7 +264,7 @@ def _applied(patch: Patch) -> Iterator[None]:
 
 def _rotary_arguments(x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor, str]:
     """Return the arguments of a rotary module's forward."""
-    return x, position_ids, layer_type or ALL_LAYER_TYPES
+    return x, position_ids, layer_type or configs.ALL_LAYERS
 
 
 def _parts(table: Table) -> tuple[Tensor, ...]:

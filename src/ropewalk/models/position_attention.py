@@ -11,7 +11,7 @@ Shapes: B batch rows, H query heads, K key heads, T queries, N tokens, D channel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class LayerAttention:
             output = self.query.new_empty(*self.query.shape[:3], self.value.shape[-1])
             for each in rows:
                 output[each.selection] = self._attend_rows(each)
-        self.far_keys.keep_only(self.layer, self.call.last_parameters)
+        self.far_keys.keep_only(self.layer, self.call.last_resolved_methods)
         return output.transpose(1, 2).contiguous()
 
     def _finish(self, merged: MergedAttention) -> Tensor:
@@ -90,24 +90,24 @@ class LayerAttention:
             merged.add_sinks(self.inputs.sinks)
         return merged.result(self.query.dtype)
 
-    def _scale_logits(self, parameters: PositionMethod, positions_Bt: Tensor, query: Tensor) -> Tensor:
+    def _scale_logits(self, resolved: PositionMethod, positions_Bt: Tensor, query: Tensor, key: Hashable) -> Tensor:
         """Return queries whose logits are scaled by their positions, if the position method does that."""
-        factor = self.call.logit_factor(parameters, positions_Bt, query)
+        factor = self.call.logit_factor(resolved, positions_Bt, query, key)
         return query if factor is None else (query * factor).to(query.dtype)
 
     def _rotate_far_keys(
-        self, parameters: PositionMethod, rows: tuple[int, ...] | None, key: Tensor, num_tokens: int
+        self, resolved: PositionMethod, rows: tuple[int, ...] | None, key: Tensor, num_tokens: int
     ) -> Tensor:
-        """Return the first keys of some rows of the batch, rotated on to where far queries see them.
+        """Return the first keys of some rows of the batch, rotated further, to where far queries see them.
 
-        The keys under other parameters are dropped, except for those that the next token of a row needs.
+        The keys under other resolved methods are dropped, except for those that the next token of a row needs.
         """
 
         def rotate_keys(keys: Tensor, start: int, stop: int) -> Tensor:
-            return self.call.rotate_keys(self.pairs, parameters, rows, keys, start, stop)
+            return self.call.rotate_keys(self.pairs, resolved, rows, keys, start, stop)
 
-        self.far_keys.keep_only(self.layer, {parameters, *self.call.last_parameters})
-        return self.far_keys.of_layer(self.layer, parameters, rows).extend(key, num_tokens, rotate_keys)
+        self.far_keys.keep_only(self.layer, {resolved, *self.call.last_resolved_methods})
+        return self.far_keys.of_layer(self.layer, resolved, rows).extend(key, num_tokens, rotate_keys)
 
     def _attend_rows(self, rows: Rows) -> Tensor:
         """Return the output of rows whose tokens follow each other, [B, H, T, D]; 0 for padding."""
@@ -124,8 +124,8 @@ class LayerAttention:
         for block in self.call.blocks(rows.first_position, start, end, BLOCK_SIZE):
             query_t = _tokens(query, block.start - start, block.end - start)
 
-            def rotate_far_keys(num_tokens: int, parameters: PositionMethod = block.parameters) -> Tensor:
-                far_key = self._rotate_far_keys(parameters, rows.indices, padded_key, rows.first_index + num_tokens)
+            def rotate_far_keys(num_tokens: int, resolved: PositionMethod = block.resolved) -> Tensor:
+                far_key = self._rotate_far_keys(resolved, rows.indices, padded_key, rows.first_index + num_tokens)
                 return _tokens(far_key, rows.first_index, far_key.shape[2])
 
             outputs.append(self._attend_block(block, query_t, key, value, rotate_far_keys))
@@ -134,18 +134,21 @@ class LayerAttention:
     def _attend_block(
         self, block: QueryBlock, query: Tensor, key: Tensor, value: Tensor, rotate_far_keys: Callable[[int], Tensor]
     ) -> Tensor:
-        """Return the output of a block of queries; `rotate_far_keys` returns so many keys, rotated on."""
+        """Return the output of a block of queries.
+
+        `rotate_far_keys`: returns the first n keys at their far positions.
+        """
         merged = MergedAttention(self.inputs.scale, self.inputs.softcap)
-        query = self._scale_logits(block.parameters, block.positions_1t, query)
+        query = self._scale_logits(block.resolved, block.positions_1t, query, (block.start, block.end))
         for index, key_range in enumerate(block.key_ranges):
             if not key_range.pieces:
                 continue
             keys, queries = key, query
             if index > 0:
-                segment = block.parameters.far_segments[index - 1]
+                segment = block.resolved.far_segments[index - 1]
                 keys = rotate_far_keys(key_range.end)
                 queries = self.call.rotate_queries(
-                    self.pairs, block.parameters, segment, query, block.positions_1t, (index, block.start, block.end)
+                    self.pairs, block.resolved, segment, query, block.positions_1t, (index, block.start, block.end)
                 )
             _add_range(merged, key_range, queries, keys, value)
         return self._finish(merged)
@@ -164,23 +167,23 @@ class LayerAttention:
         bias = self._bias(start, end)
         merged = MergedAttention(self.inputs.scale, self.inputs.softcap)
         lowest, highest = int(positions_Bt.min()), int(positions_Bt.max()) + 1
-        for block_start, block_end, parameters in call.method.blocks(call.original_length, lowest, highest):
+        for block_start, block_end, resolved in call.method.blocks(call.original_length, lowest, highest):
             in_block_Bt1 = ((positions_Bt >= block_start) & (positions_Bt < block_end))[..., None]
             if not bool(in_block_Bt1.any()):
                 continue
-            query = self._scale_logits(parameters, positions_Bt, query_BHtD)
-            is_closer_BtN = in_block_Bt1 & (keys_B1N >= parameters.near_start(positions_Bt)[..., None])
+            query = self._scale_logits(resolved, positions_Bt, query_BHtD, ("masked", start, end))
+            is_closer_BtN = in_block_Bt1 & (keys_B1N >= resolved.near_start(positions_Bt)[..., None])
             merged.add(query, self.key, self.value, bias=_hide(bias, ~is_closer_BtN))
             hidden_BtN = ~in_block_Bt1 | is_closer_BtN
-            for index, segment in enumerate(parameters.far_segments):
+            for index, segment in enumerate(resolved.far_segments):
                 is_closer_BtN = keys_B1N >= segment.start(positions_Bt)[..., None]
                 visible_BtN = is_closer_BtN & ~hidden_BtN
                 hidden_BtN = hidden_BtN | is_closer_BtN
                 if not bool(visible_BtN.any()):
                     continue
-                far_keys = self._rotate_far_keys(parameters, None, self.key, call.num_tokens)
+                far_keys = self._rotate_far_keys(resolved, None, self.key, call.num_tokens)
                 far_query = call.rotate_queries(
-                    self.pairs, parameters, segment, query, positions_Bt, ("masked", index, start, end)
+                    self.pairs, resolved, segment, query, positions_Bt, ("masked", index, start, end)
                 )
                 merged.add(far_query, far_keys, self.value, bias=_hide(bias, ~visible_BtN))
         return self._finish(merged)

@@ -104,6 +104,7 @@ class PositionCall:
     far_keys: FarKeys | None
     layer_calls: dict[int, int] = field(default_factory=dict)
     _tables: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _logit_factors: dict[Hashable, Tensor] = field(default_factory=dict)
     _blocks: dict[tuple[int, int, int], list[QueryBlock]] = field(default_factory=dict)
     _rows: dict[int, tuple[Tensor, list[Rows] | None]] = field(default_factory=dict)  # by the id of a mask
 
@@ -118,7 +119,7 @@ class PositionCall:
         return self.positions_BN[:, -self.num_queries :]
 
     @cached_property
-    def last_parameters(self) -> set[PositionMethod]:
+    def last_resolved_methods(self) -> set[PositionMethod]:
         """The position method, resolved for the last token of each row."""
         last_positions = self.positions_BN[:, -1].tolist()
         return {self.method.resolve(self.original_length, position + 1) for position in last_positions}
@@ -139,17 +140,17 @@ class PositionCall:
     def rotate_queries(
         self,
         pairs: RotatedPairs,
-        parameters: PositionMethod,
+        resolved: PositionMethod,
         segment: FarSegment,
         queries: Tensor,
         positions_BT: Tensor,
         key: Hashable,
     ) -> Tensor:
-        """Return queries rotated on to where they see the keys of a far segment.
+        """Return queries rotated further, to the position at which they see the keys of a far segment.
 
         Args:
             pairs: the pairs of channels of the layer.
-            parameters: the resolved position method.
+            resolved: the resolved position method.
             segment: the far segment.
             queries: [B, H, T, D].
             positions_BT: the positions of the queries, on the CPU.
@@ -158,27 +159,27 @@ class PositionCall:
 
         def compute_angles() -> tuple[Tensor, float]:
             moved_BT = positions_BT.to(_angle_device(queries))
-            angle_BTP = _far_angles(pairs, parameters, moved_BT, segment.query_position(moved_BT))
-            phase_P = parameters.far_query_phase(pairs.rope)
+            angle_BTP = _far_angles(pairs, resolved, moved_BT, segment.query_position(moved_BT))
+            phase_P = resolved.far_query_phase(pairs.rope)
             if phase_P is not None:
                 angle_BTP = angle_BTP + torch.from_numpy(phase_P).to(moved_BT.device)
-            far = parameters.far_frequencies(pairs.rope)
+            far = resolved.far_frequencies(pairs.rope)
             # Queries take the attention factor for keys too, which may have been rotated in half precision.
             factor = 1.0 if far is None else (far.attention_factor / pairs.frequencies.attention_factor) ** 2
             return angle_BTP, factor
 
-        return pairs.rotate(queries, self._cached_tables((pairs, parameters, key), compute_angles, pairs, queries))
+        return pairs.rotate(queries, self._cached_tables((pairs, resolved, key), compute_angles, pairs, queries))
 
     def rotate_keys(
         self,
         pairs: RotatedPairs,
-        parameters: PositionMethod,
+        resolved: PositionMethod,
         rows: tuple[int, ...] | None,
         keys: Tensor,
         start: int,
         stop: int,
     ) -> Tensor:
-        """Return the keys of the tokens start .. stop - 1, [B, K, N, D], rotated on to where far queries see them.
+        """Return the keys of the tokens start .. stop - 1, [B, K, N, D], rotated to their far positions.
 
         `rows`: those of the batch that the keys are of; None for all rows.
         """
@@ -186,19 +187,26 @@ class PositionCall:
         def compute_angles() -> tuple[Tensor, float]:
             of_rows = slice(None) if rows is None or len(self.positions_BN) == 1 else list(rows)
             positions_BN = self.positions_BN[of_rows, start:stop].to(_angle_device(keys))
-            return _far_angles(pairs, parameters, positions_BN, parameters.key_position(positions_BN)), 1.0
+            return _far_angles(pairs, resolved, positions_BN, resolved.key_position(positions_BN)), 1.0
 
-        key = pairs, parameters, "keys", rows, start, stop
+        key = pairs, resolved, "keys", rows, start, stop
         return pairs.rotate(keys, self._cached_tables(key, compute_angles, pairs, keys))
 
-    def logit_factor(self, parameters: PositionMethod, positions_BT: Tensor, query: Tensor) -> Tensor | None:
-        """Return the factor of the logits of each query, [B, 1, T, 1]; None for 1."""
-        factor_BT = parameters.logit_factor(positions_BT.numpy())
-        if factor_BT is None:
+    def logit_factor(
+        self, resolved: PositionMethod, positions_BT: Tensor, query: Tensor, key: Hashable
+    ) -> Tensor | None:
+        """Return the factor of the logits of each query, [B, 1, T, 1]; None for 1.
+
+        `key`: identifies the positions within this call. The layers share the factors.
+        """
+        if resolved.logit_scaling is None:
             return None
-        return torch.from_numpy(factor_BT).to(query.device, torch.promote_types(query.dtype, torch.float32))[
-            :, None, :, None
-        ]
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        key = resolved, key, query.device, dtype
+        if key not in self._logit_factors:
+            factor_BT = torch.from_numpy(resolved.logit_factor(positions_BT.numpy()))
+            self._logit_factors[key] = factor_BT.to(query.device, dtype)[:, None, :, None]
+        return self._logit_factors[key]
 
     def find_rows(self, mask: Tensor | None) -> list[Rows] | None:
         """Return the rows of the batch, grouped by their positions, if every row is one text that is read causally.
@@ -253,7 +261,7 @@ def _angle_device(like: Tensor) -> torch.device:
 
 
 def _far_angles(
-    pairs: RotatedPairs, parameters: PositionMethod, positions_BN: Tensor, far_positions_BN: Tensor
+    pairs: RotatedPairs, resolved: PositionMethod, positions_BN: Tensor, far_positions_BN: Tensor
 ) -> Tensor:
     """Return the angles from trained to far positions, [B, N, dim/2] float64.
 
@@ -261,7 +269,7 @@ def _far_angles(
     tokens.
     """
     trained_P = torch.tensor(pairs.frequencies.inv_freq).to(positions_BN.device)
-    far = parameters.far_frequencies(pairs.rope)
+    far = resolved.far_frequencies(pairs.rope)
     if far is None:
         return (far_positions_BN.double() - positions_BN)[..., None] * trained_P
     far_P = torch.tensor(far.inv_freq).to(positions_BN.device)

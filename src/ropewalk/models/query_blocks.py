@@ -42,18 +42,18 @@ class KeyRange:
 
 @dataclass(frozen=True)
 class QueryBlock:
-    """Queries at the positions start .. end - 1 whose parameters are equal.
+    """Queries at the positions start .. end - 1 for which the position method resolves to the same options.
 
     Attributes:
         first_position: the position of the first key.
         start, end: positions of the queries.
-        parameters: the resolved position method.
+        resolved: the resolved position method.
     """
 
     first_position: int
     start: int
     end: int
-    parameters: PositionMethod
+    resolved: PositionMethod
 
     @cached_property
     def positions_1t(self) -> Tensor:
@@ -68,8 +68,8 @@ class QueryBlock:
     def edges(self) -> list[Tensor]:
         """Return, for each query, one more than its last key and the first key of each range, [t] indices of keys."""
         queries_t = self.positions_1t[0]
-        starts = [segment.start(queries_t) for segment in self.parameters.far_segments]
-        edges = [queries_t + 1, self.parameters.near_start(queries_t), *starts]
+        starts = [segment.start(queries_t) for segment in self.resolved.far_segments]
+        edges = [queries_t + 1, self.resolved.near_start(queries_t), *starts]
         return [(edge_t - self.first_position).clip(min=0) for edge_t in edges]
 
     def regular_size(self) -> int:
@@ -98,14 +98,14 @@ def split_queries(
         size: the most queries of a block past the original length.
     """
     if start < original_length:
-        parameters = method.resolve(original_length, start + 1)
-        yield QueryBlock(first_position, start, min(end, original_length), parameters)
+        resolved = method.resolve(original_length, start + 1)
+        yield QueryBlock(first_position, start, min(end, original_length), resolved)
     if end <= original_length:
         return
-    for first, stop, parameters in method.blocks(original_length, max(start, original_length), end):
+    for first, stop, resolved in method.blocks(original_length, max(start, original_length), end):
         position = first
         while position < stop:
-            block = QueryBlock(first_position, position, min(stop, position + size), parameters)
+            block = QueryBlock(first_position, position, min(stop, position + size), resolved)
             block = dataclasses.replace(block, end=position + block.regular_size())
             yield block
             position = block.end

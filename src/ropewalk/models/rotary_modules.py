@@ -20,7 +20,6 @@ from ropewalk import config as configs
 from ropewalk.errors import InputError, UnsupportedModelError
 from ropewalk.frequencies import Frequencies
 from ropewalk.models.channel_layout import (
-    ALL_LAYER_TYPES,
     ChannelLayout,
     inv_freq_name,
     layer_type_kwargs,
@@ -77,7 +76,7 @@ class RotaryModule:
     def layer_types(self) -> list[str]:
         """The layer types with separate frequencies; `["all"]` if all layers share them."""
         if isinstance(getattr(self.module, "inv_freq", None), Tensor):
-            return [ALL_LAYER_TYPES]
+            return [configs.ALL_LAYERS]
         suffix = "_original_inv_freq"
         return [name.removesuffix(suffix) for name, _ in self.module.named_buffers() if name.endswith(suffix)]
 
@@ -90,10 +89,12 @@ class RotaryModule:
         """Return what the module computes for each of its layer types, by probing it if it changed since last time.
 
         Raises UnsupportedModelError if that is not cos and sin of positions times the frequencies of its config, and
-        on the meta device, which holds no numbers.
+        on a device without numbers (meta) or without float64 (MPS).
         """
         if self.device.type == "meta":
             raise UnsupportedModelError(self.label, "its frequencies are on the meta device; load the weights first")
+        if self.device.type == "mps":
+            raise UnsupportedModelError(self.label, "it is on an MPS device, which has no float64; use a CPU or CUDA")
         return cached_probe(self.module, self._fingerprint(), self._probe_layers)
 
     def computes(
@@ -189,7 +190,7 @@ class _ReturnsExactTables(Mixin):
 
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
         with torch.no_grad():
-            return self.ropewalk[layer_type or ALL_LAYER_TYPES](x, position_ids)
+            return self.ropewalk[layer_type or configs.ALL_LAYERS](x, position_ids)
 
 
 def get_text_config(model: nn.Module) -> Any:

@@ -29,7 +29,7 @@ RowFrequencies = tuple[Frequencies, ...]  # for each row of the batch, or a sing
 
 @dataclass(frozen=True, eq=False)
 class LayerFrequencies(Frequencies):
-    """The frequencies of a table that no layer uses, because each has its own; those of the layers tell them apart.
+    """Placeholder of a table whose layers each have their own frequencies; equal if those of all layers are.
 
     Attributes:
         inv_freq: the unscaled inverse frequencies.
@@ -42,12 +42,16 @@ class LayerFrequencies(Frequencies):
         return super()._key(), self.layers
 
 
+class _TableIdentity:
+    """Shared by a table and its replicas on other devices (`DataParallel`); a deep copy gets its own."""
+
+
 class _Choices(threading.local):
     """What the forward call that runs in this thread has chosen for each table."""
 
     def __init__(self) -> None:
-        self.row_frequencies: WeakKeyDictionary[RotaryTable, RowFrequencies] = WeakKeyDictionary()
-        self.angles: WeakKeyDictionary[RotaryTable, tuple[Tensor, float]] = WeakKeyDictionary()
+        self.row_frequencies: WeakKeyDictionary[_TableIdentity, RowFrequencies] = WeakKeyDictionary()
+        self.angles: WeakKeyDictionary[_TableIdentity, tuple[Tensor, float]] = WeakKeyDictionary()
 
 
 _choices = _Choices()
@@ -78,6 +82,7 @@ class RotaryTable(nn.Module):
     ) -> None:
         """Create a table; see the class for the arguments."""
         super().__init__()
+        self._identity = _TableIdentity()
         self.channel_layout = channel_layout
         self.frequencies = frequencies
         self.frequencies_for_length = frequencies_for_length
@@ -104,15 +109,15 @@ class RotaryTable(nn.Module):
     @property
     def row_frequencies(self) -> RowFrequencies:
         """The frequencies of the forward call that runs in this thread; outside of calls, `frequencies`."""
-        return _choices.row_frequencies.get(self, (self.frequencies,))
+        return _choices.row_frequencies.get(self._identity, (self.frequencies,))
 
     def choose(self, row_frequencies: RowFrequencies) -> None:
         """Use these frequencies in this thread until `end_choice`; a static table ignores them."""
-        _choices.row_frequencies[self] = row_frequencies
+        _choices.row_frequencies[self._identity] = row_frequencies
 
     def end_choice(self) -> None:
         """Forget the frequencies that this thread has chosen."""
-        _choices.row_frequencies.pop(self, None)
+        _choices.row_frequencies.pop(self._identity, None)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return the table in the form of the rotary module: cos and sin, [B, T, C] each, or one complex tensor.
@@ -128,7 +133,7 @@ class RotaryTable(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the choice differs between threads and calls
     def _forward_as_chosen(self, x: Tensor, position_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        angle_override = _choices.angles.get(self)
+        angle_override = _choices.angles.get(self._identity)
         if angle_override is not None:
             angle_U, factor = angle_override
             angle_BTU = angle_U.expand(*position_ids.shape[-2:], -1)
@@ -153,13 +158,13 @@ class RotaryTable(nn.Module):
 
         Only one thread may do so for a static table at a time.
         """
-        _choices.angles[self] = angle_U.to(self.high_RU.device), attention_factor
+        _choices.angles[self._identity] = angle_U.to(self.high_RU.device), attention_factor
         self.follows_choices = True
         try:
             yield
         finally:
             self.follows_choices = self.is_dynamic
-            del _choices.angles[self]
+            del _choices.angles[self._identity]
 
     def column_positions(self, position_ids: Tensor) -> Tensor:
         """Return the position that each column follows, [B, T, U] int64, or [B, T, 1] if that is the same for all."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-_GROWTH = 1.125  # of the memory when it is full; at most so much of it is unused
+_GROWTH = 1.125  # new size over the size that is needed: at most 1/9 of the memory is unused
 
 
 @dataclass(eq=False)

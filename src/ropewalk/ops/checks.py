@@ -1,4 +1,4 @@
-"""Checks of what a rotation gets. Kernels read memory by shapes and dtypes, so all of them must fit."""
+"""Checks of the arguments of a rotation. Kernels read memory by shapes and dtypes, so all of them must fit."""
 
 from __future__ import annotations
 

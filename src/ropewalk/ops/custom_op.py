@@ -134,8 +134,8 @@ def _require_grad(tensors: Sequence[Tensor]) -> bool:
 
 
 def _tables_require_grad(angles: Sequence[Tensor]) -> bool:
-    # Positions and fixed-point frequencies are integers, so only tables can. torch.compile cannot trace the question
-    # for constants, which those frequencies are.
+    # Only tables can require a gradient: positions and fixed-point frequencies are integers. torch.compile cannot read
+    # `requires_grad` of constants, which those frequencies are.
     return len(angles) == 2 and _require_grad(angles)
 
 

@@ -187,9 +187,10 @@ def resolve_window(window: int | None, original_length: int) -> int:
 
 
 def smallest_factor(original_length: int, window: int, length: int, step: float = _FACTOR_STEP) -> float:
-    """Return the smallest multiple of `step` by which to divide far positions so that no distance exceeds the training.
+    """Return the smallest multiple of `step` by which to divide far positions so that no distance exceeds L.
 
-    A key at 0 and a query at T - 1 come to the distance (T - W) / k + W, which must not exceed L.
+    A key at 0 and a query at T - 1 come to the distance (T - 1 - W) / k + W, or up to one more with whole groups. As in
+    Self-Extend (a length of (L - W) k + W), this is at most L: one more than the largest trained distance.
 
     Args:
         original_length: L.

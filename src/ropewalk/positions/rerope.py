@@ -15,8 +15,8 @@ class LeakyReRoPE(WindowedMethod):
     `logit_scaling="log-n"` does.
 
     Args:
-        factor: k, by which far positions are divided. By default the smallest that keeps every distance within the
-            training.
+        factor: k, by which far positions are divided. By default the smallest with which no distance exceeds
+            the original length.
         window: W, tokens; a key fewer than this many tokens back is near. By default half of the original length.
     """
 

@@ -12,8 +12,8 @@ class SelfExtend(WindowedMethod):
     """Self-Extend: far keys share a position in groups (arXiv 2401.01325, sec. 3.2 and algorithm 1).
 
     Args:
-        group: G, the number of neighboring tokens that share one far position. By default the smallest that keeps every
-            distance within the training.
+        group: G, the number of neighboring tokens that share one far position. By default the smallest with which
+            no distance exceeds the original length.
         window: W, tokens; a key fewer than this many tokens back is near. By default half of the original length.
     """
 

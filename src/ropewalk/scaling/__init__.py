@@ -17,14 +17,26 @@ from ropewalk.scaling.base import Scaling
 from ropewalk.scaling.learned import Learned, read_scaling_file
 
 REGISTRY: dict[str, type[Scaling]] = discover_subclasses(__name__, __path__, Scaling)  # type: ignore[type-abstract]
-__all__ = ["BY_NAME_OR_ALIAS", "REGISTRY", "Scaling", "find_scaling", "from_rope_dict", "parse", "parse_method"]
+__all__ = [
+    "BY_NAME_OR_ALIAS",
+    "EMBEDDING_KEYS",
+    "REGISTRY",
+    "Scaling",
+    "find_scaling",
+    "from_rope_dict",
+    "parse",
+    "parse_method",
+]
 
 BY_NAME_OR_ALIAS = {name: cls for cls in REGISTRY.values() for name in (cls.name, *cls.aliases)}
 
 # Keys of transformers' rope dicts whose names differ from the options of our classes.
 _OPTION_NAMES = {"original_max_position_embeddings": "original_length", "partial_rotary_factor": "p"}
 # Keys of transformers' rope dicts that describe the embedding itself and not its scaling.
-_EMBEDDING_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved"}
+EMBEDDING_KEYS = {
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved", "interleaved",
+    "finetuned", "llama_4_scaling_beta", "max_position_embeddings", "fope_init_factor", "fope_sep_head", "num_inv_freq",
+}  # fmt: skip
 
 
 def parse(spec: str | Mapping[str, Any] | Scaling) -> Scaling:
@@ -87,6 +99,6 @@ def from_rope_dict(rope_dict: Mapping[str, Any], *, strict: bool) -> Scaling:
             continue
         if option in known:
             options[option] = value
-        elif strict and key not in _EMBEDDING_KEYS:
+        elif strict and key not in EMBEDDING_KEYS:
             raise UnknownNameError(f"{cls.name}: key", key, sorted(known))
     return specs.build_from_options(cls, options)

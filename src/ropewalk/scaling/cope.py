@@ -9,7 +9,7 @@ from ropewalk.errors import InputError
 from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling, at_least
-from ropewalk.scaling.longrope import MAX_DIVISOR, LongRoPE
+from ropewalk.scaling.longrope import LongRoPE
 from ropewalk.scaling.yarn import YaRN
 
 
@@ -17,8 +17,8 @@ from ropewalk.scaling.yarn import YaRN
 class CoPE(Scaling):
     """Clipped RoPE: taper the slowest pairs to a frequency of 0 by a cosine window (arXiv 2602.05258, sec. 4.2).
 
-    The window falls from 1 at the pair c to 0 at the slowest pair, which no longer turns. It is linear in the index of
-    the pair, as in the code of the authors (github.com/hrlics/CoPE); eq. 10 states it by frequency. The paper trains
+    The window falls from 1 at the pair c to 0 at the slowest pair, which no longer rotates. It is linear in the index
+    of the pair, as in the code of the authors (github.com/hrlics/CoPE); eq. 10 states it by frequency. The paper trains
     models with it on long texts.
 
     Args:
@@ -50,11 +50,6 @@ class CoPE(Scaling):
         return Frequencies(scaled.inv_freq * np.append(np.ones(onset), window), scaled.attention_factor)
 
     def to_rope_parameters(self, rope: Rope, length: int | None = None) -> dict[str, Any]:
-        # A divisor cannot stop a pair. With the largest one, the slowest pair turns 1e-12 times as fast as it did: by
-        # less than the rounding of float32 over millions of tokens.
-        scaled = self.frequencies(rope)
-        slowest_allowed = rope.inv_freq / MAX_DIVISOR
-        divisors = tuple((rope.inv_freq / np.maximum(scaled.inv_freq, slowest_allowed)).tolist())
         original = self.resolve_original_length(rope)
-        lists = LongRoPE(divisors, divisors, self.factor, scaled.attention_factor, original_length=original)
+        lists = LongRoPE.from_frequencies(rope, self.frequencies(rope), self.factor, original)
         return lists.to_rope_parameters(rope)  # type: ignore[return-value]  # it is never None for a static scaling

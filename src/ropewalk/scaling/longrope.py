@@ -11,7 +11,7 @@ from ropewalk.frequencies import Frequencies
 from ropewalk.rope import Rope
 from ropewalk.scaling.base import Scaling, above, at_least
 
-MAX_DIVISOR = 1e12  # the largest number that an option accepts; stands for a pair that does not turn
+MAX_DIVISOR = 1e12  # the largest number that an option accepts; stands for a pair that does not rotate
 
 
 def longrope_attention_factor(factor: float, original_length: float) -> float:
@@ -56,6 +56,19 @@ class LongRoPE(Scaling):
             raise InputError("longrope: short_factor and long_factor", lengths, "lists of equal length")
         if self.factor is None and self.attention_factor is None:
             raise InputError("longrope: factor", None, "a number, for factor or attention_factor")
+
+    @classmethod
+    def from_frequencies(
+        cls, rope: Rope, frequencies: Frequencies, factor: float, original_length: int | None
+    ) -> LongRoPE:
+        """Return the static scaling, with two equal lists, that has these frequencies.
+
+        The divisors end at `MAX_DIVISOR`, which also stands for a frequency of 0: with it, a pair rotates 1e-12 times
+        as fast as unscaled, which float32 cannot resolve within millions of tokens.
+        """
+        with np.errstate(divide="ignore"):
+            divisors = tuple(np.minimum(rope.inv_freq / frequencies.inv_freq, MAX_DIVISOR).tolist())
+        return cls(divisors, divisors, factor, frequencies.attention_factor, original_length=original_length)
 
     @property
     def is_dynamic(self) -> bool:

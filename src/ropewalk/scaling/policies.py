@@ -107,10 +107,11 @@ class ContinuousPolicy(Policy):
 
 @dataclass(frozen=True)
 class RequestPolicy(Policy):
-    """Fix the frequencies when a request begins, for its maximum length; cached keys are never re-rotated.
+    """Fix the frequencies when a request begins, for its maximum length.
 
     In `generate`, the maximum length is the prompt plus max_new_tokens. In a forward call that starts a cache, it is
-    the number of tokens of that call.
+    the number of tokens of that call. Cached keys are rotated only if a later request continues their cache with
+    another length.
     """
 
     name = "request"

@@ -64,14 +64,8 @@ def encode_as_longrope(scaling: Scaling, layer: LayerRope, length: int) -> dict[
     frequencies = _static_frequencies(scaling, layer, length)
     if frequencies is None or frequencies.softmax_factor != 1:
         return None
-    divisors = tuple((layer.rope.inv_freq / frequencies.inv_freq).tolist())
-    lists = LongRoPE(
-        divisors,
-        divisors,
-        factor=scaling.extension_factor(layer.rope),
-        attention_factor=frequencies.attention_factor,
-        original_length=scaling.original_length,
-    )
+    factor = scaling.extension_factor(layer.rope)
+    lists = LongRoPE.from_frequencies(layer.rope, frequencies, factor, scaling.original_length)
     return lists.to_rope_parameters(layer.rope)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from ropewalk.scaling import from_rope_dict
+from ropewalk.scaling import EMBEDDING_KEYS, from_rope_dict
 from ropewalk.scaling.yarn import yarn_mscale
 from ropewalk.serving.doctor.examined_config import ORIGINAL_LENGTH, ExaminedConfig, ExaminedRopeDict, KeyPath
 from ropewalk.serving.doctor.fault_kinds import Answer, Fault, Faults, fault_kind, for_each_rope_dict
@@ -44,11 +44,7 @@ _IGNORED_OPTIONS = {"dynamic": {ORIGINAL_LENGTH, "alpha"}}
 _ALL_OPTIONS = set().union(*_ROPE_TYPE_OPTIONS.values())
 _ROPE_FIELDS = ("rope_scaling", "rope_parameters")
 # Keys of a rope dict that belong to the model and not to a scaling.
-_MODEL_KEYS = {
-    "rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved", "interleaved",
-    "finetuned", "llama_4_scaling_beta", "max_position_embeddings", "original_max_position_embeddings",
-    "fope_init_factor", "fope_sep_head", "num_inv_freq",
-}  # fmt: skip
+_MODEL_KEYS = EMBEDDING_KEYS | {ORIGINAL_LENGTH}
 # Keys that only some engines read: the value that changes nothing, and what these engines do with another one.
 # Source: get_rope of SGLang 0.5.23 (srt/layers/rotary_embedding) and of vLLM 0.32.0.
 _ENGINE_KEYS = {
