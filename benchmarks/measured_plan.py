@@ -1,6 +1,6 @@
 """Is the method that `ropewalk plan --measure` chooses as good as the best of an exhaustive grid?
 
-    python -m benchmarks.measured_plan [--device cuda] [--targets 12288 16384 24576] [--minutes 1] [--text pydoc]
+    python -m benchmarks.measured_plan [--device cuda] [--targets 12288 16384] [--minutes 1 2] [--text pydoc]
 
 For each target, smollm2 is planned by measurement. Then every method of the grid at every factor reads windows of the
 text, and perplexity is taken over the same key tokens: those that the whole grid finds together, as a plan does with
@@ -85,6 +85,7 @@ def compare(model: Any, tokenizer: Any, text: str, target: int, minutes: float, 
         passkeys[spec] = {"found": found, "of": PASSKEYS, "loss": float(np.mean([np.mean(each) for each in losses]))}
     return {
         "target": target,
+        "minutes": minutes,
         "chosen": str(plan.method),
         "reasons": plan.reasons,
         "measured": [each.to_dict() for each in plan.measured],
@@ -104,18 +105,19 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--device", default=None)
     parser.add_argument("--targets", type=int, nargs="+", default=[12_288, 16_384, 24_576])
-    parser.add_argument("--minutes", type=float, default=1.0, help="for each plan")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1.0], help="for each plan, or one for all")
     parser.add_argument("--windows", type=int, default=2, help="of the text that the grid reads")
     parser.add_argument("--text", default="pydoc")
     parser.add_argument("--out", type=Path, default=Path("runs/measured_plan"), help="folder of all measurements")
     args = parser.parse_args()
+    minutes = args.minutes * len(args.targets) if len(args.minutes) == 1 else args.minutes
     model, tokenizer = rw.load(args.model, device=args.device)
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu"
     text = args.text.split("/")[-1]
-    document: dict[str, Any] = {"device": device, "dtype": str(model.dtype), "text": text, "minutes": args.minutes}
+    document: dict[str, Any] = {"device": device, "dtype": str(model.dtype), "text": text}
     document["targets"] = []
-    for target in args.targets:
-        row = compare(model, tokenizer, args.text, target, args.minutes, args.windows, args.out)
+    for target, minutes_of_plan in zip(args.targets, minutes, strict=True):
+        row = compare(model, tokenizer, args.text, target, minutes_of_plan, args.windows, args.out)
         document["targets"].append(row)
         save_result("measured_plan", document)
         print(

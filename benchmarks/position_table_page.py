@@ -91,8 +91,10 @@ def _summarize(perplexity: Sequence[Row], retrieval: Sequence[Row]) -> list[str]
         of_task = [row for row in retrieval if row["task"] == task]
         for length in dict.fromkeys(row["length"] for row in of_task):
             counts = {label: _found(of_task, label, length) for label in _LABELS}
-            found = [label for label, (hits, total) in counts.items() if total and hits == total]
-            lines.append(f"Every number found, {task}, {length:,} tokens: {_names(found)}.")
+            measured = [label for label, (_, total) in counts.items() if total]
+            found = [label for label in measured if counts[label][0] == counts[label][1]]
+            methods = "1 method" if len(measured) == 1 else f"{len(measured)} methods"
+            lines.append(f"Every number found, {task}, {length:,} tokens, of the {methods} measured: {_names(found)}.")
     return lines
 
 

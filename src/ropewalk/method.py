@@ -77,7 +77,7 @@ class Method:
         """Return the original length, in tokens. Raises InputError if neither the method nor the rope has one."""
         length = self.original_length or rope.original_length
         if length is None:
-            raise InputError("original_length", None, f"the tokens the model was trained on, which {self.name} needs")
+            raise InputError("original_length", None, "the tokens the model was trained on, max_position_embeddings")
         return length
 
     def to_dict(self) -> dict[str, Any]:

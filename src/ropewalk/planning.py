@@ -129,9 +129,9 @@ def plan(
         f"the model reads {current_length:,} tokens as it is, and the target is {target:,}: {ratio:.2f} times that",
         *choice_reasons,
         *(notes or _note_position_method(layer.scaling, current_length, target)),
-        # benchmarks/results/short_text: ropewalk curve smollm2 at 8k, none, yarn 2, yarn 4, dynamic-yarn
+        # benchmarks/results/position_table.json and short_text/curve.json: a book, and the help texts of two Pythons
         "a static scaling also changes texts that fit without it: on SmolLM2-135M, yarn 2 raises the perplexity of "
-        "8,192 tokens by 3.5 %, yarn 4 by 16 %; dynamic-yarn leaves it as it is",
+        "8,192 tokens by 1 to 5 %, depending on the text, yarn 4 by 15 to 16 %; dynamic-yarn leaves it as it is",
     )
     rope_parameters, declared_length = build_planned_fields(model_config, config, scaling, target)
     return Plan(target, original, scaling, True, reasons, rope_parameters, declared_length, memory)

@@ -116,7 +116,10 @@ def test_output_folders(curve, tmp_path):
     [
         ({"head_dim": 15}, ("dim", "15", "even")),
         # An architecture whose class transformers does not have, so that no default applies.
-        ({"model_type": "unknown", "max_position_embeddings": None}, ("original_length", "None", "yarn needs")),
+        (
+            {"model_type": "unknown", "max_position_embeddings": None},
+            ("original_length", "None", "max_position_embeddings"),
+        ),
         ({"model_type": "gpt2", "rope_theta": None}, ("gpt2", "rope fields")),
         ({"rope_theta": "big"}, ("base", "'big'")),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 0.1}}, ("yarn: factor", "0.1")),

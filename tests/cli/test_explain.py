@@ -35,6 +35,7 @@ def test_explain_as_json_names_what_is_compared(run, tmp_path):
     [
         (("--target", "32q"), "target: got '32q'"),
         (("--target", "32k", "--scaling", "yarn:factr=4"), "did you mean factor?"),
+        (("--target", "32k", "--scaling", "leaky-rerope"), "leaky-rerope changes positions"),
         (("--target", "32k", "--curve", "missing"), "curve: got"),
         (("--target", "32k", "--eval", "missing"), "folder: got"),
         (("--target", "32k", "--language", "fr"), "language: got 'fr'"),

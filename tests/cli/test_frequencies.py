@@ -34,6 +34,17 @@ def test_layers_with_a_sliding_window_are_not_scaled(run, tmp_path):
     assert layers["sliding_attention"]["inv_freq"][0] == 1.0
 
 
+def test_a_model_with_sliding_windows_in_every_layer_is_scaled_in_the_table_and_in_json(run, tmp_path):
+    config = {"model_type": "beam", "layer_types": ["sliding_attention"] * 2, "num_hidden_layers": 2}
+    sizes = {"head_dim": 16, "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 1024}
+    rope_parameters = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **sizes, "rope_parameters": rope_parameters}))
+    _, table, _ = run("frequencies", tmp_path, "--scaling", "linear:factor=2")
+    _, out, _ = run("frequencies", tmp_path, "--scaling", "linear:factor=2", "--json")
+    assert table.startswith("linear:factor=2 ")
+    assert json.loads(out)["scaling"]["name"] == "linear"
+
+
 def test_a_dynamic_scaling_has_the_frequencies_for_the_given_length(run, tiny_folder):
     _, out, _ = run("frequencies", tiny_folder, "--scaling", "dynamic-yarn", "--length", "256", "--json")
     assert np.array_equal(json.loads(out)["inv_freq"], rw.YaRN(factor=4).frequencies(ROPE).inv_freq)

@@ -90,7 +90,7 @@ def test_an_interrupted_measurement_keeps_what_it_has(run, tiny_folder, text_fil
     ("options", "message"),
     [
         (("--measure", "1"), "text: got ''; expected a text, with --measure"),
-        (("--text", "pydoc"), "measure: got 0.0; expected minutes, with --text and --runtime-methods"),
+        (("--text", "pydoc"), "text: got 'pydoc'; expected --measure MINUTES beside it"),
         (("--measure", "-1", "--text", "pydoc"), "measure: got -1.0; expected a finite number above 0"),
     ],
 )

@@ -46,7 +46,7 @@ def error_message(source):
         ({"head_dim": None, "hidden_size": None}, "head_dim: got None"),
         ({"num_attention_heads": "8"}, "num_attention_heads: got '8'"),
         ({"num_hidden_layers": [4]}, "num_hidden_layers: got [4]"),
-        ({"num_hidden_layers": 10**12}, "layers: got 1000000000000"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers: got 1000000000000"),
         ({"num_key_value_heads": "4"}, "num_key_value_heads: got '4'"),
         ({"sliding_window": "4096"}, "sliding_window: got '4096'"),
         ({"kv_lora_rank": "512"}, "kv_lora_rank: got '512'"),
@@ -68,8 +68,9 @@ def error_message(source):
         ({"max_position_embeddings": 8192.5}, "max_position_embeddings: got 8192.5"),
         ({"original_max_position_embeddings": "2048"}, "original_max_position_embeddings: got '2048'"),
         ({"original_max_position_embeddings": True}, "original_max_position_embeddings: got True"),
-        ({"rope_scaling": "yarn"}, "rope_parameters: got 'yarn'"),
-        ({"rope_scaling": [4.0]}, "rope_parameters: got [4.0]"),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types: got '3 names'; expected 4, one for each layer"),
+        ({"rope_scaling": "yarn"}, "rope_scaling: got 'yarn'"),
+        ({"rope_scaling": [4.0]}, "rope_scaling: got [4.0]"),
         ({"rope_scaling": {"rope_type": "axial"}}, "scaling: got 'axial'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "linear: factor: got None"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "linear: factor: got '2'"),
@@ -123,7 +124,9 @@ def test_missing_original_length_raises_only_when_it_is_needed():
     bare = {key: value for key, value in LLAMA.items() if key not in ("model_type", "max_position_embeddings")}
     layer = read({**bare, "rope_scaling": {"type": "yarn", "factor": 4.0}}).ropes["all"]
     assert layer.rope.original_length is None
-    with pytest.raises(rw.InputError, match=r"^original_length: got None; expected the tokens .* yarn needs"):
+    with pytest.raises(
+        rw.InputError, match=r"^original_length: got None; expected the tokens the model was trained on"
+    ):
         layer.scaling.frequencies(layer.rope)
 
 

@@ -234,6 +234,12 @@ def test_multimodal_configuration_is_parsed_at_its_text_part():
     assert read(config.to_dict()) == read(config)
 
 
+def test_an_encoder_decoder_is_parsed_at_its_decoder_as_an_object_and_as_a_dict():
+    decoder = {"rope_theta": 123_456.0, "head_dim": 64, "hidden_size": 512, "max_position_embeddings": 4096}
+    parsed = AutoConfig.for_model("t5gemma", decoder=decoder)
+    assert read(parsed).main_layer.rope == read(parsed.to_dict()).main_layer.rope == rw.Rope(64, 123_456.0, 4096)
+
+
 def test_read_accepts_a_model_a_config_object_and_a_parsed_config():
     class Model:
         config = transformers_config(LLAMA_2)

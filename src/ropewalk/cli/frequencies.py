@@ -12,6 +12,7 @@ from ropewalk import config as configs
 from ropewalk.cli.options import JsonOption, ModelArgument, parse_optional_length
 from ropewalk.cli.output import console, print_json
 from ropewalk.config import LayerRope
+from ropewalk.config.scaled_fields import expected_scalings
 from ropewalk.frequencies import Frequencies
 from ropewalk.positions import parse_scaling
 from ropewalk.scaling import Scaling
@@ -27,11 +28,9 @@ def command(
     requested = parse_scaling(scaling, "which this command shows") if scaling else None
     tokens = parse_optional_length(length, "length")
     model_config = configs.read(model)
-    # A requested scaling is not applied to layers with a sliding window, as in `ropewalk.extend`.
-    scalings = {
-        layer_type: requested if requested and not configs.is_local(layer_type) else layer.scaling
-        for layer_type, layer in model_config.ropes.items()
-    }
+    scalings = {layer_type: layer.scaling for layer_type, layer in model_config.ropes.items()}
+    if requested:
+        scalings = expected_scalings(model_config, requested)
     has_layer_types = len(model_config.ropes) > 1
     if not json:
         for layer_type, layer in model_config.ropes.items():

@@ -55,7 +55,8 @@ def command(
     tokens = parse_length(target, "target")
     if not measure:
         if text or runtime_methods:
-            raise InputError("measure", measure, "minutes, with --text and --runtime-methods")
+            option = "text" if text else "runtime_methods"
+            raise InputError(option, text or runtime_methods, "--measure MINUTES beside it")
         result = plan(model, tokens)
     else:
         result = _measure(model, tokens, measure, text, out, dtype, runtime_methods)
@@ -77,8 +78,10 @@ def command(
         console.print(f"{file} (null removes a field):")
         print(jsonlib.dumps(changes, indent=2))
     if result.kv_cache_bytes is not None:
-        gibibytes = result.kv_cache_bytes / 2**30
-        console.print(f"KV cache for one sequence of {result.target:,} tokens: {gibibytes:.2f} GiB")
+        from ropewalk.report.formatting import format_number
+
+        gibibytes = format_number(result.kv_cache_bytes / 2**30)
+        console.print(f"KV cache for one sequence of {result.target:,} tokens: {gibibytes} GiB")
 
 
 def _measure(model: str, target: int, minutes: float, text: str, out: str, dtype: str, runtime_methods: bool) -> Plan:

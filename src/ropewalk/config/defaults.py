@@ -39,4 +39,4 @@ def _fill_part(part: Mapping[str, Any], model_type: str) -> Mapping[str, Any]:
     if find_class_defaults(model_type) is None:
         return fill_from_installed_class(part)
     omitted = {name: value for name, value in fields_of_class(model_type).items() if name not in renamed}
-    return {**omitted, "model_type": model_type, **{name: value for name, value in part.items() if value is not None}}
+    return {**omitted, "model_type": model_type, **part}

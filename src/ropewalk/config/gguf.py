@@ -160,6 +160,7 @@ class _GgufParser:
             beta_slow = float(self.get("rope.scaling.yarn_beta_slow", beta_slow))
         multiplier_scale = YARN_LOG_MULTIPLIER_SCALE.get(self.architecture, 0.0)
         log_multiplier = float(self.get("rope.scaling.yarn_log_multiplier", 0.0)) * multiplier_scale
+        log_multiplier = float(f"{log_multiplier:.7g}")  # 1, not 10 times the float32 nearest to 0.1
         attention_factor = attn_factor * yarn_mscale(factor)
         if log_multiplier:
             # llama.cpp uses 1 for mscale here, except for deepseek2, where mscale equals mscale_all_dim.

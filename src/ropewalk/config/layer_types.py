@@ -55,7 +55,7 @@ def is_local(layer_type: str) -> bool:
 def check_layer_count(layers: int) -> int:
     """Return the number of layers. Raises InputError above 10,000, which would exhaust the memory."""
     if layers > 10_000:
-        raise InputError("layers", layers, "at most 10,000")
+        raise InputError("num_hidden_layers", layers, "at most 10,000")
     return layers
 
 
@@ -71,6 +71,8 @@ def resolve_layer_types(config: Config) -> list[str]:
     if listed and (not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed)):
         raise InputError("layer_types", listed, "a list of names, one for each layer")
     layers = check_layer_count(get_count(config, "num_hidden_layers") or len(listed or ()))
+    if listed and len(listed) < layers:
+        raise InputError("layer_types", f"{len(listed)} names", f"{layers}, one for each layer")
     layer_types = listed or _from_pattern_fields(config, layers) or _from_architecture(config, layers)
     # Lists may go on with the layers that predict further tokens (Step 3.5, DeepSeek V4).
     layer_types = [_RENAMED.get(name, name) for name in layer_types[:layers]]

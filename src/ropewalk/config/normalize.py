@@ -57,10 +57,12 @@ def fields_of_class(model_type: str) -> dict[str, Any]:
 
 
 def find_text_config_key(config: Config) -> str | None:
-    """Return the key under which a multimodal configuration nests its text part; None for a plain configuration.
+    """Return the key under which a configuration nests that of its text decoder; None for a plain configuration.
 
     The nested part may be multimodal itself.
     """
+    if all(isinstance(config.get(key), Mapping) for key in ("encoder", "decoder")):
+        return "decoder"
     return next((key for key in _TEXT_CONFIG_KEYS if isinstance(config.get(key), Mapping)), None)
 
 
@@ -137,7 +139,7 @@ def _find_stated_rope_dicts(fields: Config, defaults: ClassDefaults) -> tuple[Ro
     for field in ("rope_scaling", "rope_parameters"):  # transformers 5 reads the former first
         rope_dict = fields.get(field) or {}
         if not isinstance(rope_dict, Mapping):
-            raise InputError("rope_parameters", rope_dict, "a dict")
+            raise InputError(field, rope_dict, "a dict")
         layer_types = {"full_attention", "sliding_attention", *fields["layer_types"]}
         by_layer_type = {
             name: value

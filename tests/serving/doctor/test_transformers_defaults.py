@@ -61,7 +61,6 @@ def test_defaults_of_every_architecture_have_no_fault():
     odd_heads = {("suspicious", "head-dim-broken"), ("wrong", "unreadable")}
     assert with_findings == dict.fromkeys(ODD_HEADS, odd_heads) | {
         "glm_moe_dsa": {("suspicious", "base-too-small")},  # 10,000; GLM-5 is published with 1,000,000
-        "t5gemma2": {("suspicious", "base-missing")},  # its text part is nested in an encoder without a base
     }
     assert sum(result == set() for result in results.values()) > 200
 
@@ -131,7 +130,7 @@ def test_unknown_default_base_has_no_fix():
     [finding] = examine(ExaminedConfig(linear)).findings
     assert (finding.kind, finding.fix, finding.cosine) == ("base-missing", {}, None)
     rope_dicts = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
-    layer_types = {**unknown, "layer_types": ["sliding_attention", "full_attention"]}
+    layer_types = {**unknown, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
     [finding] = examine(ExaminedConfig({**layer_types, "rope_parameters": rope_dicts})).findings
     assert (finding.kind, finding.fix) == ("layers-missing", {})
     without_rope = {**layer_types, "rope_parameters": {**rope_dicts, "full_attention": None}}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropewalk.config import compute_layer_frequencies
-from ropewalk.frequencies import Frequencies
+from ropewalk.frequencies import MAX_POSITION, Frequencies
 from ropewalk.report.explain.subject import Subject
 
 _POINTS_PER_OCTAVE = 6
@@ -28,7 +28,7 @@ def build_scores(subject: Subject) -> dict[str, Any]:
     octaves = math.log2(max(subject.target, 2 * subject.original_length))
     distances = np.unique(np.logspace(0, octaves, round(octaves * _POINTS_PER_OCTAVE) + 1, base=2).round().astype(int))
     steps = np.linspace(1, _WINDOW, _MAX_SAMPLES)
-    windows = (distances[:, None] * steps).round().astype(np.int64)
+    windows = np.minimum((distances[:, None] * steps).round(), MAX_POSITION).astype(np.int64)
     lines = [expected_scores(_at_target(subject, index), windows).mean(axis=-1) for index in _indices(subject)]
     return {"x": distances.tolist(), "lines": [_round(line, 4) for line in lines]}
 

@@ -15,7 +15,8 @@ from ropewalk import config as configs
 from ropewalk.config import LayerRope, ModelConfig
 from ropewalk.errors import InputError, UnsupportedModelError, check_length
 from ropewalk.planning import Plan, plan
-from ropewalk.scaling import Scaling, parse
+from ropewalk.positions import parse_scaling
+from ropewalk.scaling import Scaling
 from ropewalk.scaling.linear import Linear
 from ropewalk.scaling.none import NoScaling
 from ropewalk.scaling.ntk import NTK
@@ -87,7 +88,7 @@ def open_subject(model: str, target: int, scalings: Sequence[str]) -> Iterator[S
     UnsupportedModelError for a model that no scaling extends.
     """
     check_length("target", target)
-    requested = [parse(spec) for spec in scalings]
+    requested = [parse_scaling(spec, "which the page shows") for spec in scalings]
     with _local_path(model) as path:
         model_config = configs.read(path)
         layer = model_config.main_layer
