@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import shutil
@@ -342,6 +343,20 @@ def test_the_short_tax_compares_windows_of_the_trained_length(tiny, make_run):
     assert {row["scaling"] for row in run.rows()} == {"dynamic-yarn", "yarn:factor=4"}  # none is read, but no row
 
 
+def test_a_dynamic_scaling_costs_short_text_of_a_model_with_a_scaling_of_its_own(tiny_folder, tmp_path):
+    config = json.loads((tiny_folder / "config.json").read_text())
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10_000.0}
+    folder = shutil.copytree(tiny_folder, tmp_path / "scaled")
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": rope, "max_position_embeddings": 256}))
+    source = rw.load(str(folder), dtype="float32")[0], CharacterTokenizer()
+    run = CurveRun(source, ["dynamic-yarn", "self-extend"], [100], TEXT, tmp_path / "out")
+    run.run()
+    dynamic, position = run.short_taxes()
+    assert dynamic["scaling"] == "dynamic-yarn"
+    assert abs(dynamic["percent"]) > 1e-3
+    assert position["percent"] == 0
+
+
 def test_the_short_tax_of_a_folder_without_it_is_measured_later(make_run):
     run = make_run(["none", "yarn:factor=4"], [64])
     run.run()
@@ -385,6 +400,13 @@ def test_rows_are_measured_again_for_another_evaluator(make_run):
     assert first["ppl"] == second["ppl"]
     (kept,) = make_run(["none"], [150]).run(pytest.fail)  # without LongPPL, any row will do
     assert kept == second
+
+
+def test_rows_are_measured_again_for_another_rule_and_after_a_rule_in_between(make_run):
+    other = dataclasses.replace(RULE, max_loss=4.57)
+    rows = [make_run(["none"], [150], evaluator="yarn:factor=4", rule=rule).run()[0] for rule in (RULE, other, RULE)]
+    assert rows[0]["key_tokens"] != rows[1]["key_tokens"]
+    assert (rows[0]["longppl"], rows[0]["key_tokens"]) == (rows[2]["longppl"], rows[2]["key_tokens"])
 
 
 def test_longppl_needs_a_length_past_the_short_context(make_run):

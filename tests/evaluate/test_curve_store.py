@@ -24,6 +24,7 @@ VALID = {
     "seconds": [-1, 1.5, float("nan")],
     "longppl": [None, 1.5],
     "key_tokens": [None],
+    "key_tokens_digest": [None, "", "a"],
     "evaluator": [None, "", "a"],
 }
 
@@ -41,6 +42,7 @@ def make_row(length=64):
         seconds=0.1,
         longppl=None,
         key_tokens=None,
+        key_tokens_digest=None,
         evaluator=None,
     )
 

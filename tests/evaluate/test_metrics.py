@@ -102,6 +102,7 @@ def test_corpus_bleu_accepts_several_references_per_answer():
         ("substring-exact-match", "It is the Old-Lane, there.", ["mill", "an old lane"], 0),
         ("substring-exact-match", "It is the Old, Lane there.", ["mill", "an old lane!"], 1),
         ("substring-exact-match", "old", ["old lane"], 0),
+        ("substring-exact-match", "mill", ["The", "!"], 0),  # normalized to nothing, which every answer contains
         # {rope, laid} against {rope, laid, lane}: precision 1, recall 2/3, F1 4/5; articles do not count.
         ("f1", "the rope laid", ["a rope laid lane"], 4 / 5),
         # "rope rope" has one word too many: precision 1/2, recall 1, F1 2/3.

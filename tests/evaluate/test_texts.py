@@ -48,6 +48,8 @@ def test_a_text_that_cannot_be_read_is_refused(tmp_path):
             read_text(str(tmp_path / name))
     with pytest.raises(rw.InputError, match="exists"):
         read_text(str(tmp_path / "missing"))
+    with pytest.raises(rw.InputError, match="text: got ''; expected a file, a folder"):
+        read_text("")  # not every file of the current folder
 
 
 def test_only_the_beginning_of_a_large_data_set_is_read(monkeypatch):

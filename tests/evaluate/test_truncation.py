@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+import ropewalk as rw
 from ropewalk.evaluate.truncation import truncate_middle
 
 
@@ -45,6 +48,17 @@ def test_the_middle_is_dropped():
     assert truncate(GrowingTokenizer(0), "0123456789", 7) == ("012789", [*"012789?"])
     assert truncate(GrowingTokenizer(2), "0123456789", 7) == ("0189", [*"0189?++"])
     assert truncate(GrowingTokenizer(2), "012345", 7) == ("012345", [*"012345?"])
+
+
+def test_a_context_that_does_not_fit_at_all_is_dropped_as_a_whole():
+    assert truncate(GrowingTokenizer(0), "0123456789", 1) == ("", ["?"])
+
+
+def test_a_question_that_does_not_fit_is_counted_without_its_context():
+    with pytest.raises(
+        rw.InputError, match="file: got '5 tokens without its context'; expected at most the 3 requested"
+    ):
+        truncate_middle(GrowingTokenizer(0), "0123456789", lambda text: list(text + "12345"), 3, "file")
 
 
 def test_a_tokenizer_that_always_adds_one_more_needs_few_steps():

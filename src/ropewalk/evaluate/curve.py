@@ -31,7 +31,7 @@ from ropewalk.errors import InputError, check_length
 from ropewalk.evaluate.curve_store import CurveRow, CurveStore, RowKey
 from ropewalk.evaluate.evaluator import choose_evaluator
 from ropewalk.evaluate.key_token_store import KeyTokenStore
-from ropewalk.evaluate.key_tokens import DEFAULT_RULE, KeyTokenRule, long_perplexity
+from ropewalk.evaluate.key_tokens import DEFAULT_RULE, KeyTokenRule, digest_key_tokens, long_perplexity
 from ropewalk.evaluate.model_source import ModelSource, describe_source, load_source, read_source_config, source_digest
 from ropewalk.evaluate.perplexity import perplexity_of, token_nll
 from ropewalk.evaluate.short_tax import ShortTax, compute_short_tax, window_losses
@@ -209,15 +209,15 @@ class CurveRun:
     def short_taxes(self) -> list[ShortTax]:
         """Return what each scaling of this run costs on short text, as far as it is measured.
 
-        The frequencies of a dynamic scaling and the distances of a position method are those of the unscaled model
-        there, so that their cost is exactly 0 without being measured.
+        The distances of a position method are those of the unscaled model there, so that its cost is exactly 0 without
+        being measured.
         """
         unscaled = str(self._unscaled)
         taxes = []
         for scaling in dict.fromkeys(point.scaling for point in self._points):
             tokens = self._short_length
-            is_exact = isinstance(scaling, PositionMethod) or scaling.is_dynamic
             baseline = self.store.short_losses.get((unscaled, tokens))
+            is_exact = isinstance(scaling, PositionMethod)
             losses = baseline if is_exact else self.store.short_losses.get((str(scaling), tokens))
             if losses and baseline and len(losses) == len(baseline) and scaling != self._unscaled:
                 taxes.append(compute_short_tax(str(scaling), tokens, losses, baseline))
@@ -302,21 +302,25 @@ class CurveRun:
         return min(self.original_length or 0, self._lengths[-1])
 
     def _plan_short_points(self, scalings: Sequence[Scaling | PositionMethod]) -> list[CurvePoint]:
-        """Return the points that measure the short tax: the unscaled model, and each scaling that has one."""
+        """Return the points that measure the short tax: the unscaled model, and each scaling."""
         length = self._short_length
         if length < 2:
             return []
-        static = [each for each in scalings if isinstance(each, Scaling) and not each.is_dynamic]
-        return plan_points(self._rope, list(dict.fromkeys([self._unscaled, *static])), [length], [None], self._policy)
+        measured = [each for each in scalings if isinstance(each, Scaling)]
+        return plan_points(self._rope, list(dict.fromkeys([self._unscaled, *measured])), [length], [None], self._policy)
 
     def _remaining_rows(self) -> list[CurvePoint]:
-        """Return the points to measure: those without a row, and those measured with another evaluator."""
-        name, stored = self.evaluator.name if self.evaluator else None, self.store.rows
-        return [
-            point
-            for point in self._points
-            if point.key not in stored or (name and stored[point.key]["evaluator"] != name)
-        ]
+        """Return the points to measure: those without a row, and those whose row has other key tokens."""
+        indices = self._stored_key_tokens()
+
+        def is_done(point: CurvePoint) -> bool:
+            row = self.store.rows.get(point.key)
+            if row is None or self.evaluator is None:
+                return row is not None
+            found_by = row["evaluator"], row["key_tokens_digest"]
+            return indices is not None and found_by == (self.evaluator.name, digest_key_tokens(indices, point.length))
+
+        return [point for point in self._points if not is_done(point)]
 
     def _remaining_short_points(self) -> list[CurvePoint]:
         stored = self.store.short_losses
@@ -428,6 +432,7 @@ def make_row(
         seconds=round(seconds, 3),
         longppl=longppl,
         key_tokens=key_count,
+        key_tokens_digest=None if key_tokens is None else digest_key_tokens(key_tokens, key.length),
         evaluator=evaluator,
     )
 

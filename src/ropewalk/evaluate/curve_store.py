@@ -42,6 +42,7 @@ _ROW_CHECKS = {
     "seconds": is_number,
     "longppl": lambda value: value is None or (is_number(value) and value > 0),
     "key_tokens": lambda value: value is None or is_count(value),
+    "key_tokens_digest": is_optional_text,
     "evaluator": is_optional_text,
 }
 _SHORT_TEXT_CHECKS = {
@@ -49,7 +50,7 @@ _SHORT_TEXT_CHECKS = {
     "tokens": is_positive_count,
     "losses": lambda value: is_list_of_numbers(value) and bool(value),
 }
-_OPTIONAL_FIELDS = ("chunk", "policy", "longppl", "key_tokens", "evaluator")
+_OPTIONAL_FIELDS = ("chunk", "policy", "longppl", "key_tokens", "key_tokens_digest", "evaluator")
 
 
 class CurveRow(TypedDict):
@@ -67,6 +68,7 @@ class CurveRow(TypedDict):
         seconds: time that the pass needed to reach `length`.
         longppl: perplexity over the key tokens among them; None without any, or if it was not requested.
         key_tokens: number of key tokens; None if they were not requested.
+        key_tokens_digest: tells them from others; None if they were not requested.
         evaluator: name of the evaluator that found the key tokens; None if they were not requested.
     """
 
@@ -81,6 +83,7 @@ class CurveRow(TypedDict):
     seconds: float
     longppl: float | None
     key_tokens: int | None
+    key_tokens_digest: str | None
     evaluator: str | None
 
 

@@ -1,7 +1,7 @@
 """The model that finds the key tokens of a text: another model, or the measured one under a scaling.
 
-A model that judges itself favors its own scaling: tokens that only a better scaling would predict are not found, and
-tokens that the scaling of the evaluator predicts by luck are. Another model that was trained on the length is fairer.
+A model that judges itself favors its own scaling. It misses tokens that only a better scaling would predict, and it
+picks tokens that its own scaling predicts by chance. Another model that was trained on the length is fairer.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Evaluator:
 
     @property
     def name(self) -> str:
-        """The name under which results store the evaluator; equal names find the same key tokens."""
+        """The name that results show. It does not identify the weights; see `digest`."""
         scaled_length = f" at {self.length} tokens" if self.scaling.is_dynamic else ""
         return f"{self.model or 'itself'} under {self.scaling}{scaled_length}"
 

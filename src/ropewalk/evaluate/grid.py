@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ropewalk.errors import InputError, UnknownNameError, check_length
@@ -69,7 +69,8 @@ class Cell:
             "better": "higher" if self.task.higher_is_better else "lower",
             "share": self.task.is_fraction,
             "scaling": str(self.scaling),
-            "scaling_options": asdict(self.scaling),
+            # Not what `learned` tells beside its numbers, such as its date and its file.
+            "scaling_options": {f.name: getattr(self.scaling, f.name) for f in fields(self.scaling) if f.compare},
             "policy": str(self.policy) if self.scaling.is_dynamic else None,
             "column": self.column,
             "length": self.length,

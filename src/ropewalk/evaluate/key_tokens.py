@@ -10,6 +10,7 @@ makes it much more probable (the long-short difference, eq. 2 of the paper) and 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,3 +158,8 @@ def long_perplexity(nll_T: NDArray[np.float64], indices: NDArray[np.int64]) -> t
     if not len(within):
         return None, 0
     return perplexity_of(float(nll_T[within - 1].mean())), len(within)
+
+
+def digest_key_tokens(indices: NDArray[np.int64], length: int) -> str:
+    """Return a short digest of the key tokens among the first `length` tokens, which tells them from others."""
+    return hashlib.sha256(indices[indices < length].astype("<i8").tobytes()).hexdigest()[:16]

@@ -8,10 +8,10 @@ The choice, in this order:
 2. perplexity on key tokens at the target (LongPPL): methods within 1 %, or one standard error, of the best are equal;
 3. among these, the lowest cost on short text; within half a percent of it, the plan without a measurement if it is one
    of them, else the lowest perplexity.
-With fewer than four passkeys measured, the plan without a measurement stays as it is, unless it left.
+With fewer than four passkeys measured, the plan without a measurement stays as it is, unless it was dropped.
 
-A fixed margin (`ropewalk.plan` without a measurement) says what worked on one small model; this says what works on
-yours. `plan_measurements` says how key tokens are found without favoring a method.
+The margin of `ropewalk.plan` without a measurement was measured on one small model; this function measures yours.
+`plan_measurements` says how key tokens are found without favoring a method.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class MeasuredMethod:
 
     Attributes:
         method: the method.
-        perplexity: on the key tokens of the windows that all remaining methods have read; of a method that left, on
+        perplexity: on the key tokens of the windows that all remaining methods have read; of a dropped method, on
             those of the first window.
         behind: by how much its perplexity exceeds the best one on the same windows, in percent.
         behind_error: standard error of `behind` over the key tokens.
@@ -77,6 +77,7 @@ class MeasuredMethod:
         passkey_loss: mean loss on the tokens of the numbers, in nats; None if no passkey was measured.
         short_tax: what it costs on short text; None if that was not measured.
         remained: False if it was dropped after the first window.
+        is_behind_on_passkeys: whether its loss on passkeys takes it out of the choice.
     """
 
     method: Method
@@ -87,6 +88,7 @@ class MeasuredMethod:
     passkey_loss: float | None
     short_tax: ShortTax | None
     remained: bool
+    is_behind_on_passkeys: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return what was measured as a dict that is ready for JSON."""
@@ -237,21 +239,22 @@ def rank_methods(run: MeasurementRun) -> tuple[MeasuredMethod, ...]:
     answers = {name: [run.results.values[Step("passkey", name, depth)] for depth in depths] for name in remaining}
     passkey_losses = {name: [float(np.mean(losses)) for losses in answers[name]] for name in remaining}
     best = min(remaining, key=lambda name: float(key_losses[name].mean()))
+    contenders = _without_those_behind_on_passkeys(passkey_losses)
     measured = {}
     for name in first:
         remained = name in remaining
         losses, best_losses = (key_losses[name], key_losses[best]) if remained else (first[name], first[best])
         difference = paired_difference(losses.tolist(), best_losses.tolist())
-        error = difference.standard_error
         measured[name] = MeasuredMethod(
             method=run.methods[name],
             perplexity=perplexity_of(float(losses.mean())),
-            behind=100 * (perplexity_of(difference.mean) - 1),
-            behind_error=None if error is None else 100 * error,
+            behind=difference.percent,
+            behind_error=difference.percent_error,
             passkeys=tuple(max(losses) < _LOSS_OF_ONE_HALF for losses in answers.get(name, ())),
             passkey_loss=float(np.mean(passkey_losses[name])) if remained and depths else None,
             short_tax=_short_tax(run, name) if remained else None,
             remained=remained,
+            is_behind_on_passkeys=remained and name not in contenders,
         )
     chosen = measured[_choose(next(iter(run.methods)), measured, key_losses, passkey_losses)]
     others = [each for each in measured.values() if each is not chosen]
@@ -281,14 +284,7 @@ def _choose(
     count = len(next(iter(passkey_losses.values())))
     if count < _MIN_PASSKEYS and planned in key_losses:
         return planned
-    contenders = list(key_losses)
-    if count:
-        finder = min(contenders, key=lambda name: sum(passkey_losses[name]))
-        contenders = [
-            name
-            for name in contenders
-            if not _is_behind(passkey_losses[name], passkey_losses[finder], _PASSKEY_TOLERANCE, errors=2)
-        ]
+    contenders = _without_those_behind_on_passkeys(passkey_losses)
     best = min(contenders, key=lambda name: float(key_losses[name].mean()))
     equal = [
         name
@@ -298,6 +294,16 @@ def _choose(
     costs = {name: tax["percent"] if (tax := measured[name].short_tax) else 0.0 for name in equal}
     cheap = [name for name in equal if costs[name] <= min(costs.values()) + _SHORT_TOLERANCE]
     return planned if planned in cheap else min(cheap, key=lambda name: float(key_losses[name].mean()))
+
+
+def _without_those_behind_on_passkeys(passkey_losses: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return the methods whose loss on passkeys is that of the best, within the tolerance and twice the error."""
+    best = min(passkey_losses.values(), key=sum)
+    return [
+        name
+        for name, losses in passkey_losses.items()
+        if not best or not _is_behind(losses, best, _PASSKEY_TOLERANCE, errors=2)
+    ]
 
 
 def _is_behind(losses: Sequence[float], best: Sequence[float], tolerance: float, errors: int) -> bool:
@@ -336,11 +342,13 @@ def _explain(
         + (f"; {skipped} more did not fit into the time" if skipped else ""),
         _describe(chosen),
     ]
-    if len(chosen.passkeys) < _MIN_PASSKEYS:
-        reasons.append(f"{len(chosen.passkeys)} passkeys are too few to overrule a plan: give it more minutes")
+    has_too_few_passkeys = len(chosen.passkeys) < _MIN_PASSKEYS and chosen.method == planned
+    if has_too_few_passkeys:
+        reasons.append(f"{len(chosen.passkeys)} passkeys are too few to overrule the plan: give it more minutes")
     best = min((each for each in measured if each.remained), key=lambda each: each.perplexity)
     if best is not chosen:
-        reasons.append(f"lowest perplexity: {_describe(best)}; {_compare(chosen, best)}")
+        why = "" if has_too_few_passkeys else f"; {_compare(chosen, best)}"
+        reasons.append(f"lowest perplexity: {_describe(best)}{why}")
     origin = "its makers publish" if is_published else "without a measurement the plan is"
     other = next((each for each in measured if each.method == planned), None)
     if chosen.method == planned:
@@ -370,10 +378,8 @@ def _describe(each: MeasuredMethod) -> str:
 
 def _compare(chosen: MeasuredMethod, best: MeasuredMethod) -> str:
     """Return why a method with a higher perplexity is chosen."""
-    if chosen.passkey_loss is not None and best.passkey_loss is not None:
-        more = best.passkey_loss - chosen.passkey_loss
-        if more > _PASSKEY_TOLERANCE:
-            return f"its loss on passkeys is higher by {more:.2f} nats per token"
+    if best.is_behind_on_passkeys:
+        return "its loss on passkeys is too far above the lowest"
     return "the chosen one is as good within the error, and costs no more on short text or is the plan"
 
 

@@ -14,13 +14,23 @@ class PairedDifference:
     Attributes:
         mean: mean difference.
         standard_error: standard deviation of the differences (n - 1 in the denominator) over the square root of their
-            number; None for fewer than two. It assumes independent pairs, and covers no other text than the measured.
+            number; None for fewer than two. It assumes independent pairs and says nothing about other texts.
         count: number of pairs.
     """
 
     mean: float
     standard_error: float | None
     count: int
+
+    @property
+    def percent(self) -> float:
+        """By how much a difference of mean losses, in nats, raises the perplexity, in percent."""
+        return 100 * math.expm1(self.mean)
+
+    @property
+    def percent_error(self) -> float | None:
+        """The standard error of `percent`, to first order."""
+        return None if self.standard_error is None else 100 * math.exp(self.mean) * self.standard_error
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> PairedDifference:

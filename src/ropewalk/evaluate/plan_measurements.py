@@ -1,10 +1,10 @@
 """Short runs that compare methods for a target length, within a time that the user names.
 
-The runs are ordered so that every moment is a fair one to stop at: each round adds one window of the text, and some
-passkeys, for every remaining method, and what is compared is what all of them have. When one method remains after a
+The steps are ordered so that the measurement can stop after any of them: a round adds one window of the text and some
+passkeys for every remaining method, and only steps that all of them have are compared. When one method remains after a
 round, the runs end.
 
-    first       every method reads window 0; those far behind the best leave
+    first       every method reads window 0; those far behind the best are dropped
     each round  the next window, first after short contexts only, which tells the key tokens; passkeys; short text
 
 Key tokens are found by all methods together: a token's loss after the long context is the median over the methods that
@@ -29,7 +29,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ropewalk.errors import InputError
-from ropewalk.evaluate.field_checks import check_fields, is_count, is_list_of_numbers, is_number, is_text
+from ropewalk.evaluate.field_checks import (
+    check_fields,
+    is_count,
+    is_list_of_numbers,
+    is_number,
+    is_positive_count,
+    is_text,
+)
 from ropewalk.evaluate.key_tokens import KeyTokenRule, read_short_losses, select_key_tokens
 from ropewalk.evaluate.perplexity import compute_nll
 from ropewalk.evaluate.sample import Sample
@@ -47,7 +54,7 @@ _MIN_KEY_TOKENS = 100  # of a window; with fewer, those that gain most from the 
 _MIN_COMPARED = 3  # methods that read the first window even if that takes most of the time
 _FIRST_WINDOW_SHARE = 0.4  # of the time, for the first window
 _MAX_SHORT_LENGTH = 4096  # tokens of a window of short text
-_MAX_BEHIND = 0.1  # nats on the first window behind the best, about 10 % of perplexity: such a method leaves
+_MAX_BEHIND = 0.1  # nats on the first window behind the best, about 10 % of perplexity: such a method is dropped
 
 Method = Scaling | PositionMethod
 
@@ -68,6 +75,7 @@ class Measurements:
             window so far and after the short context. Passkey: the losses of the tokens of the answer. Short: the mean
             loss.
         seconds: time that each step took.
+        num_windows: windows of the text to read: as many as it has without overlap, up to `ROUNDS`.
     """
 
     def __init__(self, header: Mapping[str, Any], path: Path | None) -> None:
@@ -80,6 +88,7 @@ class Measurements:
         self.header, self.path = dict(header), path
         self.values: dict[Step, Any] = {}
         self.seconds: dict[Step, float] = {}
+        self.num_windows = ROUNDS  # until the text is read
         if path is not None:
             ensure_writable_folder(path.parent)
             if path.exists():
@@ -101,7 +110,9 @@ class Measurements:
             }
             for done, value in self.values.items()
         ]
-        write_text_atomically(self.path, json.dumps({**self.header, "steps": steps}) + "\n")
+        write_text_atomically(
+            self.path, json.dumps({**self.header, "windows": self.num_windows, "steps": steps}) + "\n"
+        )
 
     def used_seconds(self) -> float:
         """Return the time of all steps."""
@@ -124,7 +135,12 @@ class Measurements:
             "value": lambda value: value is None or is_number(value) or (is_list_of_numbers(value) and bool(value)),
         }  # fmt: skip
         try:
-            document = check_fields(parse_json(path.read_bytes()), {"steps": lambda value: isinstance(value, list)})
+            fields = {"windows": is_positive_count, "steps": lambda value: isinstance(value, list)}
+            document = parse_json(path.read_bytes())
+            if isinstance(document, dict):
+                document.setdefault("windows", ROUNDS)  # files of earlier versions have none
+            document = check_fields(document, fields)
+            num_windows = document.pop("windows")
             entries = [check_fields(entry, checks) for entry in document.pop("steps")]
             values = [
                 np.load(self._array_path(number), allow_pickle=False) if entry["value"] is None else entry["value"]
@@ -135,6 +151,7 @@ class Measurements:
             raise InputError("out", found, "a folder of measured plans, or a new one") from None
         if document != self.header:
             raise InputError("out", f"{path}, which has other measurements", "another folder")
+        self.num_windows = num_windows
         for entry, value in zip(entries, values, strict=True):
             step = Step(entry["kind"], entry["method"], entry["number"])
             self.values[step], self.seconds[step] = value, entry["seconds"]
@@ -226,6 +243,7 @@ class MeasurementRun:
             ids_T: tokens of the text, at least `target` of them.
             on_step: called after each step with its value and the share of the time that is used.
         """
+        self.results.num_windows = min(ROUNDS, max(1, len(ids_T) // self.target))
         while (step := self.next_step()) is not None:
             self.measure(step, model, tokenizer, ids_T)
             if on_step is not None:
@@ -251,8 +269,10 @@ class MeasurementRun:
             names = list(self.methods) if index == 0 else self.remaining_methods()
             if index and len(names) == 1:
                 return  # nothing is left to compare
-            yield Step("context", str(self.context_reader), index)
-            for number, name in enumerate(names):
+            num_windows = self.results.num_windows
+            if index < num_windows:
+                yield Step("context", str(self.context_reader), index)
+            for number, name in enumerate(names if index < num_windows else []):
                 step = Step("target", name, index)
                 is_late = self.results.used_seconds() > _FIRST_WINDOW_SHARE * self.seconds
                 if index == 0 and number >= _MIN_COMPARED and is_late and step not in self.results.values:
@@ -274,17 +294,18 @@ class MeasurementRun:
             prompt_T = torch.tensor([*sample.prompt, *answer])
             return _read_losses(model, prompt_T, method, first=len(sample.prompt)).tolist()
         if step.kind == "short":
-            return float(_read_losses(model, select_window(ids_T, self.short_length, step.number), method).mean())
-        window_T = select_window(ids_T, self.target, step.number)
+            short_T = select_window(ids_T, self.short_length, step.number, ROUNDS)
+            return float(_read_losses(model, short_T, method).mean())
+        window_T = select_window(ids_T, self.target, step.number, self.results.num_windows)
         if step.kind == "context":
             with extended(model, method, length=self.rule.short_context):
                 return read_short_losses(model, window_T, self.rule).astype(np.float32)
         return _read_losses(model, window_T, method, first=self.rule.short_context)
 
 
-def select_window(ids_T: Tensor, length: int, index: int) -> Tensor:
-    """Return one of `ROUNDS` windows of a text, spread evenly from its beginning to its end; they may overlap."""
-    start = round(index * (len(ids_T) - length) / (ROUNDS - 1))
+def select_window(ids_T: Tensor, length: int, index: int, count: int) -> Tensor:
+    """Return one of `count` windows of a text, spread evenly from its beginning to its end; they may overlap."""
+    start = round(index * (len(ids_T) - length) / max(count - 1, 1))
     return ids_T[start : start + length]
 
 

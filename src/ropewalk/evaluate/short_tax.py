@@ -55,14 +55,12 @@ def compute_short_tax(scaling: str, tokens: int, losses: Sequence[float], unscal
     `tokens`: tokens that were read for either.
     """
     difference = paired_difference(losses, unscaled)
-    ratio = perplexity_of(difference.mean)
-    error = difference.standard_error
     return ShortTax(
         scaling=scaling,
         tokens=tokens,
         ppl=perplexity_of(sum(losses) / len(losses)),
         ppl_unscaled=perplexity_of(sum(unscaled) / len(unscaled)),
-        percent=100 * (ratio - 1),
-        standard_error=None if error is None else 100 * ratio * error,
+        percent=difference.percent,
+        standard_error=difference.percent_error,
         windows=difference.count,
     )

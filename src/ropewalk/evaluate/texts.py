@@ -39,6 +39,8 @@ def read_text(name: str) -> Text:
 
     Raises InputError if the text does not exist, is empty, or is not UTF-8, and MissingPackageError.
     """
+    if not name:
+        raise InputError("text", name, f"a file, a folder, hf:DATASET[:SPLIT[:FIELD]], or {BUILT_IN}")
     if name == BUILT_IN:
         from pydoc_data.topics import topics
 
@@ -75,9 +77,11 @@ def _read_dataset(name: str) -> str:
         raise MissingPackageError("a text of the hub", "datasets", "pip install 'ropewalk[eval]'") from None
     try:
         rows = load_dataset(dataset, split=split or "train", streaming=True)
+        return "\n\n".join(_row_texts(name, rows, field or "text"))
+    except InputError:
+        raise
     except Exception as error:  # readers of data sets raise errors of any type
         raise InputError("text", name, "a data set that can be read", str(error)) from None
-    return "\n\n".join(_row_texts(name, rows, field or "text"))
 
 
 def _row_texts(name: str, rows: Iterable[Mapping[str, Any]], field: str) -> list[str]:

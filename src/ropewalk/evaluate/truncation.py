@@ -29,14 +29,17 @@ def truncate_middle(
     text_ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     keep = len(text_ids) - (len(token_ids) - length)
     least_step = 1
-    while keep > 0:
+    while True:
+        keep = max(keep, 0)
         head, tail = text_ids[: keep // 2], text_ids[len(text_ids) - (keep - keep // 2) :]
         shortened = tokenizer.decode(head) + tokenizer.decode(tail)
         token_ids = encode_prompt(shortened)
         if len(token_ids) <= length:
             return shortened, token_ids
+        if not keep:
+            found = f"{len(token_ids)} tokens without its context"
+            raise InputError(field, found, f"at most the {length} requested tokens")
         # The decoded text can have more tokens than it was decoded from, at the joint in particular. The steps grow, so
         # that there are few of them whatever the tokenizer.
         keep -= max(len(token_ids) - length, least_step)
         least_step *= 2
-    raise InputError(field, f"{len(token_ids)} tokens without its context", f"at most the {length} requested tokens")

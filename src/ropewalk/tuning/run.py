@@ -72,6 +72,8 @@ class TuneRun:
         seed: int = 0,
     ) -> None:
         """Check the arguments, load the model and divide the text. The arguments are those of `tune`."""
+        if seed < 0:
+            raise InputError("seed", seed, "0 or more")
         self.method = _set_options(parse_tuner(method), per_layer=per_layer or None, steps=steps)
         folder = ensure_writable_folder(out)
         self.scaling_path = folder / "scaling.json"
@@ -88,7 +90,7 @@ class TuneRun:
         if isinstance(model, str):
             model = load(model, dtype=dtype, device=device or _device_of_process())
         inner, tokenizer = unwrap_measurable_model(model[0]), model[1]
-        # Read again, the held-out text may have fewer tokens: its beginning was cut out of other words.
+        # The held-out text is decoded and tokenized again, which can give fewer tokens.
         held_out_tokens = target + target // 8
         documents, validation, held_out = [], [], []
         for each in texts:

@@ -49,7 +49,7 @@ class SearchTuner(Tuner):
     Options:
         trials: scalings to try in all, those of interrupted runs included.
         minutes: ends the search earlier, after this time; that of interrupted runs included.
-        texts: windows of the documents that each scaling reads; with fewer than documents, the last ones are not read.
+        texts: number of windows that each scaling reads, one from each document in turn; later documents are not read.
         facts: facts planted in each text.
         text_weight: weight of the loss on the text, beside that on the answers about the facts.
         window: tokens read of each text; by default the target, or fewer on a CPU (windows.py).

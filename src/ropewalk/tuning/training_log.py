@@ -2,7 +2,7 @@
 
 `checkpoint.safetensors` holds the parameters, the best ones so far, the state of the optimizer, and as metadata the
 step and what was trained on what. It is replaced as a whole after every step, so a killed run continues with the step
-after. `log.jsonl` has one line for each step; lines of steps that the checkpoint does not know are written again.
+after. `log.jsonl` has one line for each step; lines for steps after the checkpoint are discarded and written again.
 """
 
 from __future__ import annotations

@@ -87,6 +87,13 @@ def test_an_invalid_line_is_named(tmp_path, smollm2, line, message):
         parse_task(f"generate:{path}").make_samples(smollm2[1], 1000, 5, seed=0)
 
 
+def test_an_answer_that_the_metric_cannot_compare_is_named_before_anything_is_generated(tmp_path, smollm2):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"context": "a", "input": "b", "answers": "third"}')
+    with pytest.raises(InputError, match=r"line 1, answers: got 'third'; expected .* such as Paragraph 3"):
+        parse_task(f"generate:{path},metric=longbench-retrieval").make_samples(smollm2[1], 1000, 5, seed=0)
+
+
 def test_a_byte_order_mark_and_pairs_of_surrogates_are_read(tmp_path, smollm2):
     path = tmp_path / "bom.jsonl"
     path.write_text('{"context": "a", "input": "b \\ud83d\\ude00", "answers": "c"}', encoding="utf-8-sig")

@@ -71,6 +71,12 @@ class Generate(FileTask):
             raise InputError(field, record, "strings as context and input")
         if not (isinstance(references, list) and references and all(isinstance(text, str) for text in references)):
             raise InputError(f"{field}, answers", answers, "a string or a list of strings")
+        for metric in self._metrics():
+            try:
+                metric.score("", references)
+            except IndexError:  # of LongBench's functions, which look for a number in the reference
+                expected = f"what {metric.name} can compare, such as Paragraph 3"
+                raise InputError(f"{field}, answers", answers, expected) from None
         text, prompt = truncate_middle(
             encoder.tokenizer, context, lambda text: encoder.encode(f"{text}\n\n{question}"), length, field
         )

@@ -20,6 +20,7 @@ class Needle(RetrievalTask):
     text: str = BUILT_IN
 
     def fingerprint(self) -> dict[str, str]:
+        _read_text_once.cache_clear()  # the file may have changed since the last evaluation in this process
         return {"text": _read_text_once(self.text).digest}
 
     def prompt_template(self, chat: bool = False) -> PromptTemplate:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,5 +70,9 @@ class Perplexity(Task):
     def summarize(self, sample_results: Sequence[SampleResult]) -> dict[str, float]:
         from ropewalk.evaluate.perplexity import perplexity_of
 
-        summary = super().summarize(sample_results)
-        return {**summary, "ppl": perplexity_of(mean([result["scores"]["nll"] for result in sample_results]))}
+        scores = [result["scores"] for result in sample_results]
+        return {
+            **super().summarize(sample_results),
+            "ppl": perplexity_of(mean([each["nll"] for each in scores])),
+            "ppl_last": perplexity_of(mean([math.log(each["ppl_last"]) for each in scores])),
+        }
