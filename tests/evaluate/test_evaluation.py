@@ -9,7 +9,9 @@ from tests.helpers import toy_task as toy
 import ropewalk as rw
 from ropewalk.evaluate.evaluation import run_evaluation
 from ropewalk.evaluate.executors.in_process import in_process_executor
+from ropewalk.evaluate.grid import cell_key, make_grid
 from ropewalk.evaluate.worker import CellSummary, Worker
+from ropewalk.scaling.policies import DEFAULT_POLICY
 
 pytestmark = pytest.mark.usefixtures("no_model")
 
@@ -191,6 +193,16 @@ def test_a_chat_template_is_used_where_model_and_task_have_it(run, set_template)
         run(ChattyTask(), **ONE_CELL, chat="on")
     set_template("a template")
     assert [description["chat"] for _, description, *_ in run(**ONE_CELL, chat="on")[0]] == [False]
+
+
+def test_a_learned_scaling_has_the_same_cell_whenever_and_wherever_it_is_stored(tmp_path):
+    def key(divisors, **described):
+        scaling = rw.Learned(divisors, **described).write(tmp_path / f"{len(described)}.json")
+        (cell,) = make_grid([scaling], ["passkey"], [128], samples=1, seed=0, policy=DEFAULT_POLICY)
+        return cell_key({"digest": "", "dtype": "float32"}, cell.describe({}))
+
+    assert key([1.0, 2.0]) == key([1.0, 2.0], date="2026-11-28", version="0.1.0")
+    assert key([1.0, 2.0]) != key([1.0, 3.0])
 
 
 def test_the_policy_does_not_matter_to_static_scalings(run):

@@ -80,7 +80,7 @@ def test_the_wordings_are_not_those_of_the_evaluation():
 
 
 def test_a_short_length_and_too_many_facts_are_refused(tokenizer):
-    with pytest.raises(InputError, match="length: got 300"):
+    with pytest.raises(InputError, match="window: got 300"):
         plant(tokenizer, seed=0, length=300)
     with pytest.raises(InputError, match=f"facts: got {MAX_FACTS + 1}; expected from 0 to {MAX_FACTS}"):
         plant(tokenizer, seed=0, count=MAX_FACTS + 1)

@@ -120,7 +120,7 @@ class FactPlanter:
         """Return the tokens that facts leave to the user's text. Raises InputError if that is less than one each."""
         planted = len(self._prefix) + sum(len(part) for fact in facts for part in fact)
         if length - planted < max(len(facts), 1):
-            raise InputError("length", length, f"more than {planted + len(facts):,} tokens, for {len(facts)} facts")
+            raise InputError("window", length, f"more than {planted + len(facts):,} tokens, for {len(facts)} facts")
         return length - planted
 
     def insert(
