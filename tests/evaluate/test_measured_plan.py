@@ -107,16 +107,33 @@ def test_the_rules_of_the_choice(keys, passkeys, taxes, chosen):
     noise = NOISE - NOISE.mean()
     key_losses = {PLANNED: 1.0 + keys[0] + noise, OTHER: 1.0 + keys[1] - 0.3 * noise}
     passkey_losses = {name: [0.1 + more] * 4 for name, more in zip(names, passkeys, strict=True)}
+    contenders = measured_plan._without_those_behind_on_passkeys(passkey_losses, dict.fromkeys(names, [True] * 4))
     found = {name: measured(name, tax) for name, tax in zip(names, taxes, strict=True)}
-    assert measured_plan._choose(PLANNED, found, key_losses, passkey_losses) == chosen
+    assert measured_plan._choose(PLANNED, found, key_losses, contenders) == chosen
+
+
+@pytest.mark.parametrize(
+    ("losses", "found", "is_behind"),
+    [
+        ([3.1, 0.1, 0.1, 0.1], [False, True, True, True], True),  # one is lost: no standard error excuses it
+        ([0.2, 0.1, 0.1, 0.1], [False, True, True, True], False),  # lost by so little that the mean is within 0.05
+        ([3.1, 0.1, 0.1, 0.1], [True, True, True, True], False),  # none is lost: 0.75 is one standard error
+        ([0.4, 0.4, 0.4, 0.41], [True, True, True, True], True),  # all are worse
+    ],
+)
+def test_a_lost_number_counts_without_a_standard_error(losses, found, is_behind):
+    passkey_losses = {PLANNED: [0.1] * 4, OTHER: losses}
+    contenders = measured_plan._without_those_behind_on_passkeys(passkey_losses, {PLANNED: [True] * 4, OTHER: found})
+    assert contenders == ([PLANNED] if is_behind else [PLANNED, OTHER])
 
 
 def test_few_passkeys_do_not_overrule_the_plan_unless_it_was_dropped():
     found = {name: measured(name) for name in (PLANNED, OTHER)}
     keys = {PLANNED: np.full(9, 2.0), OTHER: np.full(9, 1.0)}
-    assert measured_plan._choose(PLANNED, found, keys, {name: [0.1] * 3 for name in keys}) == PLANNED
-    assert measured_plan._choose(PLANNED, found, keys, {name: [0.1] * 4 for name in keys}) == OTHER
-    assert measured_plan._choose(PLANNED, found, {OTHER: keys[OTHER]}, {OTHER: []}) == OTHER
+    few = {name: measured(name, passkeys=(True,) * 3) for name in keys}
+    assert measured_plan._choose(PLANNED, few, keys, list(keys)) == PLANNED
+    assert measured_plan._choose(PLANNED, found, keys, list(keys)) == OTHER
+    assert measured_plan._choose(PLANNED, few, {OTHER: keys[OTHER]}, [OTHER]) == OTHER
 
 
 def test_paired_differences_have_the_standard_error_of_their_mean():

@@ -4,7 +4,8 @@ measure_plan("Qwen/Qwen3-8B", target=131_072, minutes=20, text="book.txt", out="
 
 The choice, in this order:
 1. passkeys at the target: a method is out if its loss on the numbers is higher than that of the best method by more
-   than 0.05 nats per token and twice the standard error;
+   than 0.05 nats per token, and if it loses a number that the best one finds or the difference is more than twice its
+   standard error;
 2. perplexity on key tokens at the target (LongPPL): methods within 1 %, or one standard error, of the best are equal;
 3. among these, the lowest cost on short text; within half a percent of it, the plan without a measurement if it is one
    of them, else the lowest perplexity.
@@ -238,8 +239,9 @@ def rank_methods(run: MeasurementRun) -> tuple[MeasuredMethod, ...]:
     first, key_losses = run.key_losses(0), _pool_key_losses(run)
     answers = {name: [run.results.values[Step("passkey", name, depth)] for depth in depths] for name in remaining}
     passkey_losses = {name: [float(np.mean(losses)) for losses in answers[name]] for name in remaining}
+    found = {name: [max(losses) < _LOSS_OF_ONE_HALF for losses in answers[name]] for name in remaining}
     best = min(remaining, key=lambda name: float(key_losses[name].mean()))
-    contenders = _without_those_behind_on_passkeys(passkey_losses)
+    contenders = _without_those_behind_on_passkeys(passkey_losses, found)
     measured = {}
     for name in first:
         remained = name in remaining
@@ -250,13 +252,13 @@ def rank_methods(run: MeasurementRun) -> tuple[MeasuredMethod, ...]:
             perplexity=perplexity_of(float(losses.mean())),
             behind=difference.percent,
             behind_error=difference.percent_error,
-            passkeys=tuple(max(losses) < _LOSS_OF_ONE_HALF for losses in answers.get(name, ())),
+            passkeys=tuple(found.get(name, ())),
             passkey_loss=float(np.mean(passkey_losses[name])) if remained and depths else None,
             short_tax=_short_tax(run, name) if remained else None,
             remained=remained,
             is_behind_on_passkeys=remained and name not in contenders,
         )
-    chosen = measured[_choose(next(iter(run.methods)), measured, key_losses, passkey_losses)]
+    chosen = measured[_choose(next(iter(run.methods)), measured, key_losses, contenders)]
     others = [each for each in measured.values() if each is not chosen]
     others.sort(key=lambda each: (not each.remained, each.perplexity))
     return (chosen, *others)
@@ -272,19 +274,19 @@ def _choose(
     planned: str,
     measured: Mapping[str, MeasuredMethod],
     key_losses: Mapping[str, NDArray[Any]],
-    passkey_losses: Mapping[str, Sequence[float]],
+    contenders: Sequence[str],
 ) -> str:
     """Return the method to use, by the rules at the top of this file.
 
     Args:
         planned: spec of the plan without a measurement.
         measured: what was measured, by spec, in the order of the candidates.
-        key_losses, passkey_losses: losses of the remaining methods on key tokens and on passkeys, in pairs, in nats.
+        key_losses: losses of the remaining methods on key tokens, in nats.
+        contenders: the remaining methods that are not behind on passkeys.
     """
-    count = len(next(iter(passkey_losses.values())))
+    count = len(measured[contenders[0]].passkeys)
     if count < _MIN_PASSKEYS and planned in key_losses:
         return planned
-    contenders = _without_those_behind_on_passkeys(passkey_losses)
     best = min(contenders, key=lambda name: float(key_losses[name].mean()))
     equal = [
         name
@@ -296,14 +298,28 @@ def _choose(
     return planned if planned in cheap else min(cheap, key=lambda name: float(key_losses[name].mean()))
 
 
-def _without_those_behind_on_passkeys(passkey_losses: Mapping[str, Sequence[float]]) -> list[str]:
-    """Return the methods whose loss on passkeys is that of the best, within the tolerance and twice the error."""
-    best = min(passkey_losses.values(), key=sum)
-    return [
-        name
-        for name, losses in passkey_losses.items()
-        if not best or not _is_behind(losses, best, _PASSKEY_TOLERANCE, errors=2)
-    ]
+def _without_those_behind_on_passkeys(
+    passkey_losses: Mapping[str, Sequence[float]], found: Mapping[str, Sequence[bool]]
+) -> list[str]:
+    """Return the methods that are not behind the best one on passkeys, by the first rule at the top of this file.
+
+    A factor that is too small loses the numbers at the beginning of the text only. The standard error over the depths
+    is then as large as the difference, so a lost number counts by itself.
+
+    Args:
+        passkey_losses: the mean loss on each number, in nats per token, by spec.
+        found: whether each number was found.
+    """
+    best = min(passkey_losses, key=lambda name: sum(passkey_losses[name]))
+    if not passkey_losses[best]:
+        return list(passkey_losses)
+
+    def is_behind(name: str) -> bool:
+        loses_one = any(theirs and not mine for mine, theirs in zip(found[name], found[best], strict=True))
+        errors = 0 if loses_one else 2
+        return _is_behind(passkey_losses[name], passkey_losses[best], _PASSKEY_TOLERANCE, errors)
+
+    return [name for name in passkey_losses if not is_behind(name)]
 
 
 def _is_behind(losses: Sequence[float], best: Sequence[float], tolerance: float, errors: int) -> bool:
