@@ -14,7 +14,7 @@ from ropewalk.files import write_text_atomically
 
 MANIFEST_NAME = "ropewalk.json"  # records in an exported folder what was exported, and which files belong to it
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-# Weights of a hub id that no exported folder needs: they are there once more in the format of transformers.
+# Files of a hub id that an exported folder does not need: the same weights in other formats.
 _OTHER_FORMATS = ["original/*", "onnx/*", "*.gguf", "*.h5", "*.msgpack", "*.pth"]
 _NO_LIMIT = 10**30  # transformers writes about this number as model_max_length of a tokenizer without a limit
 # The class that transformers 5 writes for tokenizers that are stored completely in tokenizer.json.
@@ -72,12 +72,12 @@ def read_gguf_as_config(path: Path) -> dict[str, Any]:
 
     try:
         parsed = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[parsed.model_type]
     except (OSError, ValueError, LookupError) as error:
         raise InputError("model", str(path), f"a .gguf file that transformers can unpack ({error})") from None
     config: dict[str, Any] = parsed.to_dict()
     for key in ("quantization_config", "_name_or_path"):  # the weights are written in bfloat16, to another folder
         config.pop(key, None)
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[parsed.model_type]
     return config | {"architectures": [architecture], "dtype": "bfloat16"}
 
 
