@@ -93,9 +93,9 @@ def curve_sentence(rows: Sequence[CurveRow], original_length: int | None) -> str
     trained = max(within, key=lambda row: row["length"])
     return (
         f"Past the {original_length:,} tokens it was trained on, the unscaled model's perplexity goes from "
-        f"{trained['ppl']:.2f} at {format_length(trained['length'])} to {unscaled['ppl']:.2f} at "
-        f"{format_length(longest)} ({unscaled['ppl_last']:.1f} on the last 1,024 tokens); "
-        f"{row_label(best)} has {best['ppl']:.2f} ({best['ppl_last']:.1f})."
+        f"{trained['ppl']:.2f} at {format_length(trained['length'])} to {format_number(unscaled['ppl'])} at "
+        f"{format_length(longest)} ({format_number(unscaled['ppl_last'])} on the last 1,024 tokens); "
+        f"{row_label(best)} has {format_number(best['ppl'])} ({format_number(best['ppl_last'])})."
     )
 
 
