@@ -30,7 +30,7 @@ def test_the_table_marks_the_best_of_each_length():
 
 def test_the_sentence_reports_the_numbers_of_the_rows():
     sentence = curve_sentence(make_rows(), 8192)
-    for part in ("8,192", "10.00 at 8k", "30.00 at 16k", "60.00 on the last", "yarn:factor=2 has 9.50 (19.0)"):
+    for part in ("8,192", "10.00 at 8k", "30.00 at 16k", "60.00 on the last", "yarn:factor=2 has 9.50 (19.00)"):
         assert part in sentence
 
 
