@@ -29,9 +29,12 @@ ROTATABLE_CACHE_LAYERS = {
 
 
 @contextmanager
-def quiet_transformers(level: int, module: str = "transformers") -> Iterator[None]:
-    """Log messages of transformers, or of one of its modules, only from `level` (of the logging module) upward."""
-    logger = logging.getLogger(module)
+def quiet_transformers(level: int, logger_name: str = "transformers") -> Iterator[None]:
+    """Log messages of transformers only from `level` (of the logging module) upward.
+
+    `logger_name`: that of one of its modules, or of a library that it calls.
+    """
+    logger = logging.getLogger(logger_name)
     previous = logger.level
     logger.setLevel(level)
     try:

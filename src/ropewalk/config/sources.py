@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ropewalk.compat.transformers import quiet_transformers
 from ropewalk.config.gguf import from_gguf
 from ropewalk.config.model_config import ModelConfig
 from ropewalk.config.transformers import from_dict
@@ -100,15 +101,11 @@ def fetch_hub_config(hub_id: str) -> dict[str, Any]:
     except ImportError:
         feature = f"reading the hub id {hub_id!r}"
         raise MissingPackageError(feature, "transformers", "pip install 'ropewalk[hf]'") from None
-    logger = logging.getLogger("huggingface_hub")  # it warns about every retry without a network
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        content: dict[str, Any] = PretrainedConfig.get_config_dict(hub_id)[0]
+        with quiet_transformers(logging.ERROR, "huggingface_hub"):  # it warns about every retry without a network
+            content: dict[str, Any] = PretrainedConfig.get_config_dict(hub_id)[0]
     except (OSError, ValueError) as error:
         raise unloadable_model_error(hub_id, error) from None
-    finally:
-        logger.setLevel(level)
     return content
 
 

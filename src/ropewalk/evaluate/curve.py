@@ -310,7 +310,11 @@ class CurveRun:
         return plan_points(self._rope, list(dict.fromkeys([self._unscaled, *measured])), [length], [None], self._policy)
 
     def _remaining_rows(self) -> list[CurvePoint]:
-        """Return the points to measure: those without a row, and those whose row has other key tokens."""
+        """Return the points of this run that are still to be measured.
+
+        These are the points without a stored row and, with LongPPL, the points whose row was measured on other key
+        tokens than those of this run.
+        """
         indices = self._stored_key_tokens()
 
         def is_done(point: CurvePoint) -> bool:

@@ -3,12 +3,12 @@
 measure_plan("Qwen/Qwen3-8B", target=131_072, minutes=20, text="book.txt", out="runs/plan").reasons
 
 The choice, in this order:
-1. passkeys at the target: a method is out if its loss on the numbers is higher than that of the best method by more
-   than 0.05 nats per token, and if it loses a number that the best one finds or the difference is more than twice its
-   standard error;
-2. perplexity on key tokens at the target (LongPPL): methods within 1 %, or one standard error, of the best are equal;
-3. among these, the lowest cost on short text; within half a percent of it, the plan without a measurement if it is one
-   of them, else the lowest perplexity.
+1. Passkeys at the target. A method is out if its loss is more than 0.05 nats per token above the lowest one, and it
+   also misses a passkey that the method with the lowest loss finds, or is more than two standard errors above it.
+2. Perplexity on key tokens at the target (LongPPL). Keep the best method and those above it by at most 1 % or one
+   standard error, whichever is larger.
+3. Short text. Keep the cheapest method and those that cost at most half a percentage point more.
+4. Take the plan without a measurement if it is left, else the method with the lowest perplexity.
 With fewer than four passkeys measured, the plan without a measurement stays as it is, unless it was dropped.
 
 The margin of `ropewalk.plan` without a measurement was measured on one small model; this function measures yours.
@@ -303,20 +303,20 @@ def _without_those_behind_on_passkeys(
 ) -> list[str]:
     """Return the methods that are not behind the best one on passkeys, by the first rule at the top of this file.
 
-    A factor that is too small loses the numbers at the beginning of the text only. The standard error over the depths
-    is then as large as the difference, so a lost number counts by itself.
+    A factor that is too small misses only the passkeys at the beginning of the text. The standard error over the depths
+    is then as large as the difference, so a missed passkey counts by itself.
 
     Args:
-        passkey_losses: the mean loss on each number, in nats per token, by spec.
-        found: whether each number was found.
+        passkey_losses: the loss on each passkey, in nats per token, by spec.
+        found: whether each passkey was found, by spec.
     """
     best = min(passkey_losses, key=lambda name: sum(passkey_losses[name]))
     if not passkey_losses[best]:
         return list(passkey_losses)
 
     def is_behind(name: str) -> bool:
-        loses_one = any(theirs and not mine for mine, theirs in zip(found[name], found[best], strict=True))
-        errors = 0 if loses_one else 2
+        misses_one = any(theirs and not mine for mine, theirs in zip(found[name], found[best], strict=True))
+        errors = 0 if misses_one else 2
         return _is_behind(passkey_losses[name], passkey_losses[best], _PASSKEY_TOLERANCE, errors)
 
     return [name for name in passkey_losses if not is_behind(name)]

@@ -110,9 +110,8 @@ class Measurements:
             }
             for done, value in self.values.items()
         ]
-        write_text_atomically(
-            self.path, json.dumps({**self.header, "windows": self.num_windows, "steps": steps}) + "\n"
-        )
+        document = {**self.header, "windows": self.num_windows, "steps": steps}
+        write_text_atomically(self.path, json.dumps(document) + "\n")
 
     def used_seconds(self) -> float:
         """Return the time of all steps."""
@@ -135,12 +134,9 @@ class Measurements:
             "value": lambda value: value is None or is_number(value) or (is_list_of_numbers(value) and bool(value)),
         }  # fmt: skip
         try:
-            fields = {"windows": is_positive_count, "steps": lambda value: isinstance(value, list)}
-            document = parse_json(path.read_bytes())
-            if isinstance(document, dict):
-                document.setdefault("windows", ROUNDS)  # files of earlier versions have none
-            document = check_fields(document, fields)
-            num_windows = document.pop("windows")
+            document = check_fields(parse_json(path.read_bytes()), {"steps": lambda value: isinstance(value, list)})
+            document.setdefault("windows", ROUNDS)  # a file of an earlier version has none
+            self.num_windows = check_fields(document, {"windows": is_positive_count}).pop("windows")
             entries = [check_fields(entry, checks) for entry in document.pop("steps")]
             values = [
                 np.load(self._array_path(number), allow_pickle=False) if entry["value"] is None else entry["value"]
@@ -151,7 +147,6 @@ class Measurements:
             raise InputError("out", found, "a folder of measured plans, or a new one") from None
         if document != self.header:
             raise InputError("out", f"{path}, which has other measurements", "another folder")
-        self.num_windows = num_windows
         for entry, value in zip(entries, values, strict=True):
             step = Step(entry["kind"], entry["method"], entry["number"])
             self.values[step], self.seconds[step] = value, entry["seconds"]
@@ -269,10 +264,10 @@ class MeasurementRun:
             names = list(self.methods) if index == 0 else self.remaining_methods()
             if index and len(names) == 1:
                 return  # nothing is left to compare
-            num_windows = self.results.num_windows
-            if index < num_windows:
+            readers = names if index < self.results.num_windows else []
+            if readers:
                 yield Step("context", str(self.context_reader), index)
-            for number, name in enumerate(names if index < num_windows else []):
+            for number, name in enumerate(readers):
                 step = Step("target", name, index)
                 is_late = self.results.used_seconds() > _FIRST_WINDOW_SHARE * self.seconds
                 if index == 0 and number >= _MIN_COMPARED and is_late and step not in self.results.values:

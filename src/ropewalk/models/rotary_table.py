@@ -29,11 +29,13 @@ RowFrequencies = tuple[Frequencies, ...]  # for each row of the batch, or a sing
 
 @dataclass(frozen=True, eq=False)
 class LayerFrequencies(Frequencies):
-    """Placeholder of a table whose layers each have their own frequencies; equal if those of all layers are.
+    """Frequencies of a table if each layer has its own set (`learned`).
+
+    The table itself is unscaled, and every layer replaces it by its own. Two objects are equal if all their sets are.
 
     Attributes:
         inv_freq: the unscaled inverse frequencies.
-        layers: the frequencies of each layer.
+        layers: the set of each layer.
     """
 
     layers: tuple[Frequencies, ...] = ()

@@ -67,7 +67,7 @@ def summarize_engines(config: ExaminedConfig) -> dict[str, str]:
             continue
         actual = _interpret(engine, config, expected)
         if isinstance(actual, EngineConfigError):
-            lines[name] = f"refuses it: {actual.key}: got {actual.value!r}; expected {actual.expected}"
+            lines[name] = f"refuses it: {InputError(actual.key, actual.value, actual.expected)}"
         elif not _interpretations_agree(actual, expected, length):
             lines[name] = f"reads {_describe_scaling(actual, expected)}"
             explanation = engine.explain(config.engine_config)
