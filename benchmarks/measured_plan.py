@@ -8,7 +8,7 @@ its few methods. `behind_percent` is the perplexity of the chosen method over th
 best and the plan without a measurement are asked for all passkeys. What the plan has measured is not measured again.
 
 Every measurement is stored in the folder of --out, where an interrupted run continues. Writes
-results/measured_plan.json after each target.
+results/measured_plan_TARGET.json for each target.
 """
 
 from __future__ import annotations
@@ -114,12 +114,9 @@ def main() -> None:
     model, tokenizer = rw.load(args.model, device=args.device)
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu"
     text = args.text.split("/")[-1]
-    document: dict[str, Any] = {"device": device, "dtype": str(model.dtype), "text": text}
-    document["targets"] = []
     for target, minutes_of_plan in zip(args.targets, minutes, strict=True):
         row = compare(model, tokenizer, args.text, target, minutes_of_plan, args.windows, args.out)
-        document["targets"].append(row)
-        save_result("measured_plan", document)
+        save_result(f"measured_plan_{target}", {"device": device, "dtype": str(model.dtype), "text": text, **row})
         print(
             f"{target:,} tokens: {row['chosen']}, {row['behind_percent']:+.2f} % over the grid's best, "
             f"{row['grid_best']}; {row['passkeys']}; {row['seconds']} s",

@@ -1,4 +1,4 @@
-"""Private parts of transformers that ropewalk depends on, checked with version 5.23.0.
+"""Private parts of transformers that ropewalk depends on, checked with versions 5.23.0 and 5.24.0.
 
 Shapes: B batch rows, T tokens.
 """
@@ -6,11 +6,15 @@ Shapes: B batch rows, T tokens.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import Cache  # at run time, reading a configuration does without the library
 
 PREPARE_CACHE_METHOD = "_prepare_cache_for_generation"
 PREPARE_INPUTS_METHOD = "prepare_inputs_for_generation"
@@ -26,6 +30,48 @@ ROTATABLE_CACHE_LAYERS = {
     "LinearAttentionAndFullAttentionLayer",
     "LinearAttentionAndSlidingWindowAttentionLayer",
 }
+
+
+# The names of a KV cache among the arguments and outputs of a model. Version 5.24 renamed `past_key_values` to `cache`;
+# models outside of transformers may use either. Before 5.24, `cache` was the paged cache of continuous batching.
+_CACHE_NAMES = ("cache", "past_key_values")
+
+
+def cache_argument_name(function: Callable[..., Any]) -> str | None:
+    """Return what a function calls the cache that it takes; None if it takes none."""
+    parameters = inspect.signature(function).parameters
+    return next((name for name in reversed(_CACHE_NAMES) if name in parameters), None)
+
+
+def cache_for_call(model: Any, cache: Any) -> dict[str, Any]:
+    """Return a cache as a keyword argument of a model or decoder."""
+    name = cache_argument_name(model.forward)  # None for a wrapper that hands on whatever it gets
+    return cache_for_generate(cache) if name is None else {name: cache}
+
+
+def cache_for_generate(cache: Any) -> dict[str, Any]:
+    """Return a cache as a keyword argument of `generate`."""
+    from transformers import GenerationMixin
+
+    name = cache_argument_name(GenerationMixin.prepare_inputs_for_generation)
+    assert name is not None
+    return {name: cache}
+
+
+def find_cache_argument(arguments: Mapping[str, Any]) -> Any:
+    """Return the cache among the arguments of a model, a `Cache` or a paged cache; None if there is none."""
+    return next((arguments[name] for name in _CACHE_NAMES if arguments.get(name) is not None), None)
+
+
+def find_output_cache(outputs: Any) -> Cache | None:
+    """Return the cache among the outputs of a model; None if there is none."""
+    from transformers import Cache
+
+    if isinstance(outputs, tuple):
+        return next((part for part in outputs if isinstance(part, Cache)), None)
+    # The old name of an output that has the new one logs a warning.
+    cache = next((getattr(outputs, name) for name in _CACHE_NAMES if hasattr(outputs, name)), None)
+    return cache if isinstance(cache, Cache) else None
 
 
 @contextmanager
@@ -64,7 +110,7 @@ def prepare_cache_and_report_lengths(
     result = type(model)._prepare_cache_for_generation(
         model, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     )
-    cache, mask_BT = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+    cache, mask_BT = find_cache_argument(model_kwargs), model_kwargs.get("attention_mask")
     if cache is not None:
         max_length = max_cache_length + 1  # the last token of the answer never enters the cache
         padding = [0] if mask_BT is None else (mask_BT.shape[1] - mask_BT.sum(-1)).tolist()
@@ -73,7 +119,7 @@ def prepare_cache_and_report_lengths(
 
 
 def prepare_inputs_with_new_cache(
-    model: Any, create_cache: Callable[[Any], Any], *args: Any, past_key_values: Any = None, **kwargs: Any
+    model: Any, create_cache: Callable[[Any], Any], *args: Any, **kwargs: Any
 ) -> dict[str, Any]:
     """Replace the method `prepare_inputs_for_generation` of one model, to choose the cache of a text read again.
 
@@ -84,11 +130,10 @@ def prepare_inputs_with_new_cache(
         model: the model to change. The replacement calls the original method, that of the model's class.
         create_cache: called with a cache that the method has dropped; returns the cache to use instead, or None.
     """
-    inputs: dict[str, Any] = type(model).prepare_inputs_for_generation(
-        model, *args, past_key_values=past_key_values, **kwargs
-    )
-    if past_key_values is not None and inputs.get("past_key_values") is None:
-        inputs["past_key_values"] = create_cache(past_key_values)
+    inputs: dict[str, Any] = type(model).prepare_inputs_for_generation(model, *args, **kwargs)
+    for name in _CACHE_NAMES:
+        if kwargs.get(name) is not None and inputs.get(name) is None:
+            inputs[name] = create_cache(kwargs[name])
     return inputs
 
 
@@ -103,7 +148,7 @@ def limit_candidates(model: Any, count_candidates: Callable[[Any, int, int], int
     Raises RuntimeError if the cache already holds tokens: `_assisted_decoding` then appends the whole text to it again.
     """
     model_kwargs = kwargs["model_kwargs"]  # `generate` updates it in place
-    seen = model_kwargs["past_key_values"].get_seq_length()
+    seen = find_cache_argument(model_kwargs).get_seq_length()
     if seen:
         raise RuntimeError(
             f"the cache holds {seen:,} tokens, which transformers would read again before it verifies candidates; "
@@ -116,7 +161,7 @@ def limit_candidates(model: Any, count_candidates: Callable[[Any, int, int], int
     def get_candidates(input_ids: Any, **options: Any) -> tuple[Any, Any]:
         candidate_ids, logits = propose(input_ids, **options)
         tokens = input_ids.shape[1]
-        count = count_candidates(model_kwargs["past_key_values"], tokens, candidate_ids.shape[1] - tokens)
+        count = count_candidates(find_cache_argument(model_kwargs), tokens, candidate_ids.shape[1] - tokens)
         return candidate_ids[:, : tokens + count], logits[:, :count] if count and logits is not None else None
 
     generator.get_candidates = get_candidates

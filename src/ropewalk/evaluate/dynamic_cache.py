@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from ropewalk import config as configs
+from ropewalk.compat.transformers import cache_for_call, find_output_cache
 from ropewalk.models.evaluation_mode import evaluation_mode
 
 
@@ -25,7 +26,7 @@ def continues_from_cache(model: Any) -> bool:
     with torch.inference_mode(), evaluation_mode(model):
         try:
             token_BT = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-            outputs = model(input_ids=token_BT, past_key_values=cache, use_cache=True)
+            outputs = model(input_ids=token_BT, **cache_for_call(model, cache), use_cache=True)
         except ValueError:
             return False
-    return getattr(outputs, "past_key_values", None) is cache
+    return find_output_cache(outputs) is cache

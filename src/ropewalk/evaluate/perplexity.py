@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ropewalk import config as configs
+from ropewalk.compat.transformers import cache_for_call
 from ropewalk.errors import InputError, UnsupportedModelError
 from ropewalk.evaluate.dynamic_cache import continues_from_cache, create_cache
 from ropewalk.models.evaluation_mode import evaluation_mode
@@ -72,7 +73,8 @@ def token_nll(
             chunk_BT = ids_BT[:, start : start + chunk_length]
             with _count_tokens(model, chunk_BT.shape[1], on_tokens):
                 positions = _position_arguments(positions_T, start, chunk_BT)
-                outputs = body(input_ids=chunk_BT, past_key_values=cache, use_cache=cache is not None, **positions)
+                options = {**positions, **cache_for_call(body, cache), "use_cache": cache is not None}
+                outputs = body(input_ids=chunk_BT, **options)
             skipped = min(max(first - 1 - start, 0), chunk_BT.shape[1])
             targets_T = ids_BT[0, start + skipped + 1 : start + chunk_length + 1]
             outputs.last_hidden_state = outputs.last_hidden_state[:, skipped:]

@@ -16,7 +16,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import DynamicLayer
 
 from ropewalk import config as configs
-from ropewalk.compat.transformers import without_length_reminder
+from ropewalk.compat.transformers import cache_for_generate, without_length_reminder
 from ropewalk.evaluate.dynamic_cache import continues_from_cache, create_cache
 from ropewalk.evaluate.sample import Sample, truncate_at_stop
 from ropewalk.models.evaluation_mode import evaluation_mode
@@ -151,7 +151,7 @@ class TextGenerator:
                     attention_mask=torch.tensor(mask, device=self.model.device),
                     max_new_tokens=batch[0].max_new_tokens,
                     stopping_criteria=[_StopStrings(self.tokenizer, stop, longest)] if stop else None,
-                    **({} if cache is None else {"past_key_values": cache}),
+                    **({} if cache is None else cache_for_generate(cache)),
                 )
         finally:
             self.model.generation_config = model_defaults

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ropewalk import config as configs
-from ropewalk.compat.transformers import ROTATABLE_CACHE_LAYERS
+from ropewalk.compat.transformers import ROTATABLE_CACHE_LAYERS, cache_for_call
 from ropewalk.models.evaluation_mode import evaluation_mode
 from ropewalk.models.rotary_table import RotaryTable
 from ropewalk.ops.custom_op import rotate_into
@@ -82,7 +82,7 @@ def find_rotated_channels(decoder: Any, tables: Mapping[str, RotaryTable]) -> li
     """Return the channels of the decoder's KV cache that depend on the frequencies.
 
     Args:
-        decoder: a module that takes `input_ids` and `past_key_values`.
+        decoder: a module that takes `input_ids` and a KV cache.
         tables: all tables of its rotary modules, by name.
 
     Raises RuntimeError if a rotation does not explain how the cache depends on the frequencies, or if the decoder
@@ -143,7 +143,7 @@ def cache_one_token(
     with ExitStack() as stack:
         for name, table in tables.items():
             stack.enter_context(table.override_angles(angles[name], attention_factor))
-        read_one_token(decoder, past_key_values=cache, use_cache=True)
+        read_one_token(decoder, **cache_for_call(decoder, cache), use_cache=True)
     return cache
 
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from ropewalk.compat.transformers import cache_argument_name, find_cache_argument, find_output_cache
 from ropewalk.errors import UnsupportedModelError
 from ropewalk.models.cache_layout import RotatedChannels, find_rotated_channels, why_not_rotatable
 from ropewalk.models.digest import tensor_bytes
@@ -148,8 +149,8 @@ class DecoderHooks:
         if _this_thread.is_probing:
             return None
         arguments = self._bind(args, kwargs)
-        if self.is_dynamic and arguments.get("cache") is not None:  # the paged cache of continuous batching
-            cache_class = type(arguments["cache"]).__name__
+        if self.is_dynamic and has_paged_cache(arguments):
+            cache_class = type(find_cache_argument(arguments)).__name__
             raise RuntimeError(
                 f"a dynamic scaling cannot rotate the keys in a {cache_class}; fix the frequencies: {FIXED_LENGTH}"
             )
@@ -377,15 +378,21 @@ def find_decoder(model: nn.Module, rotary: RotaryModule) -> tuple[Any, str]:
     while path:
         path = path.rpartition(".")[0]
         module: Any = model.get_submodule(path)
-        if {"inputs_embeds", "past_key_values"} <= set(inspect.signature(module.forward).parameters):
+        takes_tokens = "inputs_embeds" in inspect.signature(module.forward).parameters
+        if takes_tokens and cache_argument_name(module.forward) is not None:
             return module, rotary.path.removeprefix(f"{path}.")
     raise UnsupportedModelError(type(model).__name__, f"no decoder that takes a cache contains its {rotary.path}")
 
 
 def cache_argument(arguments: Mapping[str, Any]) -> Cache | None:
     """Return the cache among the arguments of a decoder; None if there is none."""
-    cache = arguments.get("past_key_values")
+    cache = find_cache_argument(arguments)
     return cache if isinstance(cache, Cache) else None
+
+
+def has_paged_cache(arguments: Mapping[str, Any]) -> bool:
+    """Return whether the cache among the arguments of a decoder is the paged one of continuous batching."""
+    return arguments.get("cache") is not None and cache_argument(arguments) is None
 
 
 def _next_positions(arguments: Mapping[str, Any]) -> Tensor | None:
@@ -410,8 +417,4 @@ def _text_lengths(positions_BT: Tensor) -> tuple[int, ...]:
 def find_cache(arguments: Mapping[str, Any], outputs: Any) -> Cache | None:
     """Return the cache that a call filled: its argument, or one that the decoder created; None if there is none."""
     cache = cache_argument(arguments)
-    if cache is None:
-        cache = getattr(outputs, "past_key_values", None)
-    if cache is None and isinstance(outputs, tuple):
-        cache = next((part for part in outputs if isinstance(part, Cache)), None)
-    return cache if isinstance(cache, Cache) else None
+    return find_output_cache(outputs) if cache is None else cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,9 @@ class CachedModel:
         if prompt[:num_cached] != self.cached_tokens or len(prompt) == num_cached:
             self.cache, num_cached = DynamicCache(), 0
         new_tokens = torch.tensor([prompt[num_cached:]], device=self.model.device)
-        output = self.model(new_tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        # transformers 5.24 renamed the argument.
+        name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+        output = self.model(new_tokens, **{name: self.cache}, use_cache=True, logits_to_keep=1)
         self.cached_tokens = list(prompt)
         return torch.log_softmax(output.logits[0, -1].float(), -1)
 
