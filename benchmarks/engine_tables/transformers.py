@@ -46,10 +46,11 @@ def read_table(folder: Path) -> dict[str, Any]:
     """
     models = folder / "transformers" / "models"
     classes = {node.node.name: node for node in _find_config_classes(models)}
+    model_classes = dict(_read_auto_model_names(models / "auto"))
     rows: dict[str, Any] = {}
     others: set[str] = set()
     for config_class in classes.values():
-        row = _read_row(config_class, classes)
+        row = _read_row(_find_implementation(config_class, classes, model_classes), classes)
         if row is None:
             others.add(config_class.model_type)
         elif "text_part" not in row or config_class.model_type not in rows:
@@ -62,6 +63,29 @@ def read_table(folder: Path) -> dict[str, Any]:
             else:
                 others.add(name)
     return {"architectures": rows, "aliases": aliases, "others": sorted(others - rows.keys())}
+
+
+def _read_auto_model_names(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the model types in the mapping of AutoModel, each with the name of its class."""
+    path = folder / "modeling_auto.py"
+    for node in ast.walk(parse_file(path)) if path.exists() else ():
+        if isinstance(node, ast.Tuple) and len(node.elts) == 2:
+            name, class_name = (getattr(item, "value", None) for item in node.elts)
+            if isinstance(name, str) and isinstance(class_name, str) and class_name.endswith("Model"):
+                yield name, class_name
+
+
+def _find_implementation(
+    config_class: ConfigClass, classes: dict[str, ConfigClass], model_classes: dict[str, str]
+) -> ConfigClass:
+    """Return the configuration class of the architecture that implements a model type, nearly always its own.
+
+    EXAONE 3 and InternLM3, for example, have a configuration of their own and the model of Llama.
+    """
+    if any(config_class.folder.glob("modeling_*.py")):
+        return config_class
+    name = model_classes.get(config_class.model_type, "").removesuffix("Model")
+    return classes.get(f"{name}Config", config_class)
 
 
 def _read_auto_config_names(folder: Path) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from ropewalk.compat.transformers import (
     PREPARE_CACHE_METHOD,
     ROTATABLE_CACHE_LAYERS,
     applied_softmax_factor,
+    cache_argument_name,
+    cache_for_call,
+    find_cache_argument,
+    find_output_cache,
     prepare_cache_and_report_lengths,
     quiet_transformers,
 )
@@ -22,6 +27,38 @@ def test_the_method_that_prepares_the_cache_has_the_parameters_of_its_replacemen
     method = getattr(GenerationMixin, PREPARE_CACHE_METHOD)
     replacement = list(inspect.signature(prepare_cache_and_report_lengths).parameters)
     assert list(inspect.signature(method).parameters)[1:] == replacement[2:]
+
+
+def test_a_cache_is_found_under_either_name():
+    """transformers 5.24 renamed `past_key_values` to `cache`; code on the hub has either."""
+    cache = DynamicCache()
+
+    class Old:
+        def forward(self, input_ids, past_key_values=None): ...
+
+    class New:
+        def forward(self, input_ids, cache=None): ...
+
+    class Without:
+        def forward(self, input_ids): ...
+
+    assert cache_for_call(Old(), cache) == {"past_key_values": cache}
+    assert cache_for_call(New(), cache) == {"cache": cache}
+    assert cache_argument_name(Without().forward) is None
+    for name in ("past_key_values", "cache"):
+        assert find_cache_argument({name: cache, "input_ids": None}) is cache
+        assert find_output_cache(SimpleNamespace(**{name: cache})) is cache
+        assert find_output_cache(SimpleNamespace(**{name: None})) is None
+    assert find_cache_argument({"past_key_values": None}) is None
+    assert find_output_cache((torch.zeros(1), cache)) is cache
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, torch.nn.DataParallel])
+def test_the_models_of_transformers_take_a_cache_under_the_name_that_is_found(wrap):
+    model, cache = architectures.build("llama"), DynamicCache()
+    output = model(architectures.IDS, **cache_for_call(wrap(model), cache), use_cache=True)
+    assert find_output_cache(output) is cache
+    assert cache.get_seq_length() == architectures.IDS.shape[1]
 
 
 def test_generate_reports_the_longest_possible_text_of_each_row():

@@ -14,6 +14,7 @@ from ropewalk.planning import compute_kv_cache_bytes
 
 # Architectures whose cache does not grow layer by layer as transformers' cache classes do.
 EXCEPTIONS = {
+    "dory": "its cache has no entry for an MLP, which its configuration counts as a layer",
     "recurrent_gemma": "keeps its window in the attention modules, not in a cache",
 }
 # Fields with which an architecture keeps other sizes than with those of the catalogue.
@@ -98,6 +99,17 @@ def test_shape_of_a_variant_matches_the_cache_of_transformers(name, changes):
     assert_shape_matches_cache(build(name, **changes))
 
 
+@pytest.mark.parametrize("mode", ["per_loop", "last_loop"])
+def test_shape_of_dory_counts_the_keys_of_each_loop(mode):
+    model = build("dory", recurrent_kv_cache_mode=mode, n_recurrent_loops=3)
+    with torch.no_grad():
+        cache = model(input_ids=LONG_IDS[:1], use_cache=True, cache=DynamicCache(config=model.config)).cache
+    windows = [layer.window for layer in read(model).attention.layers]
+    numbers = [layer.count_numbers(LONG_IDS.shape[1]) for layer in read(model).attention.layers]
+    assert [number for number in numbers if number][1:] == [count_cached_numbers(layer) for layer in cache.layers][1:]
+    assert windows[0] == model.config.sliding_window
+
+
 @pytest.mark.parametrize("indexer_type", ["full", "shared"])
 def test_layer_that_reads_the_latents_of_another_keeps_at_most_its_indexer(indexer_type):
     model = build("mistral_large4")
@@ -106,8 +118,9 @@ def test_layer_that_reads_the_latents_of_another_keeps_at_most_its_indexer(index
     assert_shape_matches_cache(build_with_random_weights(type(model), model.config))
 
 
-# Without fields, the first has an odd number of rotary dimensions and the others have no rotary embedding.
-NOT_READ_WITHOUT_FIELDS = {"glm4_moe", "granitemoehybrid", "zamba2"}
+# Without fields, the first has an odd number of rotary dimensions, and the next two have no rotary embedding. Dory
+# counts its MLPs as layers only in a configuration that is written out.
+NOT_READ_WITHOUT_FIELDS = {"glm4_moe", "granitemoehybrid", "zamba2", "dory"}
 
 
 @pytest.mark.parametrize("name", [name for name in TEXT_MODELS if name not in NOT_READ_WITHOUT_FIELDS])

@@ -13,10 +13,15 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import CONFIG_MAPPING
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
+
+# Llama4ForConditionalGeneration of transformers 5.24.0 reads this output of its text model, which has none.
+if not hasattr(MoeCausalLMOutputWithPast, "image_outputs"):
+    MoeCausalLMOutputWithPast.image_outputs = None
 
 LENGTH = 32  # original length of the tiny models, tokens
 FAR_POSITION = 20_000
@@ -67,6 +72,7 @@ _TRAINED_ON = {"original_max_position_embeddings": LENGTH}
 TEXT_MODELS = {
     "afmoe": {},
     "apertus": {"rope_parameters": {**_LLAMA3, **_TRAINED_ON}, "max_position_embeddings": 16 * LENGTH},
+    "apertus1p5_text": {"rope_parameters": {**_LLAMA3, **_TRAINED_ON}, "max_position_embeddings": 16 * LENGTH},
     "arcee": {},
     "aria_text": {},
     "axk1": {},
@@ -102,6 +108,10 @@ TEXT_MODELS = {
     },
     "diffllama": {},
     "doge": {},
+    "dory": {
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"], "num_hidden_layers": 3,
+        "n_input_layers": 1, "n_output_layers": 1, "initializer_range": 0.5, "ngpt_alpha_init": 0.2,
+    },
     "dots1": {},
     "dots3_note_text": {
         "num_key_value_heads": 4, "head_dim": 16, "per_layer_config": {}, "qk_rope_head_dim": 8,
@@ -150,6 +160,9 @@ TEXT_MODELS = {
     "jetmoe": {"kv_channels": 16},
     "kolibri1": {},
     "laguna": _SLIDING_THEN_FULL,
+    "lara_mini": {
+        "layer_types": ["linear_attention", "sliding_attention", "full_attention"], "num_hidden_layers": 3,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "sliding_attention", "full_attention"], "num_hidden_layers": 3},
@@ -242,6 +255,7 @@ MULTIMODAL_MODELS = {
         "text_config": {"attention_multiplier": 0.25, "residual_multiplier": 1.0, "logits_scaling": 1.0}
     },
     "hunyuan_vl": {"text_config": {"rope_parameters": {**_ROTARY, "mrope_section": [2, 2, 2, 2]}}},
+    "hy_v4_vl": {"text_config": {"rope_parameters": {**_ROTARY, "mrope_section": [2, 1, 1]}}},
     "kimi_k25": {},
     "llama4": {},
     "llava": {},
@@ -293,8 +307,10 @@ def build_with_random_weights(architecture: type, config: object) -> torch.nn.Mo
     model = architecture(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
+        for name, parameter in model.named_parameters():
+            if name.endswith("rotary_emb.alpha"):  # learned frequencies, which `extend` refuses
+                parameter.zero_()
+            elif parameter.ndim > 1:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
             else:
                 parameter.uniform_(0.3, 0.7, generator=generator)
@@ -353,6 +369,7 @@ def relative_difference(actual: Tensor, expected: Tensor) -> float:
 DEPENDS_ON_POSITION = {
     "beam": "scales queries by their position in layers without rotary embedding",
     "deepseek_v4": "counts its compressed windows from the start of the cache",
+    "dory": "scales the channels of queries after the rotation",
     "hunyuan_v1_dense": "scales the channels of queries and keys after the rotation",
     "hunyuan_v1_moe": "scales the channels of queries and keys after the rotation",
     "hunyuan_vl": "scales the channels of queries and keys after the rotation",
@@ -375,14 +392,15 @@ NOT_EXPRESSIBLE = {
     "recurrent_gemma": EVERY_SCALING,  # its rotary module is built unscaled only
 }
 
-# The other causal language models of transformers 5.23: those that `extend` refuses, and aliases of covered ones.
+# The other causal language models of transformers 5.24: those that `extend` refuses, and aliases of covered ones.
 WITHOUT_ROTARY = [
     "bart", "bert", "bert-generation", "big_bird", "bigbird_pegasus", "biogpt", "blenderbot", "blenderbot-small",
     "bloom", "camembert", "cpmant", "ctrl", "data2vec-text", "electra", "ernie", "falcon_mamba", "git", "gpt-sw3",
-    "gpt2", "gpt_bigcode", "gpt_neo", "inkling2_text", "inkling_text", "jamba", "kimi_linear", "mamba", "mamba2",
-    "marian", "mbart", "megatron-bert", "mpt", "musicgen", "musicgen_melody", "mvp", "nemotron_h", "openai-gpt", "opt",
-    "pegasus", "plbart", "prophetnet", "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "rwkv",
-    "trocr", "whisper", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xlstm", "xmod", "zamba",
+    "gpt2", "gpt_bigcode", "gpt_neo", "inkling2_loop_text", "inkling2_text", "inkling_text", "jamba", "kimi_linear",
+    "mamba", "mamba2", "marian", "mbart", "megatron-bert", "mpt", "musicgen", "musicgen_melody", "mvp", "nemotron_h",
+    "openai-gpt", "opt", "pegasus", "plbart", "prophetnet", "reformer", "rembert", "roberta", "roberta-prelayernorm",
+    "roc_bert", "rwkv", "trocr", "whisper", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xlstm", "xmod",
+    "zamba",
 ]  # fmt: skip
 OTHER_ROTARY = ["codegen", "gptj", "roformer"]  # fixed tables without a rotary module
 UNSUPPORTED = {
@@ -391,11 +409,12 @@ UNSUPPORTED = {
     "blt": "four stacks with a rotary embedding each, none of which is the text decoder",
 }
 ALIASES = {
-    "dots3_note": "dots3_note_text", "fuyu": "persimmon", "gemma3n": "gemma3n_text", "gemma4": "gemma4_text",
-    "gemma4_assistant": "gemma4_text", "gemma4_unified": "gemma4_unified_text",
+    "dots3_note": "dots3_note_text", "exaone": "llama", "fuyu": "persimmon", "gemma3n": "gemma3n_text",
+    "gemma4": "gemma4_text", "gemma4_assistant": "gemma4_text", "gemma4_unified": "gemma4_unified_text",
     "gemma4_unified_assistant": "gemma4_unified_text", "got_ocr2": "qwen2", "internlm3": "llama",
     "iquestcoder": "llama", "moss_transcribe_diarize": "qwen3", "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text", "qwen4_exp": "qwen4_exp_text",
+    "qwen3_5_moe": "qwen3_5_moe_text", "qwen4_exp": "qwen4_exp_text", "sarvam_mla": "deepseek_v3",
+    "sarvam_moe": "glm4_moe",
 }  # fmt: skip
 # Unsupported architectures that a test builds and passes to `extend`.
 UNSUPPORTED_SAMPLES = ["bloom", "codegen", "gpt2", "gptj", "jamba", "mamba", "mpt", "opt", "roformer"]

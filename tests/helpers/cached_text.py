@@ -14,6 +14,7 @@ import torch
 from tests.helpers.architectures import LENGTH, TOLERANCE, build
 
 import ropewalk as rw
+from ropewalk.compat.transformers import cache_for_call, find_output_cache
 from ropewalk.scaling.policies import parse_policy
 
 KEY_TOLERANCE = 2 * TOLERANCE  # Llama 4 and nanochat normalize keys after the rotation, with an epsilon of 1e-5
@@ -43,8 +44,8 @@ def read_text(model, ids, *sizes, cache=None, **options):
     logits = []
     with torch.no_grad():
         for part in ids.split(list(sizes) or ids.shape[1], dim=1):
-            output = model(part, past_key_values=cache, use_cache=True, **options)
-            cache = output.past_key_values
+            output = model(part, **cache_for_call(model, cache), use_cache=True, **options)
+            cache = find_output_cache(output)
             logits.append(output.logits)
     return torch.cat(logits, dim=1), cache
 
@@ -149,7 +150,8 @@ class AttentionInputs:
         """Feed a text that starts at position `start` to a model in chunks; return its cache."""
         for part in ids.split(list(sizes), dim=1):
             positions = torch.arange(start, start + part.shape[1])[None]  # without them, Bamba starts again at 0
-            cache = self._forward(model, part, self._append, past_key_values=cache, position_ids=positions)
+            options = {**cache_for_call(model, cache), "position_ids": positions}
+            cache = self._forward(model, part, self._append, **options)
             start += part.shape[1]
         return cache
 
@@ -192,7 +194,7 @@ class AttentionInputs:
                 handles.append(module.register_forward_pre_hook(create_hook(name), with_kwargs=True))
         try:
             with torch.no_grad():
-                return model(ids, use_cache=True, **options).past_key_values
+                return find_output_cache(model(ids, use_cache=True, **options))
         finally:
             for handle in handles:
                 handle.remove()

@@ -74,7 +74,7 @@ def _describe(config: Any) -> dict[str, Any]:
     followed = _build(config, rope_theta=_BASE, global_rope_theta=_BASE, rotary_emb_base=_BASE)
     bases = _collect("rope_theta", followed.rope_parameters) if followed else None
     if isinstance(bases, dict):
-        description["fixed_bases"] = [name for name, base in bases.items() if base != _BASE]
+        description["fixed_bases"] = sorted(name for name, base in bases.items() if base != _BASE)
     if probe is None or rope_parameters != probe.rope_parameters:
         default = _without_computed_values(rope_parameters)
         for name, rope_dict in (nested or {"": default}).items():

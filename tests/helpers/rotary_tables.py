@@ -31,8 +31,11 @@ LOCAL_BASE_MODEL_TYPES = {"gemma3_text", "gemma3n_text", "modernbert", "modernbe
 
 _MODELS = "transformers.models"
 _BORROWED_MODELS = {  # architectures without a modeling file of their own
+    f"{_MODELS}.exaone.configuration_exaone": f"{_MODELS}.llama.configuration_llama",
     f"{_MODELS}.internlm3.configuration_internlm3": f"{_MODELS}.llama.configuration_llama",
     f"{_MODELS}.iquestcoder.configuration_iquestcoder": f"{_MODELS}.llama.configuration_llama",
+    f"{_MODELS}.sarvam_mla.configuration_sarvam_mla": f"{_MODELS}.deepseek_v3.configuration_deepseek_v3",
+    f"{_MODELS}.sarvam_moe.configuration_sarvam_moe": f"{_MODELS}.glm4_moe.configuration_glm4_moe",
 }
 # What a config.json may say beside the sizes that its class takes by default.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -33,9 +33,10 @@ from tests.helpers.cached_text import (
     pad_left,
     read_text,
 )
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, LlamaModel, StaticCache
 
 import ropewalk as rw
+from ropewalk.compat.transformers import cache_argument_name
 from ropewalk.models.key_state import get_key_state, tokens_seen
 from ropewalk.scaling.policies import parse_policy
 
@@ -179,6 +180,15 @@ class TestLogits:
         actual, _ = read_text(extended_model(policy), LONG, *sizes)
         expected = ReferenceLlama(llama, frequencies_under(policy)).read_chunks(LONG, *sizes)
         assert relative_difference(actual, expected) < TOLERANCE
+
+    @pytest.mark.parametrize("name", dict.fromkeys([cache_argument_name(LlamaModel.forward), "past_key_values"]))
+    def test_match_under_the_old_and_the_new_name_of_the_cache(self, llama, name):
+        model, cache = extended_model(), DynamicCache()
+        with torch.no_grad():
+            logits = [model(part, **{name: cache}).logits for part in LONG.split([33, 63], dim=1)]
+        expected = ReferenceLlama(llama, frequencies_under(STEPPED)).read_chunks(LONG, 33, 63)
+        assert relative_difference(torch.cat(logits, dim=1), expected) < TOLERANCE
+        assert get_key_state(cache).rotations > 0
 
     cuts = st.sets(st.integers(1, LONG.shape[1] - 1))
 

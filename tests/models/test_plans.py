@@ -18,7 +18,8 @@ TARGET = 40 * LENGTH  # more than the scaled length of any architecture of the c
 REFUSED = [
     "cosmos3_edge", "ernie4_5_vl_moe", "recurrent_gemma",  # they accept no scaling in their configuration
     # Only their layers with a window have a rotary embedding.
-    "afmoe", "beam", "cohere2", "cohere_compass_text", "exaone4", "exaone_moe", "kolibri1", "llama4", "llama4_text",
+    "afmoe", "beam", "cohere2", "cohere_compass_text", "exaone4", "exaone_moe", "kolibri1", "lara_mini", "llama4",
+    "llama4_text",
 ]  # fmt: skip
 
 

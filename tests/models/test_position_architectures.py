@@ -15,6 +15,7 @@ from tests.helpers.architectures import (
 from tests.helpers.position_models import oracle_logits
 
 import ropewalk as rw
+from ropewalk.compat.transformers import cache_for_call, find_output_cache
 from ropewalk.models.attention_interface import LAYER_ATTRIBUTE
 from ropewalk.models.extend import extension_of
 
@@ -28,9 +29,9 @@ WITHOUT_WINDOW = ["doge", "mistral", "mixtral", "phi3", "phi4_multimodal", "phim
 WINDOWS = {**dict.fromkeys(WITHOUT_WINDOW), "moshi": 3000}
 
 COVERED = [
-    "apertus", "arcee", "aria_text", "axk1", "bailing_hybrid", "bamba", "bitnet", "chameleon", "cohere",
-    "cosmos3_edge", "cwm", "dbrx", "deepseek_v2", "deepseek_v3", "diffllama", "doge", "dots1", "emu3", "ernie4_5",
-    "ernie4_5_moe", "ernie4_5_vl_moe", "falcon_h1", "flex_olmo", "gemma", "gemma2", "gemma3", "gemma3_text",
+    "apertus", "apertus1p5_text", "arcee", "aria_text", "axk1", "bailing_hybrid", "bamba", "bitnet", "chameleon",
+    "cohere", "cosmos3_edge", "cwm", "dbrx", "deepseek_v2", "deepseek_v3", "diffllama", "doge", "dots1", "emu3",
+    "ernie4_5", "ernie4_5_moe", "ernie4_5_vl_moe", "falcon_h1", "flex_olmo", "gemma", "gemma2", "gemma3", "gemma3_text",
     "gemma3n_text", "gemma4_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "glm4v",
     "glm4v_moe", "glm_ocr", "gpt_neox", "gpt_oss", "granite", "granite_docling", "granite_swa", "granitemoe",
     "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "helium", "hrm_text", "hy_v3", "hyperclovax", "jais2",
@@ -42,6 +43,8 @@ COVERED = [
     "qwen3_vl", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "step3p7", "vaultgemma", "youtu",
     "zamba2", "zaya",
 ]  # fmt: skip
+# Linear attention rounds differently in chunks, in Bailing Hybrid by 3e-5 without a position method, too.
+CHUNK_TOLERANCES = {"bailing_hybrid": 5 * TOLERANCE}
 WINDOW_ONLY = "all of its layers with a rotary embedding attend to a window only"
 CHOOSES_KEYS = "chooses keys by their trained distances"
 NO_INTERFACE = "its attention does not go through the AttentionInterface"
@@ -59,6 +62,7 @@ REFUSED = {
     "exaone_moe": WINDOW_ONLY,
     "flint": WINDOW_ONLY,
     "kolibri1": WINDOW_ONLY,
+    "lara_mini": WINDOW_ONLY,
     "llama4": WINDOW_ONLY,
     "llama4_text": WINDOW_ONLY,
     "ministral": WINDOW_ONLY,
@@ -70,11 +74,13 @@ REFUSED = {
     "dots3_note_text": CHOOSES_KEYS,
     "glm_moe_dsa": CHOOSES_KEYS,
     "hy_v4": CHOOSES_KEYS,
+    "hy_v4_vl": CHOOSES_KEYS,
     "minimax_m3_vl_text": CHOOSES_KEYS,
     "mistral_large4": CHOOSES_KEYS,
     "qwen4_exp_text": CHOOSES_KEYS,
     "falcon": NO_INTERFACE,
     "gpt_neox_japanese": NO_INTERFACE,
+    "dory": NO_ROTATION,  # it scales the channels of queries after the rotation
     "hunyuan_v1_dense": NO_ROTATION,
     "hunyuan_v1_moe": NO_ROTATION,
     "hunyuan_vl": NO_ROTATION,
@@ -91,9 +97,10 @@ def read_in_chunks(model):
     for part in IDS.split(CHUNKS, dim=1):
         positions = torch.arange(start, start + part.shape[1])[None]  # without them, Bamba starts again at 0
         with torch.no_grad():
-            output = model(input_ids=part, past_key_values=cache, use_cache=True, position_ids=positions)
+            options = {**cache_for_call(model, cache), "use_cache": True, "position_ids": positions}
+            output = model(input_ids=part, **options)
         logits.append(output.logits.float())
-        cache, start = output.past_key_values, start + part.shape[1]
+        cache, start = find_output_cache(output), start + part.shape[1]
     return torch.cat(logits, dim=1)
 
 
@@ -112,7 +119,7 @@ def test_equals_the_dense_reference_at_once_and_in_chunks(name):
     rw.restore(model)
     assert relative_difference(plain, expected) > 1e-3  # there is an effect to compare
     assert relative_difference(logits, expected) < TOLERANCE
-    assert relative_difference(split, expected) < 2 * TOLERANCE  # linear attention rounds differently in chunks
+    assert relative_difference(split, expected) < CHUNK_TOLERANCES.get(name, 2 * TOLERANCE)
     assert torch.equal(compute_logits(model, ids=IDS), plain)
 
 

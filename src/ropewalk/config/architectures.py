@@ -97,7 +97,8 @@ INTERLEAVED_MODEL_TYPES = frozenset({
     "axk1", "axk2", "bailing_hybrid", "blt", "codegen", "cohere", "cohere2", "cohere2_moe", "deepseek_v2",
     "deepseek_v3", "deepseek_v32", "deepseek_v4", "dots3_note_text", "ernie4_5", "ernie4_5_moe",
     "ernie4_5_vl_moe_text", "glm", "glm4", "glm4_moe_lite", "glm4v_text", "glm_moe_dsa", "glm_ocr_text", "gptj",
-    "helium", "kimi_k2", "kimi_k25", "llama4", "llama4_text", "longcat_flash", "mistral4", "mistral_large4", "youtu",
+    "helium", "hy_v4_vl_text", "kimi_k2", "kimi_k25", "llama4", "llama4_text", "longcat_flash", "mistral4",
+    "mistral_large4", "sarvam_mla", "youtu",
 })  # fmt: skip
 
 # Architectures whose attention multiplies its softmax scale by m(factor, mscale_all_dim)^2 (DeepSeek-V2,
@@ -105,7 +106,8 @@ INTERLEAVED_MODEL_TYPES = frozenset({
 # Source: the attention classes of modeling_*.py in transformers 5; for kimi_k2, the code published with the model.
 SOFTMAX_SCALED_MODEL_TYPES = frozenset({
     "axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
-    "hy_v4", "kimi_k2", "longcat_flash", "minicpm3", "mistral4", "mistral_large4", "youtu",
+    "hy_v4", "hy_v4_vl_text", "kimi_k2", "longcat_flash", "minicpm3", "mistral4", "mistral_large4", "sarvam_mla",
+    "youtu",
 })  # fmt: skip
 
 # Architectures whose configuration class in transformers 4 applies a scaling when `rope_scaling` is missing.
@@ -150,12 +152,12 @@ SLIDING_KV_HEADS_MULTIPLIER = {"mimo_v2_flash": 2}
 # "llama4" is also the name of GGUF files.
 # Source: the attention classes of modeling_*.py in transformers 5.23.
 NO_ROPE_IN_FULL_ATTENTION_MODEL_TYPES = frozenset({
-    "afmoe", "beam", "cohere2", "exaone4", "exaone_moe", "kolibri1", "llama4", "llama4_text",
+    "afmoe", "beam", "cohere2", "exaone4", "exaone_moe", "kolibri1", "lara_mini", "llama4", "llama4_text",
 })  # fmt: skip
 
 # Every n-th layer has an indexer of its own, the others reuse its selection. All other architectures: every layer.
-# Source: configuration_hy_v4.py of transformers 5.23.
-INDEXER_PERIOD = {"hy_v4": 4}
+# Source: configuration_hy_v4.py and configuration_hy_v4_vl.py of transformers 5.24.
+INDEXER_PERIOD = {"hy_v4": 4, "hy_v4_vl_text": 4}
 
 # Names of text parts that the class of a multimodal architecture replaces by those of another architecture.
 # Source: configuration_exaone4_5.py of transformers 5.23.

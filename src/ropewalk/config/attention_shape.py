@@ -93,6 +93,7 @@ def parse_attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
     check_layer_count(num_layers)
     layer_types = config["layer_types"] * (num_layers // len(config["layer_types"]))
     layers = tuple(_parse_layer(config, index, layer_type) for index, layer_type in enumerate(layer_types))
+    layers += _find_repeated_layers(config, layers)
     bytes_per_number = 4 if str(get_first(config, "dtype", "torch_dtype")).endswith("float32") else 2
     return AttentionShape(layers, bytes_per_number)
 
@@ -125,6 +126,14 @@ def _count_attentions_per_layer(config: Mapping[str, Any]) -> int:
         # Each cycle runs the same layers again, with keys of its own. Source: configuration_hrm_text.py.
         return (get_count(config, "H_cycles") or 1) * ((get_count(config, "L_cycles") or 0) + 1)
     return architectures.ATTENTIONS_PER_LAYER.get(str(config.get("model_type")), 1)
+
+
+def _find_repeated_layers(config: Mapping[str, Any], layers: tuple[LayerShape, ...]) -> tuple[LayerShape, ...]:
+    """Return the layers of Dory that run again, each time with keys of its own. Source: modeling_dory.py."""
+    if config.get("model_type") != "dory" or config.get("recurrent_kv_cache_mode") == "last_loop":
+        return ()
+    first, last = get_count(config, "n_input_layers") or 0, len(layers) - (get_count(config, "n_output_layers") or 0)
+    return layers[first:last] * ((get_count(config, "n_recurrent_loops") or 2) - 1)
 
 
 def _parse_token_sizes(config: Mapping[str, Any], index: int) -> tuple[int, int, int]:

@@ -223,6 +223,10 @@ def _zamba2(config: Config, layers: int) -> list[str]:
     return [_HYBRID if index in hybrid else _LINEAR for index in range(layers)]
 
 
+def _lara_mini(config: Config, layers: int) -> list[str]:
+    return _repeat([_LINEAR, _SLIDING, _LINEAR, _FULL, _SLIDING], layers, "layer_types")
+
+
 def _lfm3(config: Config, layers: int) -> list[str]:
     return [_FULL if i % 4 == 2 else _SLIDING if i % 4 == 0 and i > 0 else _CONV for i in range(layers)]
 
@@ -237,7 +241,9 @@ _COUNTED_FROM_THE_END = _where(lambda index, layers: (layers - 1 - index) % 4 ==
 _LINEAR_3_OF_4 = _every("full_attention_interval", 4, other=_LINEAR)
 _LAYER_RULES: dict[str, Rule] = {
     "afmoe": _every("global_attn_every_n_layers", 4),
-    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "mistral_large4_text"), _all(_INDEXED)),
+    **dict.fromkeys(
+        ("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "hy_v4_vl_text", "mistral_large4_text"), _all(_INDEXED)
+    ),
     "bailing_hybrid": _every("layer_group_size", 6, other=_LINEAR),
     **dict.fromkeys(("bamba", "granitemoehybrid"), _all(_LINEAR)),
     **dict.fromkeys(("beam", "diffusion_gemma_text", "gemma4_text", "gemma4_unified_text", "neomme"), _GEMMA_4),
@@ -249,6 +255,7 @@ _LAYER_RULES: dict[str, Rule] = {
     "deepseek_v4": _where(
         lambda index, layers: index >= 2 and index % 2 == 1, full=_COMPRESSED, other=_HEAVILY_COMPRESSED
     ),
+    "dory": _every("-", 4),
     "dots3_note_text": _dots3,
     **dict.fromkeys(("exaone4", "exaone_moe"), _unless_windowed(_every("sliding_window_pattern", 4))),
     **dict.fromkeys(("falcon_h1", "zaya"), _all(_HYBRID)),
@@ -256,6 +263,7 @@ _LAYER_RULES: dict[str, Rule] = {
     **dict.fromkeys(("gemma2", "gpt_oss", "t5_gemma_module", "vaultgemma"), _EVERY_2),
     **dict.fromkeys(("gemma3_text", "t5gemma2_text", "t5gemma2_decoder"), _EVERY_6),
     **dict.fromkeys(("gemma3n_text", "kolibri1"), _every("-", 5)),
+    "lara_mini": _lara_mini,
     "lfm3": _lfm3,
     "llama4_text": _llama4,
     "mimo_v2_flash": _where(lambda index, layers: index == 0 or (index + 1) % 6 == 0),

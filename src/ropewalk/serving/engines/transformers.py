@@ -27,7 +27,7 @@ from ropewalk.serving.engines.trained_config import interpret_as_trained
 # The types of ROPE_INIT_FUNCTIONS in modeling_rope_utils.py, and `default`. All others raise a KeyError when the model
 # is built, unless the configuration class of the architecture renames them.
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
-# Source: configuration_*.py of transformers 5.23.0.
+# Source: configuration_*.py of transformers 5.24.0.
 _RENAMED_TYPES = {
     **dict.fromkeys(("phi3", "phi4_multimodal"), "su"),
     **dict.fromkeys(("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), "mrope"),
@@ -39,7 +39,7 @@ class Transformers(FolderEngine):
 
     name = "transformers"
     title = "transformers"
-    version = "5.23.0"
+    version = "5.24.0"
     sources = (
         "src/transformers/modeling_rope_utils.py",
         "src/transformers/models/*/configuration_*.py",
@@ -47,7 +47,7 @@ class Transformers(FolderEngine):
     )
     reads_rope_parameters = True
     transformers_version = 5
-    requirements = ("torch==2.13.0", "transformers==5.23.0", "accelerate")
+    requirements = ("torch==2.13.0", "transformers==5.24.0", "accelerate")
 
     def argv(self, model: str, length: int) -> list[str]:
         return ["transformers", "serve", model]
