@@ -307,10 +307,8 @@ def build_with_random_weights(architecture: type, config: object) -> torch.nn.Mo
     model = architecture(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("rotary_emb.alpha"):  # learned frequencies, which `extend` refuses
-                parameter.zero_()
-            elif parameter.ndim > 1:
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
             else:
                 parameter.uniform_(0.3, 0.7, generator=generator)

@@ -22,6 +22,7 @@ from tests.helpers.architectures import (
 )
 
 import ropewalk as rw
+from ropewalk.compat.transformers import learned_log_factors
 from ropewalk.models import extend as extending
 from ropewalk.models import rotary_modules
 from ropewalk.models.channel_layout import probe_channel_layout
@@ -569,6 +570,44 @@ class TestOffloadedModels:
             rw.extend(llama, YARN)
 
 
+class TestLearnedFactors:
+    """Mistral Large 4 multiplies its frequencies by learned factors, after a scaling."""
+
+    @pytest.fixture
+    def model(self):
+        model = build("mistral_large4")
+        assert learned_log_factors(self.rotary(model)).unique().numel() > 1  # learned, not 0
+        return model
+
+    @staticmethod
+    def rotary(model):
+        return model.model.language_model.rotary_emb
+
+    def test_multiply_scaled_frequencies(self, model):
+        rotary = self.rotary(model)
+        factors_P = learned_log_factors(rotary).detach().double().exp().numpy()
+        rw.extend(model, "linear:factor=4")
+        [layer] = rw.config.read(model).ropes.values()
+        expected_P = layer.rope.inv_freq / 4 * factors_P
+        np.testing.assert_allclose(rotary.ropewalk["all"].frequencies.inv_freq, expected_P, rtol=1e-12)
+
+    def test_may_be_rounded(self, model):
+        model.to(torch.bfloat16)
+        factors_P = learned_log_factors(self.rotary(model)).detach().double().exp().numpy()
+        rw.extend(model, "none")
+        inv_freq_P = self.rotary(model).ropewalk["all"].frequencies.inv_freq
+        np.testing.assert_allclose(inv_freq_P[0] / factors_P[0], 1, rtol=1e-12)  # not rounded, as the factors are
+
+    def test_are_probed_again_after_training(self, model):
+        rw.extend(model, YARN)
+        before = compute_logits(model)
+        rw.restore(model)
+        with torch.no_grad():
+            learned_log_factors(self.rotary(model)).add_(0.1)
+        rw.extend(model, YARN)
+        assert relative_difference(compute_logits(model), before) > 1e-3
+
+
 class TestRefused:
     @pytest.mark.parametrize("scaling", ["yarn:factor=4", "dynamic-yarn", "self-extend"])
     @pytest.mark.parametrize("length", ["32k", 0, 1.5])
@@ -585,13 +624,6 @@ class TestRefused:
         llama.model.rotary_emb.attention_scaling = 1.2
         with pytest.raises(rw.InputError, match="does not compute what its config describes: none"):
             rw.extend(llama, YARN)
-
-    def test_learned_frequencies(self):
-        model = build("mistral_large4")
-        with torch.no_grad():
-            model.model.language_model.rotary_emb.alpha += torch.linspace(0, 1, 4)
-        with pytest.raises(rw.InputError, match="a channel of its table belongs to no pair"):
-            rw.extend(model, YARN)
 
     def test_encoder_decoder_models(self):
         from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration

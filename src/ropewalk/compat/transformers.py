@@ -168,6 +168,17 @@ def limit_candidates(model: Any, count_candidates: Callable[[Any, int, int], int
     return generator
 
 
+def learned_log_factors(rotary_module: Any) -> Any:
+    """Return the logs of the factors that a rotary module multiplies its frequencies by, [P]; None without.
+
+    Source: `alpha` in models/mistral_large4/modeling_mistral_large4.py, a buffer before version 5.24.
+    """
+    from torch import Tensor
+
+    alpha = getattr(rotary_module, "alpha", None)
+    return alpha if isinstance(alpha, Tensor) else None
+
+
 def applied_softmax_factor(attention: Any, rope_parameters: Mapping[str, Any]) -> float | None:
     """Return the factor that an attention module multiplied its softmax scale by when it was built.
 

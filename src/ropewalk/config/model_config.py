@@ -28,11 +28,14 @@ class LayerRope:
         rope: the unscaled embedding.
         scaling: the scaling that the configuration applies to it.
         rope_dict: the part of the configuration that it was parsed from.
+        learned_factors: what each frequency is multiplied by after the scaling, [P], which the model has learned
+            (Mistral Large 4); None without. They are weights, so no configuration contains them.
     """
 
     rope: Rope
     scaling: Scaling
     rope_dict: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    learned_factors: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class ModelConfig:
 def compute_layer_frequencies(scaling: Scaling, layer: LayerRope, length: int | None) -> Frequencies:
     """Compute the frequencies of a scaling on one layer type.
 
-    Pairs that the model was trained not to rotate (`Proportional`) keep the frequency 0.
+    Pairs that the model was trained not to rotate (`Proportional`) keep the frequency 0, and learned factors apply.
 
     Args:
         scaling: the new scaling.
@@ -74,20 +77,26 @@ def compute_layer_frequencies(scaling: Scaling, layer: LayerRope, length: int | 
         length: tokens of the text so far; by default the original length.
     """
     frequencies = scaling.frequencies(layer.rope, length or scaling.original_length or layer.rope.original_length)
-    return frequencies if isinstance(scaling, Proportional) else _keep_unrotated(frequencies, layer)
+    return _apply_training(frequencies, layer, keeps_unrotated=not isinstance(scaling, Proportional))
 
 
 def compute_per_layer_frequencies(scaling: Scaling, layer: LayerRope) -> tuple[Frequencies, ...]:
     """Compute the frequencies of a scaling that `is_per_layer` on one layer type, one for each of its layers.
 
-    Pairs that the model was trained not to rotate keep the frequency 0, as in `compute_layer_frequencies`.
+    Unrotated pairs and learned factors are those of `compute_layer_frequencies`.
     """
-    return tuple(_keep_unrotated(frequencies, layer) for frequencies in scaling.layer_frequencies(layer.rope))
+    return tuple(
+        _apply_training(frequencies, layer, keeps_unrotated=True)
+        for frequencies in scaling.layer_frequencies(layer.rope)
+    )
 
 
-def _keep_unrotated(frequencies: Frequencies, layer: LayerRope) -> Frequencies:
-    """Return frequencies that are 0 for the pairs that the model was trained not to rotate."""
-    if not isinstance(layer.scaling, Proportional):
-        return frequencies
-    is_rotated = layer.scaling.frequencies(layer.rope).inv_freq > 0
-    return dataclasses.replace(frequencies, inv_freq=np.where(is_rotated, frequencies.inv_freq, 0.0))
+def _apply_training(frequencies: Frequencies, layer: LayerRope, keeps_unrotated: bool) -> Frequencies:
+    """Return frequencies times the learned factors, and 0 for the pairs that the model was trained not to rotate."""
+    inv_freq = frequencies.inv_freq
+    if keeps_unrotated and isinstance(layer.scaling, Proportional):
+        is_rotated = layer.scaling.frequencies(layer.rope).inv_freq > 0
+        inv_freq = np.where(is_rotated, inv_freq, 0.0)
+    if layer.learned_factors is not None:
+        inv_freq = inv_freq * np.array(layer.learned_factors)
+    return frequencies if inv_freq is frequencies.inv_freq else dataclasses.replace(frequencies, inv_freq=inv_freq)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ropewalk import config as configs
+from ropewalk.compat.transformers import learned_log_factors
 from ropewalk.errors import UnsupportedModelError
 
 _ANGLE_TOLERANCE = 1e-4  # rad; float32 tables of the probe are off by 1e-7
@@ -85,6 +86,9 @@ class _Probe:
         self.layer_type = layer_type
         self.label = label
         self.module = copy.deepcopy(module)
+        log_factors = learned_log_factors(self.module)
+        if log_factors is not None:
+            log_factors.detach().zero_()
         inv_freq_P: Tensor = getattr(module, inv_freq_name(layer_type))
         self.pairs, self.device = len(inv_freq_P), inv_freq_P.device
         # The decorator around a forward updates dynamic frequencies and would overwrite those of the probe.

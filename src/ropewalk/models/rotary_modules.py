@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ropewalk import config as configs
+from ropewalk.compat.transformers import learned_log_factors
 from ropewalk.errors import InputError, UnsupportedModelError
 from ropewalk.frequencies import Frequencies
 from ropewalk.models.channel_layout import (
@@ -81,7 +82,7 @@ class RotaryModule:
         return [name.removesuffix(suffix) for name, _ in self.module.named_buffers() if name.endswith(suffix)]
 
     def inv_freq(self, layer_type: str) -> Tensor:
-        """Return the module's current inverse frequencies for a layer type, [P]."""
+        """Return the module's current inverse frequencies for a layer type, without learned factors, [P]."""
         inv_freq_P: Tensor = getattr(self.module, inv_freq_name(layer_type))
         return inv_freq_P.detach()
 
@@ -115,13 +116,14 @@ class RotaryModule:
         twin = RotaryModule(self.path, copy.deepcopy(self.module))
         with torch.no_grad():
             theirs = type(twin.module).forward(twin.module, x, position_ids, **layer_type_kwargs(layer_type))
-        inv_freq_P, expected_P = twin.inv_freq(layer_type), torch.tensor(frequencies.inv_freq)
-        order_P = twin._pair_order(layer_type, frequencies)
+        factors_P = torch.tensor(twin._learned_factors() or 1.0, dtype=torch.float64)
+        inv_freq_P, expected_P = twin.inv_freq(layer_type), torch.tensor(frequencies.inv_freq) / factors_P
+        order_P = twin._pair_order(layer_type, expected_P)
         if len(inv_freq_P) != len(expected_P) or not _equal_up_to_rounding(inv_freq_P, expected_P[order_P]):
             return False
         # model.to(bfloat16) rounds the module's frequencies, so the expected table is computed from the rounded ones.
         expected_P[order_P] = inv_freq_P.double().cpu()
-        rounded = Frequencies(expected_P.numpy(), frequencies.attention_factor)
+        rounded = Frequencies((expected_P * factors_P).numpy(), frequencies.attention_factor)
         ours = RotaryTable(rounded, channel_layout, self.device)(x, position_ids)
         return all(
             our.shape == their.shape
@@ -130,8 +132,10 @@ class RotaryModule:
         )
 
     def built_from(self, config: Any) -> RotaryModule:
-        """Return the module that transformers would build in its place from another config."""
-        return RotaryModule(self.path, type(self.module)(config).to(self.device))
+        """Return the module that transformers would build in its place from another config, with the same weights."""
+        built = type(self.module)(config).to(self.device)
+        built.load_state_dict(self.module.state_dict(), strict=False)
+        return RotaryModule(self.path, built)
 
     def table_patches(self, tables: dict[str, RotaryTable]) -> list[Patch]:
         """Return the patches that make the module return these tables; `tables`: one for each layer type."""
@@ -149,16 +153,22 @@ class RotaryModule:
             if config_layer_type not in ropes:
                 raise InputError("layer type", layer_type, ", ".join(ropes))
             layer_rope = ropes[config_layer_type]
-            frequencies = layer_rope.scaling.frequencies(layer_rope.rope, 1)
-            channel_layout = self._probe_channel_layout(layer_type, frequencies)
+            inv_freq_P = torch.tensor(layer_rope.scaling.frequencies(layer_rope.rope, 1).inv_freq)
+            channel_layout = self._probe_channel_layout(layer_type, inv_freq_P)
+            layer_rope = replace(layer_rope, learned_factors=self._learned_factors())
+            frequencies = configs.compute_layer_frequencies(layer_rope.scaling, layer_rope, 1)
             if not self.computes(layer_type, frequencies, channel_layout):
                 expected = f"{layer_rope.scaling} of {layer_rope.rope}"
                 raise UnsupportedModelError(self.label, f"it does not compute what its config describes: {expected}")
             layers[layer_type] = RotaryLayer(config_layer_type, layer_rope, channel_layout)
         return layers
 
-    def _probe_channel_layout(self, layer_type: str, frequencies: Frequencies) -> ChannelLayout:
-        order_P = self._pair_order(layer_type, frequencies)
+    def _learned_factors(self) -> tuple[float, ...] | None:
+        log_factors_P = learned_log_factors(self.module)
+        return None if log_factors_P is None else tuple(log_factors_P.detach().double().exp().tolist())
+
+    def _probe_channel_layout(self, layer_type: str, expected_P: Tensor) -> ChannelLayout:
+        order_P = self._pair_order(layer_type, expected_P)
         try:
             return probe_channel_layout(self.module, layer_type, order_P, self.label)
         except UnsupportedModelError:
@@ -166,9 +176,12 @@ class RotaryModule:
         except Exception as error:  # the code of the architecture may fail in any way
             raise UnsupportedModelError(self.label, f"probing its layout failed: {error}") from error
 
-    def _pair_order(self, layer_type: str, frequencies: Frequencies) -> Tensor:
-        """Return the pair of each entry of `inv_freq`: Ernie 4.5 VL does not keep them in the order of the pairs."""
-        inv_freq_P, expected_P = self.inv_freq(layer_type), torch.tensor(frequencies.inv_freq)
+    def _pair_order(self, layer_type: str, expected_P: Tensor) -> Tensor:
+        """Return the pair of each entry of `inv_freq`: Ernie 4.5 VL does not keep them in the order of the pairs.
+
+        `expected_P`: the inverse frequency of each pair, without learned factors.
+        """
+        inv_freq_P = self.inv_freq(layer_type)
         order_P = torch.arange(len(expected_P))
         if len(inv_freq_P) == len(expected_P) and not _equal_up_to_rounding(inv_freq_P, expected_P):
             order_P[inv_freq_P.cpu().argsort()] = expected_P.argsort()
