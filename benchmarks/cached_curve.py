@@ -27,6 +27,7 @@ from transformers import DynamicCache
 
 import ropewalk as rw
 from benchmarks.common import load_result, save_result
+from ropewalk.compat.transformers import cache_for_call
 from ropewalk.evaluate.native_window import native_window_nll
 from ropewalk.evaluate.perplexity import token_nll
 from ropewalk.evaluate.texts import read_text
@@ -153,7 +154,8 @@ def read_with_dropped_keys(model: Any, ids_T: torch.Tensor, chunk: int) -> list[
         mask = ((distance_TK >= 0) & (distance_TK < ORIGINAL_LENGTH))[None, None]
         positions = torch.arange(start, end)[None]
         with torch.inference_mode():
-            logits_TV = model(part_BT, attention_mask=mask, position_ids=positions, past_key_values=cache).logits[0]
+            options = {"attention_mask": mask, "position_ids": positions, **cache_for_call(model, cache)}
+            logits_TV = model(part_BT, **options).logits[0]
         targets_T = ids_T[start + 1 : end + 1]
         losses += nn.functional.cross_entropy(logits_TV[: len(targets_T)].float(), targets_T, reduction="none").tolist()
     return losses

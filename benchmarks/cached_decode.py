@@ -22,6 +22,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import ropewalk as rw
 from benchmarks.common import save_result
+from ropewalk.compat.transformers import cache_for_call
 from ropewalk.models.key_state import get_key_state
 
 TOKENS_PER_ROUND = 32
@@ -55,14 +56,14 @@ class Decoder:
         with torch.inference_mode():
             for _ in range(tokens):
                 started = time.perf_counter()
-                self.model(torch.ones(1, 1, dtype=torch.int64), past_key_values=self.cache)
+                self.model(torch.ones(1, 1, dtype=torch.int64), **cache_for_call(self.model, self.cache))
                 seconds.append(time.perf_counter() - started)
         return statistics.median(seconds)
 
     def _fill_cache(self, context: int) -> None:
         """Let the model read one token, and add random keys and values for the rest of the context."""
         with torch.inference_mode():
-            self.model(torch.ones(1, 1, dtype=torch.int64), past_key_values=self.cache)
+            self.model(torch.ones(1, 1, dtype=torch.int64), **cache_for_call(self.model, self.cache))
             for layer in self.cache.layers:
                 for name in ("keys", "values"):
                     first = getattr(layer, name)

@@ -23,6 +23,7 @@ import torch
 
 import ropewalk as rw
 from benchmarks.common import load_result, save_result
+from ropewalk.compat.transformers import find_output_cache
 from ropewalk.evaluate.texts import read_text
 from ropewalk.models.key_state import get_key_state
 
@@ -77,7 +78,8 @@ def generate_answer(model: Any, tokenizer: Any, prompt: list[int], key: int) -> 
         do_sample=False,
         return_dict_in_generate=True,
     )
-    state = get_key_state(output.past_key_values)
+    cache = find_output_cache(output)
+    state = None if cache is None else get_key_state(cache)
     rotations = 0 if state is None else state.rotations
     return str(key) in tokenizer.decode(output.sequences[0, len(prompt) :]), rotations
 

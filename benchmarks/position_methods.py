@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 import ropewalk as rw
 from benchmarks.common import save_result
+from ropewalk.compat.transformers import cache_for_call
 from ropewalk.models.far_keys import FarKeys
 from ropewalk.models.key_state import get_key_state
 
@@ -57,7 +58,7 @@ class Decoder:
                 state = get_key_state(self.cache)
                 if state is not None and not self.keeps_far_keys:
                     state.far_keys = FarKeys()
-                logits_BTV = self.model(self.next_BT, past_key_values=self.cache, logits_to_keep=1).logits
+                logits_BTV = self.model(self.next_BT, **cache_for_call(self.model, self.cache), logits_to_keep=1).logits
                 self.next_BT = logits_BTV[:, -1:].argmax(-1)
         return time.perf_counter() - started
 
@@ -119,7 +120,7 @@ def prefill(model: Any, length: int) -> Callable[[], float]:
     def run() -> float:
         started = time.perf_counter()
         with torch.inference_mode():
-            model(ids_BT, past_key_values=DynamicCache(config=model.config), logits_to_keep=1)
+            model(ids_BT, **cache_for_call(model, DynamicCache(config=model.config)), logits_to_keep=1)
         return time.perf_counter() - started
 
     return run

@@ -24,6 +24,7 @@ from transformers import DynamicCache
 
 import ropewalk as rw
 from benchmarks.position_variants import ResultRows, Variant, apply_variant, open_rows, select_variants
+from ropewalk.compat.transformers import cache_for_call
 from ropewalk.evaluate.tasks import parse_task
 from ropewalk.positions import PositionMethod, parse
 
@@ -64,8 +65,9 @@ class Questions:
         if isinstance(parse(variant.spec), PositionMethod):
             if index not in self._heads:
                 self._heads[index] = DynamicCache(config=self.model.config)
-                self.model(part_BT[:, : self.original_length], past_key_values=self._heads[index], logits_to_keep=1)
-            options = {"past_key_values": copy.deepcopy(self._heads[index])}
+                options = cache_for_call(self.model, self._heads[index])
+                self.model(part_BT[:, : self.original_length], logits_to_keep=1, **options)
+            options = cache_for_call(self.model, copy.deepcopy(self._heads[index]))
             part_BT = part_BT[:, self.original_length :]
         logits_BTV = self.model(part_BT, logits_to_keep=self.num_answer_tokens + 1, **options).logits
         return logits_BTV[:, :-1].float()

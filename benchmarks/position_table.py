@@ -28,6 +28,7 @@ from transformers import DynamicCache
 
 import ropewalk as rw
 from benchmarks.position_variants import ResultRows, Variant, apply_variant, open_rows, select_variants
+from ropewalk.compat.transformers import cache_for_call
 from ropewalk.evaluate.native_window import native_window_nll
 from ropewalk.evaluate.perplexity import compute_nll
 from ropewalk.evaluate.texts import read_text
@@ -109,12 +110,12 @@ class TableRun:
                     torch.cuda.reset_peak_memory_stats()
                 cache = DynamicCache(config=self.model.config)
                 started = synchronized_time()
-                self.model(ids_BT, past_key_values=cache, logits_to_keep=1)
+                self.model(ids_BT, **cache_for_call(self.model, cache), logits_to_keep=1)
                 prefill = synchronized_time() - started
                 token_BT = ids_BT[:, :1]
                 started = synchronized_time()
                 for _ in range(DECODED_TOKENS):
-                    token_BT = self.model(token_BT, past_key_values=cache).logits[:, -1:].argmax(-1)
+                    token_BT = self.model(token_BT, **cache_for_call(self.model, cache)).logits[:, -1:].argmax(-1)
                 per_token = (synchronized_time() - started) / DECODED_TOKENS
         peak = torch.cuda.max_memory_allocated() - before if on_cuda else None
         return {"prefill_seconds": prefill, "seconds_per_token": per_token, "peak_bytes": peak}

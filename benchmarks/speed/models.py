@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.speed.environment import current_device
 from benchmarks.speed.results import describe_failure
 from benchmarks.speed.timing import quartiles, relative_speed, round_seconds, run_in_rounds, time_calls
+from ropewalk.compat.transformers import cache_for_call
 from ropewalk.errors import InputError
 from ropewalk.models.extend import extended
 from ropewalk.scaling import Scaling
@@ -95,8 +96,9 @@ def measure_decode(
         with as_variant(model, variant, scaling):
             if variant not in caches:
                 caches[variant] = DynamicCache(config=model.config)
-                _forward(model, context_ids_BT, past_key_values=caches[variant])
-            decode = partial(_forward, model, context_ids_BT[:, -1:], past_key_values=copy.deepcopy(caches[variant]))
+                _forward(model, context_ids_BT, **cache_for_call(model, caches[variant]))
+            options = cache_for_call(model, copy.deepcopy(caches[variant]))
+            decode = partial(_forward, model, context_ids_BT[:, -1:], **options)
             for _ in range(WARM_UP_TOKENS):  # the first token in a variant initializes tables
                 decode()
             seconds = statistics.median(time_calls(decode, model.device) for _ in range(DECODED_TOKENS))
