@@ -131,10 +131,8 @@ def prepare_inputs_with_new_cache(
         create_cache: called with a cache that the method has dropped; returns the cache to use instead, or None.
     """
     inputs: dict[str, Any] = type(model).prepare_inputs_for_generation(model, *args, **kwargs)
-    for name in _CACHE_NAMES:
-        if kwargs.get(name) is not None and inputs.get(name) is None:
-            inputs[name] = create_cache(kwargs[name])
-    return inputs
+    dropped = find_cache_argument(kwargs) if find_cache_argument(inputs) is None else None
+    return inputs if dropped is None else inputs | cache_for_call(model, create_cache(dropped))
 
 
 def limit_candidates(model: Any, count_candidates: Callable[[Any, int, int], int], **kwargs: Any) -> Any:
