@@ -10,6 +10,7 @@ import torch
 from benchmarks.speed import models
 
 import ropewalk as rw
+from ropewalk.compat.transformers import find_cache_argument
 from ropewalk.errors import InputError
 from ropewalk.models.extend import extension_of
 
@@ -144,7 +145,7 @@ def test_every_timed_token_sees_a_cache_of_the_same_state(model, monkeypatch):
     states = []
 
     def record(module, arguments, options):
-        cache = options["past_key_values"]
+        cache = find_cache_argument(options)
         assert all(layer.keys.is_contiguous() for layer in cache.layers)
         states.append((cache.get_seq_length(), arguments[0].tolist()))
 
