@@ -312,8 +312,8 @@ class CurveRun:
     def _remaining_rows(self) -> list[CurvePoint]:
         """Return the points of this run that are still to be measured.
 
-        These are the points without a stored row and, with LongPPL, the points whose row was measured on other key
-        tokens than those of this run.
+        A point is measured if it has no stored row. With LongPPL, it is measured again if the stored row belongs to
+        different key tokens.
         """
         indices = self._stored_key_tokens()
 

@@ -149,8 +149,9 @@ class DecoderHooks:
         if _this_thread.is_probing:
             return None
         arguments = self._bind(args, kwargs)
-        if self.is_dynamic and has_paged_cache(arguments):
-            cache_class = type(find_cache_argument(arguments)).__name__
+        paged_cache = find_paged_cache(arguments)
+        if self.is_dynamic and paged_cache is not None:
+            cache_class = type(paged_cache).__name__
             raise RuntimeError(
                 f"a dynamic scaling cannot rotate the keys in a {cache_class}; fix the frequencies: {FIXED_LENGTH}"
             )
@@ -390,9 +391,10 @@ def cache_argument(arguments: Mapping[str, Any]) -> Cache | None:
     return cache if isinstance(cache, Cache) else None
 
 
-def has_paged_cache(arguments: Mapping[str, Any]) -> bool:
-    """Return whether the cache among the arguments of a decoder is the paged one of continuous batching."""
-    return arguments.get("cache") is not None and cache_argument(arguments) is None
+def find_paged_cache(arguments: Mapping[str, Any]) -> Any:
+    """Return the paged cache of continuous batching among the arguments of a decoder; None if there is none."""
+    cache = arguments.get("cache")
+    return None if isinstance(cache, Cache) else cache
 
 
 def _next_positions(arguments: Mapping[str, Any]) -> Tensor | None:

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ropewalk.compat.transformers import find_cache_argument
 from ropewalk.config import get_text_config
-from ropewalk.models.dynamic import DecoderHooks, cache_argument, find_cache, has_paged_cache
+from ropewalk.models.dynamic import DecoderHooks, cache_argument, find_cache, find_paged_cache
 from ropewalk.models.far_keys import FarKeys
 from ropewalk.models.key_state import KeyState, get_key_state, tokens_seen
 from ropewalk.models.position_call import PositionCall, begin_call, end_call
@@ -71,8 +70,9 @@ class PositionHooks(DecoderHooks):
                 f"the attention implementation was changed to {current} after `extend`; restore the model, change it, "
                 "and extend again"
             )
-        if has_paged_cache(arguments):
-            cache_class = type(find_cache_argument(arguments)).__name__
+        paged_cache = find_paged_cache(arguments)
+        if paged_cache is not None:
+            cache_class = type(paged_cache).__name__
             raise RuntimeError(f"{self.method.name} cannot find the positions of the keys in a {cache_class}")
         if arguments.get("output_attentions"):
             raise RuntimeError(f"{self.method.name} has no attention weights past the original length to return")
