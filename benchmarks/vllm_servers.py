@@ -1,5 +1,8 @@
 """Run requests on vLLM servers, in vLLM's own Python: `python vllm_servers.py JOB_FILE RESULT_FILE`.
 
+With VLLM_USE_V2_MODEL_RUNNER=1 in the environment, vLLM's second model runner is run, whose Triton kernels are
+interpreted on the CPU.
+
 The job is a list of servers, which run one after the other in this process:
 
     {"path": checkpoint, "options": arguments of vllm.LLM, "fault": name of a fault to plant or null,
@@ -19,6 +22,7 @@ Options of a request:
     "priority": number
     "abort_after": n           send it once before, and abort it after n steps
     "reload_weights": bool     load the weights again before
+    "warm_up": bool            run the requests before by which vLLM warms up model runner V2; V1 has none
     "beams": n                 beam search; the result has also "replayed", the log-probabilities of each of its tokens
                                from a request for that token alone
 
@@ -40,6 +44,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # vLLM reads these variables when it is imported.
@@ -51,6 +56,8 @@ DEFAULTS = {"dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": Tr
 
 
 def main(job_file: str, result_file: str) -> None:
+    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
+        interpret_triton()
     results = []
     for server in json.loads(Path(job_file).read_text()):
         try:
@@ -59,6 +66,31 @@ def main(job_file: str, result_file: str) -> None:
             traceback.print_exc()
             results.append({"error": " ".join(f"{type(error).__name__}: {error}".split())})
         Path(result_file).write_text(json.dumps(results))
+
+
+def interpret_triton() -> None:
+    """Run Triton kernels on the CPU, where vLLM expects a backend of Triton that is not published.
+
+    Two things are put right that Triton's interpreter cannot do: masks of integers, and the counter of a `tl.range`,
+    which vLLM's kernel for top-k uses as a tensor.
+    """
+    os.environ["TRITON_INTERPRET"] = "1"
+    from triton.backends import backends
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    def with_any_mask(method: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def call(self: Any, *arguments: Any) -> Any:
+            arguments[place].data = arguments[place].data.astype(bool)
+            return method(self, *arguments)
+
+        return call
+
+    for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
+        setattr(InterpreterBuilder, name, with_any_mask(getattr(InterpreterBuilder, name), place))
+    backends["cpu"] = SimpleNamespace(driver=None)
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    topk_topp_sampler.HAS_TRITON = False
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +167,8 @@ def run_batch(engine: Any, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [run_beam_search(engine, request) for request in batch]
     if any(request.get("reload_weights") for request in batch):
         engine.collective_rpc("reload_weights")
+    if any(request.get("warm_up") for request in batch):
+        engine.collective_rpc(warm_up)
     prompts = [make_prompt(engine, request) for request in batch]
     samplings = [make_sampling(request) for request in batch]
     for request, prompt, sampling in zip(batch, prompts, samplings, strict=True):
@@ -159,6 +193,15 @@ def run_batch(engine: Any, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for output in outputs
     ]
+
+
+def warm_up(worker: Any) -> None:
+    from vllm.v1.worker.gpu.warmup import run_mixed_prefill_decode_warmup, warmup_kernels
+
+    if worker.use_v2_model_runner:
+        steps = (worker.model_runner, worker.execute_model, worker.sample_tokens)
+        warmup_kernels(*steps)
+        run_mixed_prefill_decode_warmup(*steps, num_tokens=64)
 
 
 def make_prompt(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
@@ -223,14 +266,14 @@ def plant(fault: str | None) -> Callable[[], None]:
     import vllm.config
     import vllm.envs
 
-    from ropewalk.serving.vllm_plugin import hooks
+    from ropewalk.serving.vllm_plugin import hooks, runners
 
     if fault is None:
         return lambda: None
     arguments_of_factor = hooks._arguments_of_factor
 
-    def rows_of_equal_strides(requests: Any, factors: Any) -> list[int]:
-        return [hooks._factor_index(request) * factors.original_length for request in requests]
+    def row_of_equal_strides(request_id: str, sampling_params: Any, factors: Any) -> int:
+        return sampling_params.extra_args[runners.FACTOR_ARGUMENT] * factors.original_length
 
     def attention_factor_of_the_next(rope_dict: Any, factor: float, factors: Any) -> Any:
         arguments = arguments_of_factor(rope_dict, factor, factors)
@@ -240,15 +283,15 @@ def plant(fault: str | None) -> Callable[[], None]:
 
     signatures = {**hooks._SIGNATURES, next(iter(hooks._SIGNATURES)): ("head_dim",)}
     owner, name, broken = {
-        "positions not shifted": (hooks, "_choose_shifts", lambda requests, factors: [0] * len(requests)),
-        "rows of equal strides": (hooks, "_choose_shifts", rows_of_equal_strides),
+        "positions not shifted": (runners, "_find_first_row", lambda *arguments: 0),
+        "rows of equal strides": (runners, "_find_first_row", row_of_equal_strides),
         "no salt": (hooks, "_add_to_salt", lambda factor, salt: salt),
         "attention factor of the next": (hooks, "_arguments_of_factor", attention_factor_of_the_next),
         "another version": (hooks, "TESTED_VERSIONS", ("0.0.1",)),
         "another signature": (hooks, "_SIGNATURES", signatures),
         "a missing function": (hooks, "_SIGNATURES", {"vllm.LLM.missing": ()}),
         # These cannot be started on a CPU, or need large models.
-        "the second model runner": (vllm.config.VllmConfig, "use_v2_model_runner", True),
+        "microbatching": (vllm.config.ParallelConfig, "use_ubatching", True),
         "the Rust frontend": (vllm.envs, "VLLM_USE_RUST_FRONTEND", True),
         "latent attention": (vllm.config.ModelConfig, "use_mla", True),
         "gpt-oss": (vllm.config.ModelConfig, "architecture", "GptOssForCausalLM"),

@@ -96,8 +96,6 @@ def export_model(
     tokens = choose_length(length, expected, model_config)
     candidate = encode(chosen_engine, config, model_config, expected, tokens)
     _check_new_config(chosen_engine, config, candidate, expected, model_config, tokens)
-    variables = chosen_engine.command_environment(candidate.config)
-    environment = "".join(f"{name}={value} " for name, value in variables.items())
     export = Export(
         engine=chosen_engine.name,
         version=chosen_engine.version,
@@ -106,7 +104,7 @@ def export_model(
         encoded_as=candidate.encoded_as,
         changes=candidate.changes,
         path=None,
-        command="" if folder else environment + chosen_engine.build_command(model, tokens, candidate.changes),
+        command="" if folder else chosen_engine.build_command(model, tokens, candidate.changes),
         notes=_describe_deviations(chosen_engine, candidate, expected, model_config, tokens),
     )
     if folder is None:
@@ -114,7 +112,7 @@ def export_model(
     with replace_folder_atomically(folder, MANIFEST_NAME) as new_folder:
         written = chosen_engine.write_checkpoint(model, candidate, new_folder, tokens)
         path = str(folder / written.relative_to(new_folder))
-        export = replace(export, path=path, command=environment + chosen_engine.build_command(path, tokens))
+        export = replace(export, path=path, command=chosen_engine.build_command(path, tokens))
         manifest = {**export.to_dict(), "written": file_state(new_folder)}
         write_text_atomically(new_folder / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
     return export

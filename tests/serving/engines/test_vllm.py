@@ -199,8 +199,6 @@ class TestRequestFactors:
         }
         assert VLLM.interpret(candidate.config, 30_000).main_layer.scaling == rw.parse("dynamic-yarn:beta_fast=16")
         assert "smallest factor of 1, 2, 4" in VLLM.describe_dynamic(candidate.config)
-        assert VLLM.command_environment(candidate.config) == {"VLLM_USE_V2_MODEL_RUNNER": "0"}
-        assert not VLLM.command_environment(PLAIN)
 
     def test_longer_texts_than_the_largest_factor_covers_are_refused(self):
         config = self.encode().config

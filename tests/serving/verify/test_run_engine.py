@@ -18,7 +18,7 @@ from ropewalk.serving.verify import run_engine as run_engine_module
 from ropewalk.serving.verify.environments import find_python
 from ropewalk.serving.verify.run_engine import find_runner, run_engine
 
-JOB = {"path": "/nowhere", "length": 64, "prompts": [[1]], "top": 4, "positions": [0], "environment": {}}
+JOB = {"path": "/nowhere", "length": 64, "prompts": [[1]], "top": 4, "positions": [0]}
 
 
 def run_job(engine):

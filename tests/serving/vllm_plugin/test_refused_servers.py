@@ -38,7 +38,7 @@ FAULTS = {  # what vLLM says of itself and of a model
     "another version": "it was tested with 0.0.1",
     "another signature": "the signature of vllm.model_executor",
     "a missing function": "vllm.LLM.missing does not exist",
-    "the second model runner": "set VLLM_USE_V2_MODEL_RUNNER=0",
+    "microbatching": "--enable-dbo",
     "the Rust frontend": "unset VLLM_USE_RUST_FRONTEND",
     "latent attention": "MLA",
     "gpt-oss": "GptOssForCausalLM .a rope dict of its own",

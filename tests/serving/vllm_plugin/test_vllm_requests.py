@@ -87,6 +87,7 @@ SERVERS = {
     "one by one": ("dynamic", CACHED, tuple((PLAIN, (length,)) for length in reversed(PROMPTS))),
     "chunked": ("dynamic", {"max_num_batched_tokens": 64, "max_num_seqs": 4}, ((PLAIN, PROMPTS),)),
     "small cache": ("dynamic", SMALL_CACHE, ((PLAIN, LONG_ANSWERS),)),
+    "warmed up": ("dynamic", {"enable_prefix_caching": False}, (("warmed up", ONE_OF_EACH),)),
     "priorities": ("dynamic", {**SMALL_CACHE, "scheduling_policy": "priority"}, (("priorities", LONG_ANSWERS),)),
     "features": ("dynamic", {**CACHED, **FEATURE_OPTIONS}, tuple((feature, ONE_OF_EACH) for feature in FEATURES)),
     "LoRA": ("dynamic", LORA, (("LoRA", ONE_OF_EACH), (PLAIN, ONE_OF_EACH))),
@@ -125,10 +126,10 @@ def adapter(model, tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def results(run_servers, checkpoints, requests, adapter):
+@pytest.fixture(scope="module", params=[1, 2], ids=["runner1", "runner2"])
+def results(request, run_servers, checkpoints, requests, adapter):
     """The results of all servers by name."""
-    features = {PLAIN: {}, "priorities": {}, "LoRA": {"lora": adapter}, **FEATURES}
+    features = {PLAIN: {}, "priorities": {}, "warmed up": {"warm_up": True}, "LoRA": {"lora": adapter}, **FEATURES}
     job = [
         {
             "path": str(checkpoints[checkpoint]),
@@ -139,11 +140,11 @@ def results(run_servers, checkpoints, requests, adapter):
         for name, (checkpoint, options, batches) in SERVERS.items()
     ]
     servers = dict(zip(SERVERS, job, strict=True))
-    for priority, request in enumerate(reversed(servers["priorities"]["batches"][0])):  # the last one is served first
-        request["priority"] = priority
+    for priority, sent in enumerate(reversed(servers["priorities"]["batches"][0])):  # the last one is served first
+        sent["priority"] = priority
     servers["one by one"]["batches"] += [[{**requests[119], "cache_salt": salt}] for salt in ("a", "b", "a")]
     servers["features"]["batches"].append([{**requests[BETWEEN_FACTORS], **BEAM_SEARCH}])
-    return dict(zip(SERVERS, run_servers(job), strict=True))
+    return dict(zip(SERVERS, run_servers(job, request.param), strict=True))
 
 
 def difference(found, expected):
@@ -171,14 +172,16 @@ def worst_difference(results, name, feature=None):
     """Return the largest difference of a server from those that are static at the factors of the requests."""
     static = {factor: dict(list_results(results, str(factor))) for factor in FACTORS}
     differences = [
-        difference(found, static[factor_of(length)][PLAIN if own_feature == "priorities" else own_feature, length])
+        difference(found, static[factor_of(length)][own_feature if own_feature in FEATURES else PLAIN, length])
         for (own_feature, length), found in list_results(results, name)
         if feature in {None, own_feature}
     ]
     return max(differences)
 
 
-@pytest.mark.parametrize("name", ["at once", "one by one", "chunked", "small cache", "priorities", "n-grams"])
+@pytest.mark.parametrize(
+    "name", ["at once", "one by one", "chunked", "small cache", "warmed up", "priorities", "n-grams"]
+)
 def test_every_request_is_read_under_its_own_factor(results, name):
     assert worst_difference(results, name) < NOISE
 
@@ -303,6 +306,7 @@ def complete(server, request):
     }
 
 
+@pytest.mark.parametrize("results", [1], indirect=True)
 def test_the_exported_command_serves_over_http(server, results, requests):
     for length in (*ONE_OF_EACH, *ONE_OF_EACH):
         static = dict(list_results(results, str(factor_of(length))))

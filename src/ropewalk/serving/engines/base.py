@@ -140,10 +140,6 @@ class Engine(ABC):
             length: tokens to serve.
         """
 
-    def command_environment(self, config: Config) -> Mapping[str, str]:
-        """Return the environment variables that the command needs for a configuration; by default none."""
-        return {}
-
     def describe_dynamic(self, config: Config) -> str:
         """Return how the engine follows the length of a text under a dynamic scaling, as a sentence for the user.
 

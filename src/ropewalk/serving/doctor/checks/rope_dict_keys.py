@@ -46,7 +46,7 @@ _ROPE_FIELDS = ("rope_scaling", "rope_parameters")
 # Keys of a rope dict that belong to the model and not to a scaling.
 _MODEL_KEYS = EMBEDDING_KEYS | {ORIGINAL_LENGTH}
 # Keys that only some engines read: the value that changes nothing, and what these engines do with another one.
-# Source: get_rope of SGLang 0.5.23 (srt/layers/rotary_embedding) and of vLLM 0.32.0.
+# Source: get_rope of SGLang 0.5.23 (srt/layers/rotary_embedding) and of vLLM 0.33.0.
 _ENGINE_KEYS = {
     ("yarn", "attn_factor"): (1, "SGLang reads it, and multiplies the attention factor by it"),
     ("yarn", "extrapolation_factor"): (1, "SGLang reads it, and multiplies the share of unscaled frequencies by it"),

@@ -26,7 +26,6 @@ def main(runner: str, job_file: str) -> int:
         print(json.dumps({"event": event, **fields}), file=messages, flush=True)
 
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
-    os.environ.update(job["environment"])
 
     def report_progress(done: int, tokens: int) -> None:
         send("progress", done=done, total=len(job["prompts"]), tokens=tokens)
