@@ -50,6 +50,7 @@ _REFUSED_MODELS = {
     "Beam": "attention scaled by position",
     "MuseSpark": "attention scaled by position",
     "Step5": "sparse attention by position",
+    "VoxtralRealtime": "an audio encoder that reads the positions of the text",
     "Qwen4Exp": "n-gram embeddings and sparse attention by position",
     "DeepseekV": "sparse attention by position, or a rope dict of its own",
     "AXK1": "a rope dict of its own",

@@ -82,7 +82,7 @@ class _TablePositions:
         import torch
 
         self.factors = factors
-        self.first_rows: dict[str, int] = {}  # by request
+        self.first_rows: dict[str, int] = {}  # by request; dummy requests have none
         self.positions_T = torch.zeros_like(runner.input_buffers.positions)
 
     def replace_methods(self, model_state: Any) -> None:
@@ -92,9 +92,10 @@ class _TablePositions:
 
     def add_request(self, original: Callable[..., Any], req_index: int, new_req_data: Any) -> None:
         original(req_index, new_req_data)
-        if not new_req_data.req_id.startswith("_"):  # vLLM's own requests, which warm it up
-            first_row = _find_first_row(new_req_data.req_id, new_req_data.sampling_params, self.factors)
-            self.first_rows[new_req_data.req_id] = first_row
+        request_id, sampling_params = new_req_data.req_id, new_req_data.sampling_params
+        # vLLM warms itself up with requests that have no factor, and whose ids begin with an underscore.
+        if _find_factor_index(sampling_params) is not None or not request_id.startswith("_"):
+            self.first_rows[request_id] = _find_first_row(request_id, sampling_params, self.factors)
 
     def remove_request(self, original: Callable[..., Any], req_id: str) -> None:
         original(req_id)
@@ -114,10 +115,14 @@ class _TablePositions:
 
 def _find_first_row(request_id: str, sampling_params: Any, factors: RequestFactors) -> int:
     """Return the row of the table with position 0 of a request."""
-    arguments = (sampling_params and sampling_params.extra_args) or {}
-    if FACTOR_ARGUMENT not in arguments:
+    index = _find_factor_index(sampling_params)
+    if index is None:
         raise RuntimeError(f"ropewalk: request {request_id} has no factor, because it bypassed InputProcessor")
-    return factors.first_rows[int(arguments[FACTOR_ARGUMENT])]
+    return factors.first_rows[index]
+
+
+def _find_factor_index(sampling_params: Any) -> int | None:
+    return ((sampling_params and sampling_params.extra_args) or {}).get(FACTOR_ARGUMENT)
 
 
 def _repeat(first_rows: list[int], tokens: Any, device: Any) -> Any:
