@@ -18,7 +18,7 @@ FACTOR_ARGUMENT = "ropewalk_factor_index"  # key of SamplingParams.extra_args
 _V1 = "vllm.v1.worker.gpu_model_runner.GPUModelRunner"
 _V2 = "vllm.v1.worker.gpu.model_runner.GPUModelRunner"
 _MODEL_STATE = "vllm.v1.worker.gpu.model_states.interface.ModelState"
-_SIGNATURES = {
+_SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
     _V1: {
         f"{_V1}._preprocess": ("self", "scheduler_output", "num_input_tokens", "intermediate_tensors"),
     },
