@@ -78,11 +78,13 @@ def compare(model: Any, tokenizer: Any, text: str, target: int, minutes: float, 
     mean_losses = {spec: np.concatenate([losses[spec] for losses in key_losses]).mean() for spec in specs}
     perplexities = {spec: perplexity_of(float(loss)) for spec, loss in mean_losses.items()}
     best = min(grid, key=lambda spec: perplexities[spec])
+    differences = np.concatenate([losses[str(plan.method)] - losses[best] for losses in key_losses])
     passkeys = {}
     for spec in dict.fromkeys([str(plan.method), best, str(fixed.scaling)]):
         losses = [measure("passkey", spec, depth) for depth in range(PASSKEYS)]
         found = sum(max(each) < math.log(2) for each in losses)
-        passkeys[spec] = {"found": found, "of": PASSKEYS, "loss": float(np.mean([np.mean(each) for each in losses]))}
+        by_depth = [float(np.mean(each)) for each in losses]
+        passkeys[spec] = {"found": found, "of": PASSKEYS, "loss": float(np.mean(by_depth)), "loss_by_depth": by_depth}
     return {
         "target": target,
         "minutes": minutes,
@@ -95,6 +97,7 @@ def compare(model: Any, tokenizer: Any, text: str, target: int, minutes: float, 
         "key_tokens": [len(each[best]) for each in key_losses],
         "perplexities": perplexities,
         "behind_percent": 100 * (perplexities[str(plan.method)] / perplexities[best] - 1),
+        "behind_standard_error_percent": 100 * float(differences.std(ddof=1)) / math.sqrt(len(differences)),
         "passkeys": passkeys,
         "seconds": round(results.used_seconds(), 1),
     }

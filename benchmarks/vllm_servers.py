@@ -1,7 +1,7 @@
 """Run requests on vLLM servers, in vLLM's own Python: `python vllm_servers.py JOB_FILE RESULT_FILE`.
 
-With VLLM_USE_V2_MODEL_RUNNER=1 in the environment, vLLM's second model runner is run, whose Triton kernels are
-interpreted on the CPU.
+With VLLM_USE_V2_MODEL_RUNNER=1 in the environment, vLLM uses model runner V2, and its Triton kernels run on the CPU in
+Triton's interpreter.
 
 The job is a list of servers, which run one after the other in this process:
 
@@ -22,7 +22,7 @@ Options of a request:
     "priority": number
     "abort_after": n           send it once before, and abort it after n steps
     "reload_weights": bool     load the weights again before
-    "warm_up": bool            run the requests before by which vLLM warms up model runner V2; V1 has none
+    "warm_up": bool            send vLLM's own warm-up requests before; only model runner V2 has them
     "beams": n                 beam search; the result has also "replayed", the log-probabilities of each of its tokens
                                from a request for that token alone
 
@@ -69,24 +69,24 @@ def main(job_file: str, result_file: str) -> None:
 
 
 def interpret_triton() -> None:
-    """Run Triton kernels on the CPU, where vLLM expects a backend of Triton that is not published.
+    """Run Triton kernels in Triton's interpreter, and present it to vLLM as Triton's CPU backend.
 
-    Two things are put right that Triton's interpreter cannot do: masks of integers, and the counter of a `tl.range`,
-    which vLLM's kernel for top-k uses as a tensor.
+    The interpreter has two gaps. It refuses integer masks, so they are converted to boolean ones. Its `tl.range` counts
+    in Python integers, which vLLM's top-k kernel cannot use, so vLLM's torch implementation of top-k is used instead.
     """
     os.environ["TRITON_INTERPRET"] = "1"
     from triton.backends import backends
     from triton.runtime.interpreter import InterpreterBuilder
 
-    def with_any_mask(method: Callable[..., Any], place: int) -> Callable[..., Any]:
+    def with_boolean_mask(method: Callable[..., Any], index: int) -> Callable[..., Any]:
         def call(self: Any, *arguments: Any) -> Any:
-            arguments[place].data = arguments[place].data.astype(bool)
+            arguments[index].data = arguments[index].data.astype(bool)
             return method(self, *arguments)
 
         return call
 
-    for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
-        setattr(InterpreterBuilder, name, with_any_mask(getattr(InterpreterBuilder, name), place))
+    for name, index in (("create_masked_load", 1), ("create_masked_store", 2)):
+        setattr(InterpreterBuilder, name, with_boolean_mask(getattr(InterpreterBuilder, name), index))
     backends["cpu"] = SimpleNamespace(driver=None)
     from vllm.v1.sample.ops import topk_topp_sampler
 

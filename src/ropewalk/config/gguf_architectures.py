@@ -17,7 +17,7 @@ ROPE_GGUF_ARCHITECTURES = known_model_types()
 # Source: granite.cpp and granite-hybrid.cpp in src/models of llama.cpp.
 ROPE_SWITCH_GGUF_ARCHITECTURES = frozenset({"granite", "granitemoe", "granitehybrid"})
 
-# Architectures whose weights rotate neighboring channels. GGUF uses the names of transformers, except for these four.
+# Architectures that rotate neighboring channels: those of transformers, and four that have another name in GGUF.
 INTERLEAVED_GGUF_ARCHITECTURES = INTERLEAVED_MODEL_TYPES | {"command-r", "deepseek2", "deepseek32", "glm-dsa"}
 
 # Architectures for which llama.cpp reads rope.scaling.yarn_beta_fast and yarn_beta_slow, with the defaults of the two.

@@ -86,17 +86,18 @@ def vllm_environment():
 
 @pytest.fixture(scope="session")
 def run_servers(vllm_python, vllm_environment, tmp_path_factory):
-    """A function that runs a job of benchmarks/vllm_servers.py, with vLLM's model runner 1 or 2; returns its results.
+    """A function that runs a job of benchmarks/vllm_servers.py with model runner V1 or V2, and returns its results.
 
     All servers run in one process, because importing vLLM takes long.
     """
     script = Path(__file__).parents[3] / "benchmarks" / "vllm_servers.py"
 
-    def run(job, runner=1):
+    def run(job, runner="V1"):
+        environment = {**vllm_environment, "VLLM_USE_V2_MODEL_RUNNER": "1" if runner == "V2" else "0"}
         folder = tmp_path_factory.mktemp("job")
         (folder / "job.json").write_text(json.dumps(job))
         command = [vllm_python, script, folder / "job.json", folder / "result.json"]
-        subprocess.run(command, check=True, env={**vllm_environment, "VLLM_USE_V2_MODEL_RUNNER": str(runner - 1)})
+        subprocess.run(command, check=True, env=environment)
         return json.loads((folder / "result.json").read_text())
 
     return run

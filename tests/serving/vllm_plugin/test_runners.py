@@ -1,4 +1,4 @@
-"""The requests that model runner V2 announces, without vLLM."""
+"""The hook on model runner V2, tested with a stand-in for vLLM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 
 class ModelState:
-    """vLLM's, of a model with plain positions."""
+    """The methods of vLLM's class that the hook replaces, for a model without MRoPE."""
 
     def add_request(self, req_index, new_req_data): ...
 
@@ -30,14 +30,15 @@ class ModelState:
 @pytest.fixture
 def runner():
     buffers = SimpleNamespace(positions=torch.arange(8))
-    runner = SimpleNamespace(model_state=ModelState(), input_buffers=buffers)
+    vllm_config = SimpleNamespace(use_v2_model_runner=True)
+    runner = SimpleNamespace(vllm_config=vllm_config, model_state=ModelState(), input_buffers=buffers)
     hook_runner(runner, RequestFactors(128, (1, 2, 4)))
     return runner
 
 
 @pytest.fixture(autouse=True)
 def host_to_device(monkeypatch):
-    """The function of vLLM that copies a batch's rows to the device."""
+    """Replace vLLM's function that copies an array to the device."""
     utilities = SimpleNamespace(async_tensor_h2d=lambda data, device: torch.from_numpy(data))
     for name, module in {"vllm": None, "vllm.utils": None, "vllm.utils.torch_utils": utilities}.items():
         monkeypatch.setitem(sys.modules, name, module or ModuleType(name))
@@ -49,23 +50,26 @@ def add(runner, request_id, index=None):
     runner.model_state.add_request(0, data)
 
 
+def make_batch(request_ids, tokens):
+    """A batch with one token of padding."""
+    return SimpleNamespace(req_ids=request_ids, num_scheduled_tokens=tokens, positions=torch.arange(sum(tokens) + 1))
+
+
 def read_positions(runner, request_ids, tokens):
-    batch = SimpleNamespace(req_ids=request_ids, num_scheduled_tokens=tokens, positions=torch.arange(sum(tokens) + 1))
-    return runner.model_state.prepare_inputs(batch, None)["positions"].tolist()
+    return runner.model_state.prepare_inputs(make_batch(request_ids, tokens), None)["positions"].tolist()
 
 
 def test_positions_are_rows_of_the_factor_of_each_request(runner):
     add(runner, "a", 1)
     add(runner, "b", 2)
-    assert read_positions(runner, ["b", "a"], [2, 3]) == [384, 385, 130, 131, 132, 5]  # the last one is padding
+    assert read_positions(runner, ["b", "a"], [2, 3]) == [384, 385, 130, 131, 132, 5]
 
 
 def test_the_positions_of_the_text_stay(runner):
     add(runner, "a", 1)
-    positions_T = torch.arange(3)
-    batch = SimpleNamespace(req_ids=["a"], num_scheduled_tokens=[3], positions=positions_T)
+    batch = make_batch(["a"], [2])
     inputs = runner.model_state.prepare_inputs(batch, None)
-    assert positions_T.tolist() == [0, 1, 2]
+    assert batch.positions.tolist() == [0, 1, 2]
     assert "inputs_embeds" in inputs
 
 

@@ -126,7 +126,7 @@ def adapter(model, tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["runner1", "runner2"])
+@pytest.fixture(scope="module", params=["V1", "V2"])
 def results(request, run_servers, checkpoints, requests, adapter):
     """The results of all servers by name."""
     features = {PLAIN: {}, "priorities": {}, "warmed up": {"warm_up": True}, "LoRA": {"lora": adapter}, **FEATURES}
@@ -306,7 +306,7 @@ def complete(server, request):
     }
 
 
-@pytest.mark.parametrize("results", [1], indirect=True)
+@pytest.mark.parametrize("results", ["V1"], indirect=True)
 def test_the_exported_command_serves_over_http(server, results, requests):
     for length in (*ONE_OF_EACH, *ONE_OF_EACH):
         static = dict(list_results(results, str(factor_of(length))))

@@ -166,16 +166,16 @@ def _initialize_from_config(original: Callable[..., Any], self: Any, kv_cache_co
     """Check a loaded model, and let its runner shift positions."""
     factors = _find_factors(self.vllm_config)
     if factors is not None:
-        check_model(self.worker.model_runner, self.vllm_config)
+        check_model(self.worker.model_runner)
         hook_runner(self.worker.model_runner, factors)
     return original(self, kv_cache_configs)
 
 
-def check_model(runner: Any, vllm_config: Any) -> None:
+def check_model(runner: Any) -> None:
     """Raise UnsupportedServerError if another class runs the model, or if it was built without the shared tables."""
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 
-    expected = find_runner(vllm_config)
+    expected = find_runner(runner.vllm_config)
     if not isinstance(runner, pkgutil.resolve_name(expected)):
         raise UnsupportedServerError(f"models are run by {type(runner).__qualname__}, not by {expected}")
     model = runner.get_model()

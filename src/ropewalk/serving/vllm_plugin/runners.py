@@ -7,7 +7,7 @@ a `ModelState` replace the positions that the model reads, as it does for MRoPE;
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def runner_signatures(vllm_config: Any) -> dict[str, tuple[str, ...]]:
 
 def hook_runner(runner: Any, factors: RequestFactors) -> None:
     """Let a runner read each request from the rows of its factor. A second call changes nothing."""
-    if hasattr(runner, "model_state"):
+    if find_runner(runner.vllm_config) == _V2:
         if "prepare_inputs" not in vars(runner.model_state):
             _TablePositions(runner, factors).replace_methods(runner.model_state)
     elif "_preprocess" not in vars(runner):
@@ -65,10 +65,8 @@ def _preprocess(
     result = original(scheduler_output, num_input_tokens, intermediate_tensors)
     states = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
     first_rows = [_find_first_row(state.req_id, state.sampling_params, factors) for state in states]
-    if any(first_rows):
-        tokens = [scheduler_output.num_scheduled_tokens[state.req_id] for state in states]
-        shifts_T = _repeat(first_rows, tokens, runner.positions.device)
-        runner.positions[: len(shifts_T)] += shifts_T
+    tokens = [scheduler_output.num_scheduled_tokens[state.req_id] for state in states]
+    _shift(runner.positions, first_rows, tokens)
     return result
 
 
@@ -82,7 +80,7 @@ class _TablePositions:
         import torch
 
         self.factors = factors
-        self.first_rows: dict[str, int] = {}  # by request; dummy requests have none
+        self.first_rows: dict[str, int] = {}  # by request; warm-up and dummy requests have none
         self.positions_T = torch.zeros_like(runner.input_buffers.positions)
 
     def replace_methods(self, model_state: Any) -> None:
@@ -93,8 +91,10 @@ class _TablePositions:
     def add_request(self, original: Callable[..., Any], req_index: int, new_req_data: Any) -> None:
         original(req_index, new_req_data)
         request_id, sampling_params = new_req_data.req_id, new_req_data.sampling_params
-        # vLLM warms itself up with requests that have no factor, and whose ids begin with an underscore.
-        if _find_factor_index(sampling_params) is not None or not request_id.startswith("_"):
+        # The ids of vLLM's own warm-up requests begin with an underscore, and these requests have no factor. A user may
+        # choose such an id, too, but requests of users have a factor.
+        is_warm_up = request_id.startswith("_") and _find_factor_index(sampling_params) is None
+        if not is_warm_up:
             self.first_rows[request_id] = _find_first_row(request_id, sampling_params, self.factors)
 
     def remove_request(self, original: Callable[..., Any], req_id: str) -> None:
@@ -104,9 +104,7 @@ class _TablePositions:
     def prepare_inputs(self, original: Callable[..., Any], input_batch: Any, req_states: Any) -> dict[str, Any]:
         first_rows = [self.first_rows.get(request_id, 0) for request_id in input_batch.req_ids]
         positions_T = self.positions_T[: len(input_batch.positions)].copy_(input_batch.positions)
-        if any(first_rows):
-            shifts_T = _repeat(first_rows, input_batch.num_scheduled_tokens, positions_T.device)
-            positions_T[: len(shifts_T)] += shifts_T
+        _shift(positions_T, first_rows, input_batch.num_scheduled_tokens)
         return {**original(input_batch, req_states), "positions": positions_T}
 
     def prepare_dummy_inputs(self, original: Callable[..., Any], num_reqs: int, num_tokens: int) -> dict[str, Any]:
@@ -125,8 +123,10 @@ def _find_factor_index(sampling_params: Any) -> int | None:
     return ((sampling_params and sampling_params.extra_args) or {}).get(FACTOR_ARGUMENT)
 
 
-def _repeat(first_rows: list[int], tokens: Any, device: Any) -> Any:
-    """Return the first row of the request of each token of a batch."""
+def _shift(positions_T: Any, first_rows: list[int], tokens: Sequence[int]) -> None:
+    """Add the first row of each request of a batch, in place, to the positions of its tokens."""
     from vllm.utils.torch_utils import async_tensor_h2d
 
-    return async_tensor_h2d(np.repeat(np.array(first_rows, dtype=np.int64), tokens), device=device)
+    if any(first_rows):
+        shifts_T = async_tensor_h2d(np.repeat(np.array(first_rows, dtype=np.int64), tokens), device=positions_T.device)
+        positions_T[: len(shifts_T)] += shifts_T
