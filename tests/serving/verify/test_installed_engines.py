@@ -19,6 +19,7 @@ from ropewalk.serving.engines import find_engine
 from ropewalk.serving.export import export_model
 from ropewalk.serving.verify import verify
 from ropewalk.serving.verify.environments import find_python
+from ropewalk.serving.vllm_plugin import runners
 
 pytestmark = pytest.mark.engines
 
@@ -121,12 +122,12 @@ def test_fault_written_into_the_config_fails(fields, small_model, work, tmp_path
 @pytest.fixture
 def faulty_vllm(tmp_path):
     """A Python of vLLM whose plugin, if FAULT is set, does not shift positions to the rows of a request's factor."""
+    assert callable(runners._shift)  # a new name would make the fault do nothing
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if 'FAULT' in os.environ:\n"
-        "    from ropewalk.serving.vllm_plugin import hooks\n"
-        "    assert hooks._choose_shifts\n"
-        "    hooks._choose_shifts = lambda requests, factors: [0] * len(requests)\n"
+        "    from ropewalk.serving.vllm_plugin import runners\n"
+        "    runners._shift = lambda positions, first_rows, tokens: None\n"
     )
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {find_python(find_engine("vllm"))} "$@"\n')
