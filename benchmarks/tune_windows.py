@@ -1,76 +1,116 @@
-"""What does `ropewalk tune` reach on a CPU, where short windows with jumps in their positions stand for long texts?
+"""What does `ropewalk tune` learn on a CPU, from short windows that stand for long texts?
 
-    python -m benchmarks.tune_windows --book BOOK --held-out BOOK [--seeds 0 1]
+    python -m benchmarks.tune_windows --book BOOK --held-out BOOK
 
-On smollm2 (trained on 8,192 tokens) at 16,384 tokens: one set for all layers, then a set for each layer. Trains on a
-book, and compares with the formulas on another one: perplexity by bucket, passkeys and needles. All numbers are kept in
-the folder of --out, where an interrupted run continues. Writes results/tune_smollm2_16k.json as soon as perplexities
-are known, and again with the answers.
+On smollm2 (trained on 8,192 tokens), for 32,768 tokens: trains on windows of 3,072 tokens of a book, with and without
+the attention bias that makes each key count as often as the tokens that it stands for, and measures the perplexity of
+another book at full length by bucket of 8,192 tokens, beside formulas. The last step counts: no validation chooses one.
+What is learned and measured is kept in the folder of --out, where an interrupted run continues, and written to
+results/tune_windows_TARGET.json after each row.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from benchmarks.common import read_training_log, save_result, write_held_out
-from ropewalk.scaling import Scaling
-from ropewalk.tuning.proof import ProofRun
+from ropewalk.evaluate.perplexity import compute_nll, perplexity_of
+from ropewalk.models.extend import extended
+from ropewalk.scaling.learned import Learned
+from ropewalk.scaling.yarn import yarn_mscale
+from ropewalk.tuning.base import TuneJob
+from ropewalk.tuning.gradient import Gradient
 from ropewalk.tuning.run import TuneRun
+from ropewalk.tuning.windows import Window
 
 MODEL = "smollm2"
+BUCKET = 8192  # tokens; as many as the model was trained on
+SHARED = Gradient(steps=20, checkpointing=False)
+PER_LAYER = replace(SHARED, steps=32, per_layer=True)
+TRAININGS = {  # and whether keys are weighted
+    "shared": (SHARED, True),
+    "per-layer": (PER_LAYER, True),
+    "shared-unweighted": (SHARED, False),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--book", required=True)
     parser.add_argument("--held-out", required=True)
-    parser.add_argument("--target", type=int, default=16_384, help="tokens")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--samples", type=int, default=2, help="of each retrieval task")
-    parser.add_argument("--method", default="gradient:checkpointing=false")
+    parser.add_argument("--target", type=int, default=32_768, help="tokens")
     parser.add_argument("--out", type=Path, default=Path("runs/tune_windows"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    held_out = args.out / "held_out.txt"
+    held_out, factor = args.out / "held_out.txt", args.target / BUCKET
     write_held_out(Path(args.held_out), args.target, held_out)
+    run = TuneRun(MODEL, args.target, args.book, args.out / "texts", device="cpu")
+    ids_T = torch.tensor(run.job.tokenizer(held_out.read_text("utf-8"), verbose=False)["input_ids"][: args.target])
     document: dict[str, Any] = {
         "model": MODEL,
         "device": "cpu",
+        "dtype": str(run.job.model.dtype),
         "target": args.target,
         "trained_on": Path(args.book).name,
         "held_out": Path(args.held_out).name,
-        "trainings": [],
+        "rows": {},
     }
-    for per_layer in (False, True):
-        for seed in args.seeds:
-            folder = args.out / f"{'per-layer' if per_layer else 'shared'}-{seed}"
-            options = {"method": args.method, "per_layer": per_layer, "seed": seed, "device": "cpu"}
-            run = TuneRun(MODEL, args.target, args.book, folder, **options)
-            scaling = run.tune(lambda share, detail: print(f"{share:4.0%} {detail}", flush=True))
-            row = describe(run, scaling)
-            document["trainings"].append(row)
-            # The formulas and the unscaled model are measured once, in the folder that all proofs share.
-            source, out = (run.job.model, run.job.tokenizer), args.out / "proof"
-            proof = ProofRun(source, scaling, args.target, [str(held_out)], out, samples=args.samples)
-            row["perplexities"] = proof.measure_perplexities()
-            save_result("tune_smollm2_16k", document)
-            row["proof"] = proof.run().to_dict()
-            save_result("tune_smollm2_16k", document)
-            print(f"{run.method} seed {seed}: {row['proof']['sentence']}", flush=True)
+
+    def measure(name: str, measured: Any, **details: Any) -> None:
+        nll_T = _stored_nll(args.out / f"{name}.npy", run.job.model, measured, ids_T)
+        parts = [part.mean() for part in np.split(nll_T, range(BUCKET - 1, len(nll_T), BUCKET))]
+        document["rows"][name] = {
+            "perplexity": [round(perplexity_of(float(part)), 3) for part in parts],
+            "past_trained_length": round(perplexity_of(float(nll_T[BUCKET - 1 :].mean())), 3),
+            **details,
+        }
+        print(name, document["rows"][name]["perplexity"], flush=True)
+        save_result(f"tune_windows_{args.target}", document)
+
+    measure("yarn", f"yarn:factor={factor:g}")
+    attention_factor = round(yarn_mscale(factor, 0.7), 2)
+    measure("best-formula", f"yarn:factor={factor:g},attention_factor={attention_factor}")
+    for name, (options, is_weighted) in TRAININGS.items():
+        job = replace(run.job, validation=(), folder=args.out / name)
+        learned = train(options, job, is_weighted)
+        log = read_training_log(job.folder)
+        seconds = round(sum(record.get("seconds", 0.0) for record in log), 1)
+        measure(name, learned, method=str(options), seconds=seconds, scaling=learned.to_dict(), log=log)
 
 
-def describe(run: TuneRun, scaling: Scaling) -> dict[str, Any]:
-    """Return the method, its losses and what it learned."""
-    log = read_training_log(run.job.folder)
-    return {
-        "method": str(run.method),
-        "seed": run.job.seed,
-        "training_seconds": round(sum(record.get("seconds", 0.0) for record in log), 1),
-        "scaling": scaling.to_dict(),
-        "log": log,
-    }
+def train(options: Gradient, job: TuneJob, is_weighted: bool) -> Learned:
+    job.folder.mkdir(exist_ok=True)
+    with nullcontext() if is_weighted else plain_windows():
+        return options.run(job, lambda share, detail: print(f"{share:4.0%} {detail}", flush=True))
+
+
+@contextmanager
+def plain_windows() -> Iterator[None]:
+    """Within the block, every key counts once, and the loss on every token of the text counts."""
+    with (
+        mock.patch.object(Window, "attention_bias", return_value=None),
+        mock.patch.object(Window, "count_in_loss", lambda window: window.is_text_T),
+    ):
+        yield
+
+
+def _stored_nll(path: Path, model: Any, scaling: Any, ids_T: torch.Tensor) -> NDArray[np.float64]:
+    """Return the loss on each token after the first under a scaling, from the file if it was measured before."""
+    if not path.exists():
+        with extended(model, scaling):
+            np.save(path, compute_nll(model, ids_T, chunk=len(ids_T)))
+    stored: NDArray[np.float64] = np.load(path)
+    return stored
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +14,9 @@ import ropewalk as rw
 from ropewalk.errors import InputError
 from ropewalk.tuning import gradient
 from ropewalk.tuning.gradient import Gradient
+from ropewalk.tuning.retrieval_prompts import FactPlanter
 from ropewalk.tuning.training_log import TrainingLog
+from ropewalk.tuning.windows import sample_window
 
 OPTIONS = Gradient(steps=12, facts=2, learning_rate=0.1)
 
@@ -108,6 +111,29 @@ def test_short_windows_learn_for_the_same_target(new_job):
     # Both are validated on the whole text.
     first_losses = [read_log(new_job(name).folder)[0]["validation_loss"] for name in ("short", "whole")]
     assert first_losses[0] == first_losses[1]
+
+
+def test_the_loss_on_a_short_window_is_that_at_its_positions_with_weighted_keys(new_job):
+    job = new_job("short")
+    train(job, replace(OPTIONS, window=150, steps=1))
+    rng = random.Random(f"{job.seed}/0/0")
+    window = sample_window(job.documents[0], job.target, 150, FactPlanter(job.tokenizer), OPTIONS.facts, rng)
+    bias_TT = window.attention_bias(torch.device("cpu"), torch.float32)
+    ids_BT, positions_BT = torch.from_numpy(window.ids_T)[None], torch.from_numpy(window.positions_T)[None]
+    with rw.extended(job.model, job.formula), torch.no_grad():
+        logits_BTV = job.model(ids_BT, position_ids=positions_BT, attention_mask=bias_TT[None, None]).logits
+    nll_T = torch.nn.functional.cross_entropy(logits_BTV[0, :-1], ids_BT[0, 1:], reduction="none")
+    first = read_log(job.folder)[0]
+    assert first["text_nll"] == pytest.approx(float(nll_T[window.count_in_loss()[1:]].mean()), rel=1e-5)
+    assert first["answer_nll"] == pytest.approx(float(nll_T[window.is_answer_T[1:]].mean()), rel=1e-5)
+
+
+def test_without_validation_texts_the_last_parameters_count(new_job, monkeypatch):
+    learned = train(new_job("without", validation=()))
+    assert not any("validation_loss" in line for line in read_log(new_job("without").folder))
+    losses = iter(range(10, 0, -1))
+    monkeypatch.setattr("ropewalk.tuning.gradient._Training._validation_loss", lambda self: float(next(losses)))
+    assert learned == train(new_job("with"))
 
 
 def test_the_learned_scaling_is_read_back_and_gives_the_same_logits(new_job, tmp_path):

@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from tests.helpers.architectures import build, relative_difference
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ropewalk.errors import InputError
+from ropewalk.models.attention_bias import attention_bias, find_global_layers
 from ropewalk.tuning.retrieval_prompts import FactPlanter
-from ropewalk.tuning.windows import choose_window_tokens, sample_window
+from ropewalk.tuning.windows import Window, choose_window_tokens, find_biased_layers, sample_window
 
 TARGET = 1000
 WORDS = 4000
@@ -43,6 +46,69 @@ def test_a_short_window_has_parts_of_the_text_at_their_positions(planter, seed):
     # The facts before a token shift it, and nothing else does: the jumps are those of the text.
     planted_before_T = np.cumsum(~window.is_text_T)[window.is_text_T]
     assert len(set(window.positions_T[window.is_text_T] - source_T - planted_before_T)) == 1
+
+
+@pytest.fixture
+def hand_made():
+    """Three parts of 200, 200 and 100 tokens, with two planted facts and an answer at the end."""
+    positions_T = np.concatenate([np.arange(200), 1000 + np.arange(200), 5000 + np.arange(100)])
+    is_text_T = np.ones(500, dtype=bool)
+    is_text_T[[50, 51, 300, 498, 499]] = False
+    return Window(np.arange(500), positions_T, is_text_T, np.arange(500) == 499)
+
+
+def test_each_sampled_key_counts_as_often_as_the_tokens_that_it_stands_for(hand_made):
+    bias_TT = hand_made.attention_bias(torch.device("cpu"), torch.float64)
+    index_T = torch.arange(500)
+    is_later_TT = index_T > index_T[:, None]
+    assert (bias_TT[is_later_TT] == -torch.inf).all()
+    weights_TT = bias_TT.exp()
+    assert (weights_TT[:200, :200][~is_later_TT[:200, :200]] == 1).all()
+    # Part 2: of 1,000 tokens before it, 4 first ones and 2 planted ones stand for themselves, 194 for 994.
+    assert torch.allclose(weights_TT[399, [4, 49, 52, 199]], torch.full((4,), 994 / 194).double(), rtol=1e-6)
+    assert (weights_TT[399, [0, 3, 50, 51, 200, 300, 399]] == 1).all()
+    # Part 3: of 5,000 tokens before it, 7 stand for themselves, 393 for 4,993.
+    assert torch.allclose(weights_TT[400, [4, 199, 200, 399]], torch.full((4,), 4993 / 393).double(), rtol=1e-6)
+    assert (weights_TT[499, [0, 50, 300, 400, 498, 499]] == 1).all()
+    assert torch.allclose(weights_TT.sum(1), torch.from_numpy(hand_made.positions_T + 1).double(), rtol=1e-6)
+
+
+def test_a_short_window_of_equal_tokens_gives_the_logits_of_the_whole_text(hand_made):
+    model = build("llama", num_hidden_layers=1).double()
+    ids_T = torch.cat([torch.arange(10, 14), torch.full((5096,), 20)])
+    ids_T[[50, 51, 1100]] = torch.tensor([30, 31, 32])  # the planted tokens
+
+    def logits_of(ids_T):
+        unrotated = torch.zeros_like(ids_T)  # so that equal tokens have equal keys
+        with torch.no_grad():
+            return model(ids_T[None], position_ids=unrotated[None], attention_mask=torch.ones(1, len(ids_T))).logits[0]
+
+    positions_T = torch.from_numpy(hand_made.positions_T)
+    expected = logits_of(ids_T)[positions_T]
+    assert relative_difference(logits_of(ids_T[positions_T]), expected) > 1e-2
+    with attention_bias(find_global_layers(model), hand_made.attention_bias(torch.device("cpu"), torch.float64)):
+        assert relative_difference(logits_of(ids_T[positions_T]), expected) < 1e-5
+
+
+def test_text_just_after_a_jump_does_not_count(hand_made):
+    expected_T = hand_made.is_text_T.copy()
+    expected_T[200:328] = expected_T[400:] = False
+    assert (hand_made.count_in_loss() == expected_T).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_keys_of_a_sampled_window_stand_for_all_tokens_before_the_query(planter, seed):
+    window = sample_window(np.arange(1, 3000), TARGET, 300, planter, 3, random.Random(seed))
+    weights_TT = window.attention_bias(torch.device("cpu"), torch.float64).exp()
+    assert torch.allclose(weights_TT.sum(1), torch.from_numpy(window.positions_T + 1).double(), rtol=1e-6)
+
+
+def test_a_window_without_jumps_needs_no_bias(planter, job):
+    window = sample_window(np.arange(1, 3000), TARGET, TARGET, planter, 4, random.Random(0))
+    assert window.attention_bias(torch.device("cpu"), torch.float32) is None
+    assert (window.count_in_loss() == window.is_text_T).all()
+    assert find_biased_layers(job, job.target) == []
+    assert find_biased_layers(job, job.target - 1) == list(job.model.model.layers)
 
 
 def test_the_window_is_the_target_or_shorter_on_a_cpu(job):

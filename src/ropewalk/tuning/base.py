@@ -29,7 +29,8 @@ class TuneJob:
         rope: the unscaled embedding of the model's main layers, with its original length.
         target: tokens of the longest text that the model must read, more than the original length.
         documents: token ids of each text to learn from, without special tokens, each [N] int64.
-        validation: token ids of other text for early stopping, each [N] int64 with at least `target` tokens.
+        validation: token ids of other text for early stopping, each [N] int64 with at least `target` tokens; may be
+            empty.
         folder: where a method keeps its state, so that the same call continues after an interruption.
         seed: for everything that is drawn at random.
     """

@@ -6,7 +6,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ropewalk import config as configs
 from ropewalk.method import above, at_least, check_options, whole
+from ropewalk.models.attention_bias import attention_bias
 from ropewalk.models.evaluation_mode import evaluation_mode
 from ropewalk.models.extend import extended
 from ropewalk.models.layer_tables import LayerTablePatch, find_table_layers
@@ -27,7 +28,7 @@ from ropewalk.tuning.loss import checkpoint_patches, differentiable_nll
 from ropewalk.tuning.retrieval_prompts import FactPlanter
 from ropewalk.tuning.tables import LearnedTables
 from ropewalk.tuning.training_log import TrainingLog
-from ropewalk.tuning.windows import Window, choose_window_tokens, sample_window
+from ropewalk.tuning.windows import Window, choose_window_tokens, find_biased_layers, sample_window
 
 _WARM_UP_STEPS = 4
 _ATTENTION_FACTOR_RATE = 0.25  # learning rate of the attention factors, relative to that of the divisors
@@ -75,8 +76,10 @@ class Gradient(Tuner):
         check_options(self)
 
     def run(self, job: TuneJob, on_progress: OnProgress) -> Learned:
+        window_tokens = choose_window_tokens(job, self.window)
+        biased_layers = find_biased_layers(job, window_tokens)
         with _prepared_model(job, self) as tables:
-            training = _Training(self, job, tables)
+            training = _Training(self, job, tables, window_tokens, biased_layers)
             training.run(on_progress)
         divisors, factors = tables.divisors(), tables.attention_factors()
         return Learned(
@@ -90,9 +93,11 @@ class Gradient(Tuner):
 class _Training:
     """The loop over the steps. Which text a step reads depends on the seed and the step alone."""
 
-    def __init__(self, options: Gradient, job: TuneJob, tables: LearnedTables) -> None:
+    def __init__(
+        self, options: Gradient, job: TuneJob, tables: LearnedTables, window_tokens: int, biased_layers: Sequence[Any]
+    ) -> None:
         self._options, self._job, self._tables = options, job, tables
-        self._window_tokens = choose_window_tokens(job, options.window)
+        self._window_tokens, self._biased_layers = window_tokens, biased_layers
         self._planter = FactPlanter(job.tokenizer)
         self._start_SP = tables.log_divisor_SP.detach().clone()
         # Only if it is needed: an Accelerator fixes the device and the precision of any later one in this process.
@@ -115,12 +120,15 @@ class _Training:
         self._validation = [self._sample_window(document, job.target, rng) for document in job.validation]
 
     def run(self, on_progress: OnProgress) -> None:
-        """Train to the last step, or until validation stops improving, and set the best parameters."""
+        """Train to the last step, or until validation stops improving, and set the best parameters.
+
+        Without validation texts, the last parameters remain.
+        """
         log, steps = self._log, self._options.steps
         log.restore(self._tables, self._optimizer)
         while not log.is_finished:
             record: dict[str, Any] = {"step": log.step}
-            if log.step % _VALIDATE_EVERY == 0 or log.step == steps:
+            if self._validation and (log.step % _VALIDATE_EVERY == 0 or log.step == steps):
                 record["validation_loss"] = self._validation_loss()
                 log.note_validation(record["validation_loss"], self._tables)
             if log.step == steps or log.validations_without_progress >= _PATIENCE:
@@ -131,7 +139,8 @@ class _Training:
                 log.save(record, self._tables, self._optimizer)
             log.step += 0 if log.is_finished else 1
             on_progress(log.step / steps, _describe(record))
-        log.set_best(self._tables)
+        if self._validation:
+            log.set_best(self._tables)
 
     def _train_step(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
@@ -175,11 +184,13 @@ class _Training:
 
     def _losses(self, window: Window) -> tuple[Tensor, Tensor]:
         """Return the mean loss on the text and on the answers, in nats."""
-        device = self._job.model.device
+        model, device = self._job.model, self._job.model.device
         self._tables.positions_T = torch.from_numpy(window.positions_T).to(device)
-        nll_T = differentiable_nll(self._job.model, torch.from_numpy(window.ids_T).to(device))
+        bias_TT = window.attention_bias(device, model.dtype)
+        with attention_bias(self._biased_layers, bias_TT):
+            nll_T = differentiable_nll(model, torch.from_numpy(window.ids_T).to(device))
         means = []
-        for is_counted_T in (window.is_text_T[1:], window.is_answer_T[1:]):
+        for is_counted_T in (window.count_in_loss()[1:], window.is_answer_T[1:]):
             mask_T = torch.from_numpy(is_counted_T).to(device)
             means.append(nll_T[mask_T].mean() if is_counted_T.any() else nll_T.sum() * 0)
         return means[0], means[1]

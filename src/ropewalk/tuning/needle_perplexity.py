@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ropewalk.errors import InputError
 from ropewalk.evaluate.perplexity import compute_nll
+from ropewalk.models.attention_bias import attention_bias
 from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import extended
 from ropewalk.scaling import Scaling
 from ropewalk.tuning.base import TuneJob
 from ropewalk.tuning.retrieval_prompts import FactPlanter
-from ropewalk.tuning.windows import sample_window
+from ropewalk.tuning.windows import Window, find_biased_layers, sample_window
 
 WORST = 1e6  # the cost of a scaling under which the loss is not a number
 
@@ -45,13 +46,9 @@ class NeedlePerplexity:
             window: tokens read of each text (see windows.py).
             text_weight: weight of the loss on the text; that on the answers has weight 1.
 
-        Raises InputError for a window shorter than the target under flash attention, which takes the jumps between the
-        positions of such a window for the beginning of another text.
+        Raises InputError for a window shorter than the target if the attention of the model takes no bias.
         """
-        attention = str(job.model.config._attn_implementation)
-        self._skips_text = window < job.target
-        if self._skips_text and "flash" in attention:
-            raise InputError("window", window, f"the target, {job.target:,} tokens", f"attention is {attention}")
+        self._biased_layers = find_biased_layers(job, window)
         self._model = job.model
         self._text_weight = text_weight
         planter, rng = FactPlanter(job.tokenizer), random.Random(f"{job.seed}/needle perplexity")
@@ -71,10 +68,17 @@ class NeedlePerplexity:
         text_nll: list[Any] = []
         with extended(self._model, scaling):
             for each in self._windows:
-                ids_T = torch.from_numpy(each.ids_T)
-                positions_T = torch.from_numpy(each.positions_T) if self._skips_text else None
-                nll_T = compute_nll(self._model, ids_T, positions_T=positions_T)
+                nll_T = self._nll(each)
                 answer_nll.append(nll_T[each.is_answer_T[1:]])
-                text_nll.append(nll_T[each.is_text_T[1:]])
+                text_nll.append(nll_T[each.count_in_loss()[1:]])
         cost = float(np.concatenate(answer_nll).mean() + self._text_weight * np.concatenate(text_nll).mean())
         return cost if math.isfinite(cost) else WORST
+
+    def _nll(self, window: Window) -> NDArray[np.float64]:
+        """Return the loss on each token after the first, [T-1]."""
+        model, ids_T = self._model, torch.from_numpy(window.ids_T)
+        bias_TT = window.attention_bias(model.device, model.dtype)
+        if bias_TT is None:
+            return compute_nll(model, ids_T)
+        with attention_bias(self._biased_layers, bias_TT):
+            return compute_nll(model, ids_T, chunk=len(ids_T), positions_T=torch.from_numpy(window.positions_T))

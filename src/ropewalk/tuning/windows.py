@@ -3,6 +3,10 @@
 A window as long as the target is a piece of the text. A shorter one stands for a piece as long as the target: it has
 parts of that piece at their true positions, so its position ids jump between the parts (PoSE, arXiv 2309.10400). Facts
 in the first parts and questions in the last one are then as far apart as in the whole piece.
+
+A softmax over the few keys of such a window is sharper than one over all keys of the piece, and what is learned from it
+suits few keys (docs/tune.md). So each sampled key counts as often as the tokens that it stands for: the log of their
+number is added to its attention score.
 """
 
 from __future__ import annotations
@@ -11,13 +15,18 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from ropewalk.errors import InputError
+from ropewalk.errors import InputError, UnsupportedModelError
+from ropewalk.models.attention_bias import find_global_layers
 from ropewalk.tuning.base import TuneJob
 from ropewalk.tuning.retrieval_prompts import FactPlanter
 
 _PARTS = 5  # of a window that is shorter than the target
+_ATTENTION_SINKS = 4  # first tokens, which attract attention as such and stand for no others
+_NEAR_PAST = 128  # tokens; with fewer before it in its part, a token of the text is harder to predict than in the piece
 _CPU_WINDOW = 3072  # tokens; on a CPU, a text of 32k tokens takes minutes
 
 
@@ -37,6 +46,35 @@ class Window:
     is_text_T: NDArray[np.bool_]
     is_answer_T: NDArray[np.bool_]
 
+    def count_in_loss(self) -> NDArray[np.bool_]:
+        """Return whether each token counts in the loss on the text, [T] bool."""
+        is_counted_T = self.is_text_T.copy()
+        for first in self._parts_after_jumps():
+            is_counted_T[first : first + _NEAR_PAST] = False
+        return is_counted_T
+
+    def attention_bias(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """Return what to add to the attention score of each query (row) and key, [T, T]; -inf for later keys.
+
+        None for a window without jumps, which needs nothing but its causal mask.
+        """
+        parts = self._parts_after_jumps()
+        if not len(parts):
+            return None
+        index_T = np.arange(len(self.ids_T))
+        is_sample_T = self.is_text_T & (index_T >= _ATTENTION_SINKS)
+        bias_TT = np.where(index_T > index_T[:, None], np.float32(-np.inf), np.float32(0))
+        for first in parts:
+            samples_K = np.flatnonzero(is_sample_T[:first])
+            # The other tokens of the window before this part stand for themselves alone.
+            represented = self.positions_T[first] - (first - len(samples_K))
+            bias_TT[first:, samples_K] = np.log(represented / max(len(samples_K), 1))
+        return torch.from_numpy(bias_TT).to(device, dtype)
+
+    def _parts_after_jumps(self) -> NDArray[np.int64]:
+        """Return the index of the first token after each jump between two positions."""
+        return np.flatnonzero(np.diff(self.positions_T) > 1) + 1
+
 
 def choose_window_tokens(job: TuneJob, window: int | None) -> int:
     """Return the tokens of each window: as requested, or by default the target on a GPU and 3,072 on a CPU.
@@ -48,6 +86,19 @@ def choose_window_tokens(job: TuneJob, window: int | None) -> int:
     if window > job.target:
         raise InputError("window", window, f"at most the target, {job.target:,} tokens")
     return window
+
+
+def find_biased_layers(job: TuneJob, window: int) -> list[nn.Module]:
+    """Return the layers that need the attention bias of windows; none if a window is as long as the target.
+
+    Raises InputError for a shorter window if the attention of the model takes no bias.
+    """
+    if window == job.target:
+        return []
+    try:
+        return find_global_layers(job.model)
+    except UnsupportedModelError as error:
+        raise InputError("window", window, f"the target, {job.target:,} tokens", str(error)) from None
 
 
 def sample_window(
