@@ -1,38 +1,52 @@
-"""A bias on the attention scores of the layers that attend to the whole text."""
+"""A bias on the attention scores of each layer."""
 
 import pytest
 import torch
-from tests.helpers.architectures import LONG_IDS, TOLERANCE, build, compute_logits, relative_difference
+from tests.helpers.architectures import LENGTH, LONG_IDS, TOLERANCE, build, compute_logits, relative_difference
 from tests.models.test_layer_tables import ARCHITECTURES, WITH_LAYER_TYPES
 
 from ropewalk.errors import UnsupportedModelError
-from ropewalk.models.attention_bias import attention_bias, find_global_layers
+from ropewalk.models.attention_bias import attention_biases, find_attention_layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = LONG_IDS.shape[1]
 CAUSAL_TT = torch.full((TOKENS, TOKENS), -torch.inf).triu(1)
 BIAS_TT = CAUSAL_TT.clone()
 BIAS_TT[TOKENS // 2 :, : TOKENS // 4] = torch.linspace(1, 3, TOKENS // 4)
-# Rotary layers with a sliding window of the same or another table, linear attention, and chunked attention.
-GLOBAL_LAYERS = {
-    "llama": [0, 1], "gemma2": [1], "gemma3_text": [1], "gpt_oss": [1], "mistral": [], "olmo3": [1], "qwen3_next": [1],
-    "llama4_text": [],
+# The tokens that each layer sees: one table for all layers, one for each type, linear and chunked attention.
+SLIDING_WINDOWS = {
+    "llama": [None, None], "gemma2": [16, None], "gemma3_text": [None], "gpt_oss": [16, None], "mistral": [16, 16],
+    "olmo3": [None], "qwen3_next": [None],
 }  # fmt: skip
+SELECTING_KEYS = ["deepseek_v32"]
 
 
-@pytest.mark.parametrize("name", GLOBAL_LAYERS)
-def test_the_layers_that_attend_to_the_whole_text_are_found(name):
+def add_bias(model, bias_TT):
+    return attention_biases(dict.fromkeys(find_attention_layers(model, TOKENS), bias_TT))
+
+
+@pytest.mark.parametrize("name", SLIDING_WINDOWS)
+def test_the_layers_and_what_they_see_are_found(name):
+    layers = find_attention_layers(model := build(name), TOKENS)
+    assert list(layers.values()) == SLIDING_WINDOWS[name]
+    last = list(model.model.layers)[-1]
+    assert list(layers)[-1] is last
+
+
+def test_a_sliding_window_as_long_as_the_text_is_none():
+    model = build("mistral", sliding_window=TOKENS)
+    assert list(find_attention_layers(model, TOKENS).values()) == [None, None]
+    assert list(find_attention_layers(model, TOKENS + 1).values()) == [TOKENS, TOKENS]
+
+
+@pytest.mark.parametrize("name", [name for name in [*ARCHITECTURES, *WITH_LAYER_TYPES] if name not in SELECTING_KEYS])
+def test_a_bias_reaches_the_scores_and_one_of_zero_changes_nothing(name):
     model = build(name)
-    decoder_layers = list(model.model.layers)
-    assert [decoder_layers.index(layer) for layer in find_global_layers(model)] == GLOBAL_LAYERS[name]
-
-
-@pytest.mark.parametrize("name", [*ARCHITECTURES, *WITH_LAYER_TYPES])
-def test_a_bias_of_zero_changes_nothing(name):
-    model = build(name)
-    plain, layers = compute_logits(model, ids=LONG_IDS), find_global_layers(model)
-    with attention_bias(layers, CAUSAL_TT):
+    plain = compute_logits(model, ids=LONG_IDS)
+    with add_bias(model, CAUSAL_TT):
         assert relative_difference(compute_logits(model, ids=LONG_IDS), plain) < TOLERANCE
+    with add_bias(model, BIAS_TT):
+        assert relative_difference(compute_logits(model, ids=LONG_IDS), plain) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -42,37 +56,45 @@ def test_the_bias_is_added_to_the_scores(implementation):
     plain = compute_logits(model, ids=LONG_IDS)
     with torch.no_grad():
         expected = model(LONG_IDS, attention_mask=BIAS_TT[None, None], use_cache=False).logits
-    with attention_bias(find_global_layers(model), BIAS_TT):
+    with add_bias(model, BIAS_TT):
         biased = compute_logits(model, ids=LONG_IDS)
     assert relative_difference(biased, expected) < TOLERANCE
-    assert relative_difference(biased, plain) > 100 * TOLERANCE
     assert torch.equal(compute_logits(model, ids=LONG_IDS), plain)  # nothing remains after the block
 
 
-def test_layers_with_a_sliding_window_keep_their_mask():
-    model = build("gemma3_text")
-    local, last = model.model.layers
-    inputs = {}
+def test_layers_without_a_bias_keep_their_mask_and_others_share_their_sum():
+    model, inputs = build("gemma2", num_hidden_layers=4), {}
+    layers = find_attention_layers(model, TOKENS)
 
     def note(layer, args, kwargs):
         inputs[layer] = kwargs["attention_mask"]
 
-    with attention_bias(find_global_layers(model), BIAS_TT):
-        for layer in (local, last):
+    with attention_biases({layer: BIAS_TT for layer, window in layers.items() if window is None}):
+        for layer in layers:
             layer.register_forward_pre_hook(note, with_kwargs=True)
-        compute_logits(model, ids=LONG_IDS)
-    assert torch.equal(inputs[last][0, 0], BIAS_TT)
-    assert inputs[local] is None or inputs[local].dtype == torch.bool
+        compute_logits(model, ids=LONG_IDS[:1])
+    local, first, other_local, second = (inputs[layer] for layer in layers)
+    assert torch.equal(first[0, 0], BIAS_TT)
+    assert second is first
+    assert other_local is local
+    assert local[0, 0, -1, 0] < -1e30  # its own sliding window
 
 
-@pytest.mark.parametrize("name", ["zamba2", "zaya"])
-def test_layers_without_a_mask_of_scores_are_refused_by_name(name):
-    with pytest.raises(UnsupportedModelError, match="Layer is not supported: it takes no mask that is added to"):
-        find_global_layers(build(name))
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("zamba2", "Layer is not supported: it takes no mask that is added to attention scores"),
+        ("zaya", "Layer is not supported: it takes no mask that is added to attention scores"),
+        ("deepseek_v32", "DeepseekV32ForCausalLM is not supported: its attention selects keys"),
+    ],
+)
+def test_models_whose_attention_takes_no_bias_are_refused_by_name(name, reason):
+    with pytest.raises(UnsupportedModelError, match=reason):
+        find_attention_layers(build(name), LENGTH)
 
 
 def test_flash_attention_is_refused_by_name():
     model = build("llama")
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UnsupportedModelError, match="its attention, flash_attention_2, takes no bias"):
-        find_global_layers(model)
+        find_attention_layers(model, LENGTH)

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ropewalk.errors import InputError
-from ropewalk.models.attention_bias import attention_bias, find_global_layers
+from ropewalk.models.attention_bias import attention_biases, find_attention_layers
+from ropewalk.tuning import windows
 from ropewalk.tuning.retrieval_prompts import FactPlanter
 from ropewalk.tuning.windows import Window, choose_window_tokens, find_biased_layers, sample_window
 
@@ -58,7 +59,7 @@ def hand_made():
 
 
 def test_each_sampled_key_counts_as_often_as_the_tokens_that_it_stands_for(hand_made):
-    bias_TT = hand_made.attention_bias(torch.device("cpu"), torch.float64)
+    bias_TT = torch.from_numpy(hand_made.compute_bias()).double()
     index_T = torch.arange(500)
     is_later_TT = index_T > index_T[:, None]
     assert (bias_TT[is_later_TT] == -torch.inf).all()
@@ -86,29 +87,48 @@ def test_a_short_window_of_equal_tokens_gives_the_logits_of_the_whole_text(hand_
     positions_T = torch.from_numpy(hand_made.positions_T)
     expected = logits_of(ids_T)[positions_T]
     assert relative_difference(logits_of(ids_T[positions_T]), expected) > 1e-2
-    with attention_bias(find_global_layers(model), hand_made.attention_bias(torch.device("cpu"), torch.float64)):
+    layers = find_attention_layers(model, 5100)
+    with attention_biases(hand_made.layer_biases(layers, model.device, model.dtype)):
         assert relative_difference(logits_of(ids_T[positions_T]), expected) < 1e-5
 
 
-def test_text_just_after_a_jump_does_not_count(hand_made):
+def test_text_just_after_a_jump_does_not_count(hand_made, monkeypatch):
     expected_T = hand_made.is_text_T.copy()
-    expected_T[200:328] = expected_T[400:] = False
-    assert (hand_made.count_in_loss() == expected_T).all()
+    expected_T[200:300] = expected_T[400:450] = False  # half of a part
+    assert (hand_made.find_counted_tokens() == expected_T).all()
+    monkeypatch.setattr(windows, "_NEAR_PAST", 30)
+    expected_T = hand_made.is_text_T.copy()
+    expected_T[200:230] = expected_T[400:430] = False
+    assert (hand_made.find_counted_tokens() == expected_T).all()
+
+
+def test_a_layer_with_a_sliding_window_sees_keys_by_their_positions(hand_made):
+    bias_TT = hand_made.compute_bias(sliding_window=850)
+    assert set(bias_TT.ravel()) == {0, -np.inf}
+    assert (np.flatnonzero(bias_TT[210] == 0) == [*range(161, 211)]).all()  # at 1010, 850 tokens: from 161 on
+    assert (np.flatnonzero(bias_TT[450] == 0) == [*range(400, 451)]).all()
+
+
+def test_each_layer_gets_the_bias_for_what_it_sees(hand_made):
+    biases = hand_made.layer_biases({"a": None, "b": 850, "c": None}, torch.device("cpu"), torch.bfloat16)
+    assert biases["a"] is biases["c"]
+    for layer, sliding_window in (("a", None), ("b", 850)):
+        assert torch.equal(biases[layer], torch.from_numpy(hand_made.compute_bias(sliding_window)).bfloat16())
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_keys_of_a_sampled_window_stand_for_all_tokens_before_the_query(planter, seed):
     window = sample_window(np.arange(1, 3000), TARGET, 300, planter, 3, random.Random(seed))
-    weights_TT = window.attention_bias(torch.device("cpu"), torch.float64).exp()
+    weights_TT = torch.from_numpy(window.compute_bias()).double().exp()
     assert torch.allclose(weights_TT.sum(1), torch.from_numpy(window.positions_T + 1).double(), rtol=1e-6)
 
 
 def test_a_window_without_jumps_needs_no_bias(planter, job):
     window = sample_window(np.arange(1, 3000), TARGET, TARGET, planter, 4, random.Random(0))
-    assert window.attention_bias(torch.device("cpu"), torch.float32) is None
-    assert (window.count_in_loss() == window.is_text_T).all()
-    assert find_biased_layers(job, job.target) == []
-    assert find_biased_layers(job, job.target - 1) == list(job.model.model.layers)
+    assert window.layer_biases({"a": None}, torch.device("cpu"), torch.float32) == {}
+    assert (window.find_counted_tokens() == window.is_text_T).all()
+    assert find_biased_layers(job, job.target) == {}
+    assert find_biased_layers(job, job.target - 1) == dict.fromkeys(job.model.model.layers)
 
 
 def test_the_window_is_the_target_or_shorter_on_a_cpu(job):

@@ -9,7 +9,7 @@ model already has, and the sizes of its KV cache. `build_rope_parameters` builds
 
 from __future__ import annotations
 
-from ropewalk.config.attention_shape import AttentionShape, LayerShape
+from ropewalk.config.attention_shape import AttentionShape, LayerShape, has_kv_cache
 from ropewalk.config.defaults import fill_defaults_if_incomplete
 from ropewalk.config.layer_types import is_local
 from ropewalk.config.model_config import (
@@ -40,6 +40,6 @@ __all__ = [
     "ALL_LAYERS", "PER_LAYER_FIELD", "SCALING_KEYS", "AttentionShape", "LayerRope", "LayerShape", "ModelConfig",
     "build_rope_parameters", "compute_layer_frequencies", "compute_max_position_embeddings",
     "compute_per_layer_frequencies", "fetch_hub_config", "fill_defaults_if_incomplete", "find_text_config_key",
-    "from_dict", "get_text_config", "get_text_config_dict", "is_local", "locate", "read", "read_json_object",
-    "unloadable_model_error",
+    "from_dict", "get_text_config", "get_text_config_dict", "has_kv_cache", "is_local", "locate", "read",
+    "read_json_object", "unloadable_model_error",
 ]  # fmt: skip

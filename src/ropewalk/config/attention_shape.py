@@ -46,11 +46,6 @@ class LayerShape:
     indexer_dim: int = 0
     compression: int | None = None
 
-    @property
-    def is_global(self) -> bool:
-        """Whether the layer attends to the whole text."""
-        return has_kv_cache(self.layer_type) and self.window is None
-
     def count_numbers(self, length: int) -> int:
         """Return how many numbers the layer keeps of a text of `length` tokens."""
         kept_tokens = length if self.window is None else min(length, self.window)

@@ -1,20 +1,19 @@
-"""Add a bias to the attention scores of a decoder's layers, through public forward hooks.
+"""Add biases to the attention scores of a decoder's layers, through public forward hooks.
 
-    layers = find_global_layers(model)
-    with attention_bias(layers, bias_TT):
+    sliding_windows = find_attention_layers(model, length)
+    with attention_biases({layer: bias_TT for layer in sliding_windows}):
         model(input_ids, use_cache=False)
 
-A 4D mask that is passed to a model reaches all of its layers, also those with a sliding window. The hooks add the bias
-to the mask of each of the given layers alone.
+A 4D mask that is passed to a model reaches all of its layers, also those with a sliding window. Here each layer gets a
+bias of its own.
 
 Shapes: T tokens of a call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,52 +28,73 @@ from ropewalk.models.rotary_modules import get_text_config
 from ropewalk.models.wrappers import unwrap_model
 
 
-def find_global_layers(model: Any) -> list[Any]:
-    """Return the layers of a model that attend to the whole text.
+def find_attention_layers(model: Any, length: int) -> dict[Any, int | None]:
+    """Return the layers that take the table of a model's rotary embedding and attend to its KV cache.
 
-    Raises UnsupportedModelError for an attention that takes no bias, such as flash attention, and for layers that
-    cannot be found.
+    With each layer comes the number of tokens that it sees; None if it sees a whole text of `length` tokens.
+
+    Raises UnsupportedModelError for an attention that takes no bias, such as flash attention, or selects keys, and for
+    layers that cannot be found.
     """
     model = unwrap_model(model)
-    text_config = get_text_config(model)
-    implementation = text_config._attn_implementation
-    if implementation not in BASES:
-        raise UnsupportedModelError(type(model).__name__, f"its attention, {implementation}, takes no bias")
+    name, text_config = type(model).__name__, get_text_config(model)
+    if text_config._attn_implementation not in BASES:
+        raise UnsupportedModelError(name, f"its attention, {text_config._attn_implementation}, takes no bias")
     table_layers = find_table_layers(model)
-    layers, shape = list(table_layers.layers), configs.read(text_config).attention
-    if shape is not None and len(shape.layers) == len(layers):
-        layers = [layer for layer, sizes in zip(layers, shape.layers, strict=True) if sizes.is_global]
-    with attention_bias(layers, torch.zeros(1, 1, device=model.device, dtype=model.dtype)):
+    shape = configs.read(text_config).attention
+    if shape is None or len(shape.layers) != len(table_layers.layers):  # the config does not say which layer is which
+        sliding_windows = dict.fromkeys(table_layers.layers)
+    else:
+        if any(sizes.indexer_dim for sizes in shape.layers):
+            raise UnsupportedModelError(name, "its attention selects keys, and a bias would change which")
+        sliding_windows = {
+            layer: None if sizes.window is None or sizes.window >= length else sizes.window
+            for layer, sizes in zip(table_layers.layers, shape.layers, strict=True)
+            if configs.has_kv_cache(sizes.layer_type)
+        }
+    no_bias = torch.zeros(1, 1, device=model.device, dtype=model.dtype)
+    with attention_biases(dict.fromkeys(sliding_windows, no_bias)):
         read_one_token(table_layers.decoder, use_cache=False)
-    return layers
+    return sliding_windows
 
 
 @contextmanager
-def attention_bias(layers: Sequence[nn.Module], bias_TT: Tensor | None) -> Iterator[None]:
-    """Within the block, add a bias to the attention scores of layers, in calls without a KV cache.
+def attention_biases(layer_biases: Mapping[Any, Tensor]) -> Iterator[None]:
+    """Within the block, add a bias to the attention scores of each layer, in calls without a KV cache.
 
     Args:
-        layers: the layers, which take `attention_mask` as a keyword argument.
-        bias_TT: the bias of each query (row) and key, in the dtype of the model; -inf for the keys after the query.
-            None for no bias.
+        layer_biases: for each layer, the bias of each query (row) and key, [T, T] in the dtype of the model; -inf for
+            the keys after the query.
 
-    The block raises UnsupportedModelError for a layer whose mask has no scores.
+    The block raises UnsupportedModelError for a layer without an `attention_mask` that is added to scores.
     """
-
+    biases = {id(bias_TT): _BiasedMask(bias_TT) for bias_TT in layer_biases.values()}
     with ExitStack() as stack:
-        if bias_TT is not None:
-            hook = partial(_add_to_mask, bias_TT[None, None])
-            for layer in layers:
-                stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        for layer, bias_TT in layer_biases.items():
+            hook = layer.register_forward_pre_hook(biases[id(bias_TT)].add_to_arguments, with_kwargs=True)
+            stack.callback(hook.remove)
         yield
 
 
-def _add_to_mask(bias_BHTT: Tensor, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Before a layer runs, add the bias to its mask."""
-    mask = kwargs.get("attention_mask", ...)
-    if isinstance(mask, Tensor) and mask.ndim == 4:
+class _BiasedMask:
+    """A bias, and its sum with the last mask, which layers that get the same mask share."""
+
+    def __init__(self, bias_TT: Tensor) -> None:
+        self._bias_BHTT = bias_TT[None, None]
+        self._mask: Tensor | None = None
+        self._sum_BHTT = self._bias_BHTT
+
+    def add_to_arguments(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before a layer runs, add the bias to its mask."""
+        mask = kwargs.get("attention_mask", ...)
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 4):
+            raise UnsupportedModelError(type(layer).__name__, "it takes no mask that is added to attention scores")
+        if mask is not self._mask:
+            self._mask, self._sum_BHTT = mask, self._add(mask)
+        return args, kwargs | {"attention_mask": self._sum_BHTT}
+
+    def _add(self, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return self._bias_BHTT
         is_boolean = mask.dtype == torch.bool
-        bias_BHTT = bias_BHTT.where(mask, -torch.inf) if is_boolean else bias_BHTT + mask
-    elif mask is not None:
-        raise UnsupportedModelError(type(layer).__name__, "it takes no mask that is added to attention scores")
-    return args, kwargs | {"attention_mask": bias_BHTT}
+        return self._bias_BHTT.where(mask, -torch.inf) if is_boolean else self._bias_BHTT + mask

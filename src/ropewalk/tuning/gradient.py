@@ -6,7 +6,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ropewalk import config as configs
 from ropewalk.method import above, at_least, check_options, whole
-from ropewalk.models.attention_bias import attention_bias
+from ropewalk.models.attention_bias import attention_biases
 from ropewalk.models.evaluation_mode import evaluation_mode
 from ropewalk.models.extend import extended
-from ropewalk.models.layer_tables import LayerTablePatch, find_table_layers
+from ropewalk.models.layer_tables import LayerTablePatch, TableLayers, find_table_layers
 from ropewalk.models.patching import PatchSet
 from ropewalk.scaling.learned import Learned
 from ropewalk.tuning.base import OnProgress, TuneJob, Tuner
@@ -53,8 +53,9 @@ class Gradient(Tuner):
             neighboring pairs.
         facts: facts planted in each text.
         window: tokens that each step reads of a text; by default the target, or 3,072 on a CPU. A window shorter than
-            the target has parts of a text as long as the target, at their positions there (windows.py). Validation
-            always reads texts as long as the target.
+            the target has parts of a text as long as the target, at their positions there, and weights keys
+            (windows.py); it needs the attention implementation sdpa or eager. Validation always reads texts as long
+            as the target.
         batch: texts per step and process.
         checkpointing: whether the backward pass computes the activations of each layer again, to save memory.
     """
@@ -76,9 +77,10 @@ class Gradient(Tuner):
         check_options(self)
 
     def run(self, job: TuneJob, on_progress: OnProgress) -> Learned:
-        window_tokens = choose_window_tokens(job, self.window)
+        # Layers are found by test calls, which the changes to the model would disturb.
+        layers, window_tokens = find_table_layers(job.model), choose_window_tokens(job, self.window)
         biased_layers = find_biased_layers(job, window_tokens)
-        with _prepared_model(job, self) as tables:
+        with _prepared_model(job, self, layers) as tables:
             training = _Training(self, job, tables, window_tokens, biased_layers)
             training.run(on_progress)
         divisors, factors = tables.divisors(), tables.attention_factors()
@@ -94,7 +96,12 @@ class _Training:
     """The loop over the steps. Which text a step reads depends on the seed and the step alone."""
 
     def __init__(
-        self, options: Gradient, job: TuneJob, tables: LearnedTables, window_tokens: int, biased_layers: Sequence[Any]
+        self,
+        options: Gradient,
+        job: TuneJob,
+        tables: LearnedTables,
+        window_tokens: int,
+        biased_layers: Mapping[Any, int | None],
     ) -> None:
         self._options, self._job, self._tables = options, job, tables
         self._window_tokens, self._biased_layers = window_tokens, biased_layers
@@ -186,11 +193,10 @@ class _Training:
         """Return the mean loss on the text and on the answers, in nats."""
         model, device = self._job.model, self._job.model.device
         self._tables.positions_T = torch.from_numpy(window.positions_T).to(device)
-        bias_TT = window.attention_bias(device, model.dtype)
-        with attention_bias(self._biased_layers, bias_TT):
+        with attention_biases(window.layer_biases(self._biased_layers, device, model.dtype)):
             nll_T = differentiable_nll(model, torch.from_numpy(window.ids_T).to(device))
         means = []
-        for is_counted_T in (window.count_in_loss()[1:], window.is_answer_T[1:]):
+        for is_counted_T in (window.find_counted_tokens()[1:], window.is_answer_T[1:]):
             mask_T = torch.from_numpy(is_counted_T).to(device)
             means.append(nll_T[mask_T].mean() if is_counted_T.any() else nll_T.sum() * 0)
         return means[0], means[1]
@@ -209,10 +215,9 @@ class _Training:
 
 
 @contextmanager
-def _prepared_model(job: TuneJob, options: Gradient) -> Iterator[LearnedTables]:
+def _prepared_model(job: TuneJob, options: Gradient, layers: TableLayers) -> Iterator[LearnedTables]:
     """Within the block, the model takes its tables from the yielded parameters, and its weights are frozen."""
     model = job.model
-    layers = find_table_layers(model)
     layer_rope = layers.rotary.layers()[layers.layer_type].layer_rope
     start = configs.compute_layer_frequencies(job.formula, layer_rope, None)
     tables = LearnedTables(layers, start, options.per_layer)

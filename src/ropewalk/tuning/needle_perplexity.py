@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ropewalk.evaluate.perplexity import compute_nll
-from ropewalk.models.attention_bias import attention_bias
+from ropewalk.models.attention_bias import attention_biases
 from ropewalk.models.digest import model_digest
 from ropewalk.models.extend import extended
 from ropewalk.scaling import Scaling
@@ -56,7 +56,8 @@ class NeedlePerplexity:
         self._windows = [sample_window(document, job.target, window, planter, facts, rng) for document in documents]
         digest = hashlib.sha256(f"{model_digest(job.model, job.tokenizer)} {job.model.dtype} {text_weight}".encode())
         for each in self._windows:
-            digest.update(each.ids_T.tobytes() + each.positions_T.tobytes() + each.is_answer_T.tobytes())
+            for array in (each.ids_T, each.positions_T, each.is_answer_T, each.find_counted_tokens()):
+                digest.update(array.tobytes())
         self.digest = digest.hexdigest()
 
     def cost(self, scaling: Scaling) -> float:
@@ -70,15 +71,15 @@ class NeedlePerplexity:
             for each in self._windows:
                 nll_T = self._nll(each)
                 answer_nll.append(nll_T[each.is_answer_T[1:]])
-                text_nll.append(nll_T[each.count_in_loss()[1:]])
+                text_nll.append(nll_T[each.find_counted_tokens()[1:]])
         cost = float(np.concatenate(answer_nll).mean() + self._text_weight * np.concatenate(text_nll).mean())
         return cost if math.isfinite(cost) else WORST
 
     def _nll(self, window: Window) -> NDArray[np.float64]:
         """Return the loss on each token after the first, [T-1]."""
         model, ids_T = self._model, torch.from_numpy(window.ids_T)
-        bias_TT = window.attention_bias(model.device, model.dtype)
-        if bias_TT is None:
+        layer_biases = window.layer_biases(self._biased_layers, model.device, model.dtype)
+        if not layer_biases:
             return compute_nll(model, ids_T)
-        with attention_bias(self._biased_layers, bias_TT):
+        with attention_biases(layer_biases):  # in one call: they are those of a call without a KV cache
             return compute_nll(model, ids_T, chunk=len(ids_T), positions_T=torch.from_numpy(window.positions_T))

@@ -46,8 +46,10 @@ class TrainingLog:
         """
         self._folder = job.folder
         text = hashlib.sha256()
-        for document in (*job.documents, *job.validation):
-            text.update(document.tobytes() + b"|")
+        for group in (job.documents, job.validation):
+            for document in group:
+                text.update(document.tobytes() + b"|")
+            text.update(b"|")
         self._identity = {
             "model": model_digest(job.model, job.tokenizer),
             "dtype": str(job.model.dtype),
@@ -58,6 +60,8 @@ class TrainingLog:
             "window": window,
             "processes": processes,
         }
+        if window < job.target:
+            self._identity["keys"] = "weighted"  # earlier versions counted each once
         self._lines: list[str] = []
         self._best: dict[str, Tensor] = {}
         self.step = 0

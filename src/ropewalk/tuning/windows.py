@@ -11,22 +11,26 @@ number is added to its attention score.
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ropewalk.errors import InputError, UnsupportedModelError
-from ropewalk.models.attention_bias import find_global_layers
+from ropewalk.models.attention_bias import find_attention_layers
 from ropewalk.tuning.base import TuneJob
 from ropewalk.tuning.retrieval_prompts import FactPlanter
 
 _PARTS = 5  # of a window that is shorter than the target
 _ATTENTION_SINKS = 4  # first tokens, which attract attention as such and stand for no others
-_NEAR_PAST = 128  # tokens; with fewer before it in its part, a token of the text is harder to predict than in the piece
+# Tokens. The first ones of a part lack the text just before them, so they are harder to predict than in the piece.
+_NEAR_PAST = 128
 _CPU_WINDOW = 3072  # tokens; on a CPU, a text of 32k tokens takes minutes
 
 
@@ -46,32 +50,51 @@ class Window:
     is_text_T: NDArray[np.bool_]
     is_answer_T: NDArray[np.bool_]
 
-    def count_in_loss(self) -> NDArray[np.bool_]:
-        """Return whether each token counts in the loss on the text, [T] bool."""
+    def find_counted_tokens(self) -> NDArray[np.bool_]:
+        """Return whether each token counts in the loss on the text, [T] bool: not just after a jump."""
         is_counted_T = self.is_text_T.copy()
-        for first in self._parts_after_jumps():
-            is_counted_T[first : first + _NEAR_PAST] = False
+        starts = self._find_part_starts()
+        for start, end in itertools.pairwise([*starts, len(is_counted_T)]):
+            is_counted_T[start : start + min(_NEAR_PAST, (end - start) // 2)] = False
         return is_counted_T
 
-    def attention_bias(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        """Return what to add to the attention score of each query (row) and key, [T, T]; -inf for later keys.
+    def layer_biases(
+        self, sliding_windows: Mapping[Any, int | None], device: torch.device, dtype: torch.dtype
+    ) -> dict[Any, Tensor]:
+        """Return what to add to the attention scores of each layer; nothing for a window without jumps.
 
-        None for a window without jumps, which needs nothing but its causal mask.
+        Args:
+            sliding_windows: for each layer, the tokens that it sees, or None for all.
+            device, dtype: of the model.
         """
-        parts = self._parts_after_jumps()
-        if not len(parts):
-            return None
-        index_T = np.arange(len(self.ids_T))
-        is_sample_T = self.is_text_T & (index_T >= _ATTENTION_SINKS)
-        bias_TT = np.where(index_T > index_T[:, None], np.float32(-np.inf), np.float32(0))
-        for first in parts:
-            samples_K = np.flatnonzero(is_sample_T[:first])
-            # The other tokens of the window before this part stand for themselves alone.
-            represented = self.positions_T[first] - (first - len(samples_K))
-            bias_TT[first:, samples_K] = np.log(represented / max(len(samples_K), 1))
-        return torch.from_numpy(bias_TT).to(device, dtype)
+        if not len(self._find_part_starts()):
+            return {}
+        biases = {
+            tokens: torch.from_numpy(self.compute_bias(tokens)).to(device, dtype)
+            for tokens in set(sliding_windows.values())
+        }
+        return {layer: biases[tokens] for layer, tokens in sliding_windows.items()}
 
-    def _parts_after_jumps(self) -> NDArray[np.int64]:
+    def compute_bias(self, sliding_window: int | None = None) -> NDArray[np.float32]:
+        """Return what to add to the attention score of each query (row) and key, [T, T]; -inf for unseen keys.
+
+        A layer with a sliding window sees the keys within it, at the positions of the long text. In other layers, the
+        sampled keys of earlier parts get the log of the number of tokens that they stand for.
+        """
+        index_T, distance_TT = np.arange(len(self.ids_T)), self.positions_T[:, None] - self.positions_T
+        is_seen_TT = distance_TT >= 0
+        if sliding_window is not None:
+            return np.where(is_seen_TT & (distance_TT < sliding_window), np.float32(0), np.float32(-np.inf))
+        bias_TT = np.where(is_seen_TT, np.float32(0), np.float32(-np.inf))
+        is_sample_T = self.is_text_T & (index_T >= _ATTENTION_SINKS)
+        for start in self._find_part_starts():
+            samples_K = np.flatnonzero(is_sample_T[:start])
+            # The other tokens of the window before this part stand for themselves alone.
+            represented = self.positions_T[start] - (start - len(samples_K))
+            bias_TT[start:, samples_K] = np.log(represented / max(len(samples_K), 1))
+        return bias_TT
+
+    def _find_part_starts(self) -> NDArray[np.int64]:
         """Return the index of the first token after each jump between two positions."""
         return np.flatnonzero(np.diff(self.positions_T) > 1) + 1
 
@@ -88,15 +111,15 @@ def choose_window_tokens(job: TuneJob, window: int | None) -> int:
     return window
 
 
-def find_biased_layers(job: TuneJob, window: int) -> list[nn.Module]:
-    """Return the layers that need the attention bias of windows; none if a window is as long as the target.
+def find_biased_layers(job: TuneJob, window: int) -> dict[Any, int | None]:
+    """Return the layers that need a bias in windows, with their sliding windows; none if the window is the target.
 
     Raises InputError for a shorter window if the attention of the model takes no bias.
     """
     if window == job.target:
-        return []
+        return {}
     try:
-        return find_global_layers(job.model)
+        return find_attention_layers(job.model, job.target)
     except UnsupportedModelError as error:
         raise InputError("window", window, f"the target, {job.target:,} tokens", str(error)) from None
 
