@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -39,8 +39,22 @@ MODEL = "smollm2"
 BUCKET = 8192  # tokens; as many as the model was trained on
 SHARED = Gradient(steps=20, checkpointing=False)
 PER_LAYER = replace(SHARED, steps=32, per_layer=True)
-# The options of each training, and whether it reads plain windows.
-TRAININGS = {"shared": (SHARED, False), "per-layer": (PER_LAYER, False), "shared, plain windows": (SHARED, True)}
+
+
+class Training(NamedTuple):
+    """What to train: the options, the seed, and whether it reads plain windows."""
+
+    options: Gradient
+    seed: int = 0
+    is_plain: bool = False
+
+
+TRAININGS = {
+    "shared": Training(SHARED),
+    "per-layer": Training(PER_LAYER),
+    "shared, plain windows": Training(SHARED, is_plain=True),
+    "shared, seed 1": Training(SHARED, seed=1),
+}
 
 
 def main() -> None:
@@ -80,18 +94,18 @@ def main() -> None:
     # At 32,768 tokens, this attention factor is the best of four: results/tune_smollm2_32k.json.
     for spec in (yarn, f"{yarn},attention_factor={yarn_mscale(factor, 0.7):.2g}"):
         measure(spec, spec)
-    for name, (options, is_plain) in TRAININGS.items():
-        job = replace(run.job, validation=(), folder=args.out / name)
-        learned = train(options, job, is_plain)
+    for name, training in TRAININGS.items():
+        job = replace(run.job, validation=(), folder=args.out / name, seed=training.seed)
+        learned = train(training, job)
         log = read_training_log(job.folder)
         seconds = round(sum(record.get("seconds", 0.0) for record in log), 1)
-        measure(name, learned, method=str(options), seconds=seconds, scaling=learned.to_dict(), log=log)
+        measure(name, learned, method=str(training.options), seconds=seconds, scaling=learned.to_dict(), log=log)
 
 
-def train(options: Gradient, job: TuneJob, is_plain: bool) -> Learned:
+def train(training: Training, job: TuneJob) -> Learned:
     job.folder.mkdir(exist_ok=True)
-    with plain_windows() if is_plain else nullcontext():
-        return options.run(job, lambda share, detail: print(f"{share:4.0%} {detail}", flush=True))
+    with plain_windows() if training.is_plain else nullcontext():
+        return training.options.run(job, lambda share, detail: print(f"{share:4.0%} {detail}", flush=True))
 
 
 @contextmanager

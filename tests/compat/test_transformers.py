@@ -16,6 +16,7 @@ from ropewalk.compat.transformers import (
     applied_softmax_factor,
     cache_argument_name,
     cache_for_call,
+    cache_for_generate,
     find_cache_argument,
     find_output_cache,
     prepare_cache_and_report_lengths,
@@ -72,7 +73,7 @@ def test_generate_reports_the_longest_possible_text_of_each_row():
     mask_BT = torch.ones_like(architectures.IDS)
     mask_BT[1, :6] = 0
     cache = DynamicCache()
-    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "past_key_values": cache}
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, **cache_for_generate(cache)}
     model.generate(architectures.IDS, attention_mask=mask_BT, **options)
     assert reports == [(cache, (20, 14))]
 

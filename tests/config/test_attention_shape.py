@@ -8,6 +8,7 @@ from tests.helpers.architectures import LONG_IDS, MULTIMODAL_MODELS, TEXT_MODELS
 from tests.helpers.real_configs import real_config_path
 from transformers import CONFIG_MAPPING, DynamicCache
 
+from ropewalk.compat.transformers import find_output_cache
 from ropewalk.config import LayerShape, read
 from ropewalk.config.gguf_attention_shape import parse_gguf_attention_shape
 from ropewalk.planning import compute_kv_cache_bytes
@@ -81,7 +82,7 @@ def count_cached_numbers(layer):
 def assert_shape_matches_cache(model):
     ids_BT = LONG_IDS[:1]
     with torch.no_grad():
-        cache = model(input_ids=ids_BT, use_cache=True).past_key_values
+        cache = find_output_cache(model(input_ids=ids_BT, use_cache=True))
     assert isinstance(cache, DynamicCache)
     # Dory counts its MLPs as layers, and its cache has no entry for them.
     layers = [layer for layer in read(model).attention.layers if layer.layer_type != "mlp"]

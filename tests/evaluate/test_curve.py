@@ -12,6 +12,7 @@ import torch
 from tests.helpers.plain_nll import plain_nll
 
 import ropewalk as rw
+from ropewalk.compat.transformers import cache_for_call, find_output_cache
 from ropewalk.evaluate import curve
 from ropewalk.evaluate.curve import CurveRun, group_into_passes, perplexity_curve, plan_points
 from ropewalk.evaluate.curve_store import CurveStore
@@ -69,8 +70,8 @@ def test_a_dynamic_scaling_in_chunks_follows_the_text(tiny, random_ids, policy):
     with torch.inference_mode():
         cache, logits = None, []
         for part in torch.tensor([random_ids]).split(16, dim=1):
-            outputs = tiny(part, past_key_values=cache)
-            cache = outputs.past_key_values
+            outputs = tiny(part, **cache_for_call(tiny, cache))
+            cache = find_output_cache(outputs)
             logits.append(outputs.logits[0])
     rw.restore(tiny)
     nll = torch.nn.functional.cross_entropy(torch.cat(logits)[:-1], torch.tensor(random_ids[1:]))

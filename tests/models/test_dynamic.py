@@ -36,7 +36,7 @@ from tests.helpers.cached_text import (
 from transformers import DynamicCache, LlamaModel, StaticCache
 
 import ropewalk as rw
-from ropewalk.compat.transformers import cache_argument_name
+from ropewalk.compat.transformers import cache_argument_name, cache_for_generate
 from ropewalk.models.key_state import get_key_state, tokens_seen
 from ropewalk.scaling.policies import parse_policy
 
@@ -317,7 +317,7 @@ class TestGenerating:
     @WITH_AND_WITHOUT_SNAPSHOT
     def test_assisted_across_steps(self, assistant, policy):
         model, cache = extended_model(policy), DynamicCache()
-        out = generate(model, TEXT[:, :20], 49, assistant_model=assistant, past_key_values=cache)
+        out = generate(model, TEXT[:, :20], 49, assistant_model=assistant, **cache_for_generate(cache))
         count = tokens_seen(cache)
         read_text(
             model, out.sequences[:, count : count + 1], cache=cache
@@ -337,18 +337,18 @@ class TestGenerating:
         for message in (TEXT[:, :20], TEXT[:, 20:33], TEXT[:, 33:80]):
             read_before = max(transcript.shape[1] - 1, 0)
             ids = torch.cat([transcript, message], dim=1)
-            out = generate(model, ids, 15, past_key_values=cache)
+            out = generate(model, ids, 15, **cache_for_generate(cache))
             self.assert_matches_reference(out, 0, reference, ids[0, read_before:])
             transcript = out.sequences
 
     def test_a_request_keeps_its_frequencies(self, llama):
         model, cache = extended_model(REQUEST), DynamicCache()
-        out = generate(model, TEXT[:, :20], 40, past_key_values=cache)
+        out = generate(model, TEXT[:, :20], 40, **cache_for_generate(cache))
         reference = ReferenceLlama(llama, fixed_frequencies(75))
         self.assert_matches_reference(out, 0, reference, TEXT[0, :20])
         assert get_key_state(cache).rotations == 0
         ids = torch.cat([out.sequences, TEXT[:, 60:80]], dim=1)
-        out = generate(model, ids, 20, past_key_values=cache)  # a new request turns once
+        out = generate(model, ids, 20, **cache_for_generate(cache))  # a new request turns once
         reference.frequencies_at = fixed_frequencies(125)
         self.assert_matches_reference(out, 0, reference, ids[0, 59:])
         assert get_key_state(cache).rotations == 1
@@ -376,7 +376,7 @@ class TestGenerating:
     def test_a_request_length_stays_with_its_row(self, llama):
         ids, mask = pad_left(TEXTS[0, :10], TEXTS[1, :30])
         model, cache = extended_model(REQUEST), DynamicCache()
-        out = generate(model, ids, 20, attention_mask=mask, past_key_values=cache)
+        out = generate(model, ids, 20, attention_mask=mask, **cache_for_generate(cache))
         cache.batch_select_indices(torch.tensor([1]))
         reference = ReferenceLlama(llama, fixed_frequencies(63))  # 1.25 x 50
         self.assert_matches_reference(out, 1, reference, TEXTS[1, :30])

@@ -22,7 +22,7 @@ from tests.helpers.architectures import (
 )
 
 import ropewalk as rw
-from ropewalk.compat.transformers import learned_log_factors
+from ropewalk.compat.transformers import cache_for_call, find_output_cache, learned_log_factors
 from ropewalk.models import extend as extending
 from ropewalk.models import rotary_modules
 from ropewalk.models.channel_layout import probe_channel_layout
@@ -649,7 +649,7 @@ def in_chunks(model, ids, chunk):
     cache, logits = None, []
     with torch.no_grad():
         for part in ids.split(chunk, dim=1):
-            answer = model(part, past_key_values=cache, use_cache=True)
-            cache = answer.past_key_values
+            answer = model(part, **cache_for_call(model, cache), use_cache=True)
+            cache = find_output_cache(answer)
             logits.append(answer.logits)
     return torch.cat(logits, dim=1)

@@ -30,6 +30,7 @@ from transformers.models.llama import modeling_llama
 
 import ropewalk as rw
 from ropewalk import config as configs
+from ropewalk.compat.transformers import cache_for_call
 from ropewalk.models.extend import extended, extension_of
 
 pytestmark = [
@@ -114,7 +115,7 @@ class TestInHalfPrecision:
         for fuse in (False, True):
             rw.extend(llama, YARN, fuse=fuse)
             cache = DynamicCache(config=llama.config)
-            llama(input_ids=IDS, past_key_values=cache, position_ids=self.positions())
+            llama(input_ids=IDS, **cache_for_call(llama, cache), position_ids=self.positions())
             exact = self.by_hand(written[-1])
             error[fuse] = (cache.layers[0].keys.double() - exact).abs() / (exact.abs() + 1e-4)
         half_a_unit = torch.finfo(torch.bfloat16).eps / 2
@@ -163,7 +164,7 @@ class TestWithACache:
             cache, parts = DynamicCache(config=model.config.get_text_config()), []
             for ids in LONG_IDS.split(12, dim=1):
                 with torch.no_grad():
-                    parts.append(model(input_ids=ids, past_key_values=cache).logits)
+                    parts.append(model(input_ids=ids, **cache_for_call(model, cache)).logits)
             read[fuse] = torch.cat(parts, dim=1)
         assert relative_difference(read[True], read[False]) < 2 * TOLERANCE
 

@@ -9,6 +9,7 @@ from tests.helpers.cached_text import CONTINUOUS, REQUEST, SCALING, STEPPED, TEX
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig
 
 import ropewalk as rw
+from ropewalk.compat.transformers import cache_for_generate, find_output_cache
 from ropewalk.models.key_state import get_key_state, tokens_seen
 
 pytestmark = [
@@ -77,7 +78,7 @@ class TestCandidates:
     @EVERY_POLICY
     def test_rejected_candidates_leave_the_cache(self, policy):
         model, cache = extended_model(policy), DynamicCache()
-        options = {"assistant_model": similar_model(build("llama")), "past_key_values": cache}
+        options = {"assistant_model": similar_model(build("llama")), **cache_for_generate(cache)}
         sequence = generate(model, prompt(1), NEW_TOKENS, **options).sequences
         assert get_key_state(cache).num_tokens == tokens_seen(cache) < sequence.shape[1]
         positions_T = get_key_state(cache).positions_BT[0]
@@ -88,7 +89,7 @@ class TestCandidates:
         model = extended_model()
         _, cache = read_text(model, prompt(1))
         with pytest.raises(RuntimeError, match=r"25 tokens, which transformers would read again .*; start a new cache"):
-            answer(model, TEXT[:, :30], past_key_values=cache, prompt_lookup_num_tokens=5)
+            answer(model, TEXT[:, :30], **cache_for_generate(cache), prompt_lookup_num_tokens=5)
 
     def test_a_padded_prompt(self):
         model, ids = extended_model(), torch.cat([torch.zeros(1, 9, dtype=torch.int64), prompt(1)], dim=1)
@@ -113,8 +114,8 @@ class TestDroppedCaches:
         fixed = rw.extend(build(name), SCALING, length=int(1.25 * (start + 30)) + 1)
         out, expected = (generate(each, TEXT[:, :start], 30) for each in (model, fixed))
         assert torch.equal(out.sequences, expected.sequences)
-        assert tokens_seen(out.past_key_values) == start + 29
-        assert get_key_state(out.past_key_values).rotations == 0
+        assert tokens_seen(find_output_cache(out)) == start + 29
+        assert get_key_state(find_output_cache(out)).rotations == 0
 
     @pytest.mark.parametrize("policy", [STEPPED, CONTINUOUS])
     def test_the_text_that_is_read_again_follows_its_length(self, policy):

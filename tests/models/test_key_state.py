@@ -26,6 +26,7 @@ from tests.helpers.cached_text import (
 from transformers import DynamicCache
 
 import ropewalk as rw
+from ropewalk.compat.transformers import cache_for_call, find_output_cache
 from ropewalk.models.cache_layout import RotatedChannels
 from ropewalk.models.channel_layout import ChannelLayout
 from ropewalk.models.key_state import KeyState, attach_key_state, get_key_state, tokens_seen
@@ -57,7 +58,7 @@ class TestCacheOperations:
         model = extended_model(policy)
         with torch.no_grad():
             logits, cache = model(LONG[:, :20], use_cache=True, return_dict=False)[:2]
-            after, same = model(LONG[:, 20:], past_key_values=cache, return_dict=False)[:2]
+            after, same = model(LONG[:, 20:], **cache_for_call(model, cache), return_dict=False)[:2]
         assert same is cache
         expected = ReferenceLlama(llama, frequencies_under(policy)).read_chunks(LONG, 20, 76)
         assert relative_difference(torch.cat([logits, after], dim=1), expected) < TOLERANCE
@@ -131,14 +132,13 @@ class TestCacheOperations:
         with torch.no_grad():
             for chunk in (slice(0, 50), slice(50, 70)):
                 positions = options["position_ids"][:, chunk]
-                model(
-                    ids[:, chunk], past_key_values=cache, attention_mask=mask[:, : chunk.stop], position_ids=positions
-                )
+                read = {"attention_mask": mask[:, : chunk.stop], "position_ids": positions}
+                model(ids[:, chunk], **cache_for_call(model, cache), **read)
             pick(cache)
             more, positions = TEXTS[kept, 100:130], torch.tensor([len(prompts[row]) for row in kept])
             mask = torch.cat([mask[kept], torch.ones_like(more)], dim=1)
             positions = positions[:, None] + torch.arange(30)
-            actual = model(more, past_key_values=cache, attention_mask=mask, position_ids=positions).logits
+            actual = model(more, **cache_for_call(model, cache), attention_mask=mask, position_ids=positions).logits
         for at, row in enumerate(kept):
             reference = ReferenceLlama(llama, frequencies_under(policy))
             first = max(len(prompts[row]) - 20, 0)  # tokens of the row in the first chunk
@@ -213,7 +213,7 @@ class TestRotationInPlace:
     def test_a_cache_filled_in_inference_mode_continues_outside_it(self, policy):
         model = extended_model(policy)
         with torch.inference_mode():
-            cache = model(LONG[:, :20], use_cache=True).past_key_values
+            cache = find_output_cache(model(LONG[:, :20], use_cache=True))
         assert torch.allclose(
             continue_text(model, LONG[:, 20:], cache),
             read_text(extended_model(policy), LONG, 20, 76)[0][:, 20:],

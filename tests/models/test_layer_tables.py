@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 import ropewalk as rw
+from ropewalk.compat.transformers import cache_for_call
 from ropewalk.errors import UnsupportedModelError
 from ropewalk.models import layer_tables
 from ropewalk.models.layer_tables import LayerTablePatch, find_table_layers
@@ -126,7 +127,7 @@ class TestCalls:
         cache, parts = DynamicCache(config=extended.config), []
         for chunk in LONG_IDS.split([17, 1, 20, 10], dim=1):
             with torch.no_grad():
-                parts.append(extended(chunk, past_key_values=cache).logits)
+                parts.append(extended(chunk, **cache_for_call(extended, cache)).logits)
         assert relative_difference(torch.cat(parts, 1), compute_logits(extended, ids=LONG_IDS)) < TOLERANCE
 
     def test_tables_that_are_computed_layer_by_layer_are_the_same(self, extended, monkeypatch):
@@ -159,10 +160,10 @@ class TestCalls:
     def test_a_cache_that_was_read_with_other_frequencies_is_refused(self, extended):
         cache = DynamicCache(config=extended.config)
         with torch.no_grad():
-            extended(IDS, past_key_values=cache)
+            extended(IDS, **cache_for_call(extended, cache))
             rw.extend(extended, "yarn:factor=2")
             with pytest.raises(RuntimeError, match="16 tokens that were read with other frequencies"):
-                extended(IDS[:, :1], past_key_values=cache)
+                extended(IDS[:, :1], **cache_for_call(extended, cache))
 
     def test_fused_rotation_uses_the_tables_of_the_layers(self, extended):
         expected, scaling = compute_logits(extended), learned_for(rw.restore(extended))

@@ -15,6 +15,7 @@ from tests.helpers.position_models import oracle_logits
 from transformers import DynamicCache, StaticCache
 
 import ropewalk as rw
+from ropewalk.compat.transformers import cache_for_call, find_output_cache
 from ropewalk.models import far_keys, position_attention
 from ropewalk.models.extend import extended
 from ropewalk.models.far_keys import FarKeys, RotatedKeys
@@ -211,9 +212,8 @@ class TestBatches:
         with torch.no_grad():
             whole = llama(ids, attention_mask=mask, position_ids=positions).logits
             first = llama(ids[:, :90], attention_mask=mask[:, :90], position_ids=positions[:, :90])
-            rest = llama(
-                ids[:, 90:], attention_mask=mask, position_ids=positions[:, 90:], past_key_values=first.past_key_values
-            )
+            cache = cache_for_call(llama, find_output_cache(first))
+            rest = llama(ids[:, 90:], attention_mask=mask, position_ids=positions[:, 90:], **cache)
         split = torch.cat([first.logits, rest.logits], dim=1)
         for logits in (whole, split):
             for row, alone in zip(logits, expected, strict=True):
@@ -321,7 +321,7 @@ class TestCaches:
         ids, mask = pad_left(*rows)
         rw.extend(llama, rw.LeakyReRoPE())
         together = generate(llama, ids, 12, attention_mask=mask)
-        (of_layer, other) = get_key_state(together.past_key_values).far_keys.layers.values()
+        (of_layer, other) = get_key_state(find_output_cache(together)).far_keys.layers.values()
         assert sorted(rows for _, rows in of_layer) == sorted(rows for _, rows in other) == [(0, 4), (1,), (3,)]
         assert sum(each.keys.shape[0] for each in of_layer.values()) == 4
         for index, row in enumerate(rows):

@@ -27,6 +27,7 @@ from tests.helpers.cached_text import (
 from transformers import DynamicCache, TextIteratorStreamer
 
 import ropewalk as rw
+from ropewalk.compat.transformers import cache_for_generate
 from ropewalk.models.extend import extension_of
 from ropewalk.models.key_state import get_key_state
 
@@ -190,7 +191,7 @@ def test_an_interrupted_generation_leaves_nothing_behind(policy, error):
 
     handle = model.model.layers[1].register_forward_pre_hook(interrupt)
     with pytest.raises(error):
-        generate(model, TEXT[:, :60], NEW_TOKENS, past_key_values=cache)
+        generate(model, TEXT[:, :60], NEW_TOKENS, **cache_for_generate(cache))
     handle.remove()
     del cache
     gc.collect()

@@ -10,6 +10,7 @@ from tests.helpers.architectures import IDS, LENGTH, LONG_IDS, TOLERANCE, build,
 from torch import nn
 
 import ropewalk as rw
+from ropewalk.compat.transformers import cache_for_call, find_output_cache
 from ropewalk.models.extend import extended, extension_of
 from ropewalk.models.wrappers import unwrap_measurable_model, unwrap_model
 
@@ -247,7 +248,7 @@ class TestStaticScalingFollowsNothing:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             prefill = compiled(LONG_IDS[:, :40], use_cache=True)
-            rest = llama(LONG_IDS[:, 40:], past_key_values=prefill.past_key_values).logits
+            rest = llama(LONG_IDS[:, 40:], **cache_for_call(llama, find_output_cache(prefill))).logits
         assert relative_difference(torch.cat([prefill.logits, rest], dim=1), expected) < TOLERANCE
 
 

@@ -9,6 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import ropewalk as rw
+from ropewalk.compat.transformers import cache_for_call, find_output_cache
 
 pytestmark = pytest.mark.filterwarnings("ignore:transformers cannot express")
 
@@ -68,8 +69,8 @@ def test_every_pair_has_its_angle(tiny, scaling, continuous):
         at_once = tiny(input_ids=IDS, use_cache=False).logits
         cache, parts = None, []
         for part in IDS.split(37, dim=1):
-            outputs = tiny(input_ids=part, past_key_values=cache, use_cache=True)
-            cache = outputs.past_key_values
+            outputs = tiny(input_ids=part, **cache_for_call(tiny, cache), use_cache=True)
+            cache = find_output_cache(outputs)
             parts.append(outputs.logits)
     torch.testing.assert_close(at_once, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-5)

@@ -17,6 +17,7 @@ from tests.helpers.completions_server import run_server
 
 import ropewalk as rw
 from ropewalk.cli import main
+from ropewalk.compat.transformers import cache_for_call, find_output_cache
 from ropewalk.models.extend import extended
 from ropewalk.serving.export import export_model
 from ropewalk.serving.verify import engine_under_test, verify
@@ -75,7 +76,8 @@ class SimulatedEngine:
                 output = self.model(torch.tensor([prompt]), use_cache=max_tokens > 1)
             if max_tokens > 1:
                 with self.under_factor(0 if self.fault == "generated tokens without a factor" else index):
-                    output = self.model(torch.tensor([[generated[i]]]), past_key_values=output.past_key_values)
+                    cache = cache_for_call(self.model, find_output_cache(output))
+                    output = self.model(torch.tensor([[generated[i]]]), **cache)
             results.append(torch.log_softmax(output.logits[0, -1].float(), -1))
         return results
 
