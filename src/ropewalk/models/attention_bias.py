@@ -4,8 +4,8 @@
     with attention_biases({layer: bias_TT for layer in sliding_windows}):
         model(input_ids, use_cache=False)
 
-A 4D mask that is passed to a model reaches all of its layers, also those with a sliding window. Here each layer gets a
-bias of its own.
+A 4D mask passed to a model applies to every layer, including layers with a sliding window. The hooks give each layer
+its own bias.
 
 Shapes: T tokens of a call.
 """

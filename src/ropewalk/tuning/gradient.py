@@ -123,7 +123,7 @@ class _Training:
         )
         self._log = TrainingLog(job, options, self._window_tokens, self._num_processes)
         rng = random.Random(_VALIDATION_SEED)
-        # Not short windows: their loss can fall while the loss at the target rises (docs/tune.md).
+        # Not short windows: a scaling with a lower loss on them can have a higher loss at the target.
         self._validation = [self._sample_window(document, job.target, rng) for document in job.validation]
 
     def run(self, on_progress: OnProgress) -> None:

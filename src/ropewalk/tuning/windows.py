@@ -51,7 +51,7 @@ class Window:
     is_answer_T: NDArray[np.bool_]
 
     def find_counted_tokens(self) -> NDArray[np.bool_]:
-        """Return whether each token counts in the loss on the text, [T] bool: not just after a jump."""
+        """Return whether each token counts in the loss on the text, [T] bool. The first ones after a jump do not."""
         is_counted_T = self.is_text_T.copy()
         starts = self._find_part_starts()
         for start, end in itertools.pairwise([*starts, len(is_counted_T)]):
